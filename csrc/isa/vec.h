@@ -1,0 +1,97 @@
+/* vec.h: the primitives every kernel is written on, documented once. vec_<isa>.h defines them.
+ *
+ *   LL_VL                    lanes of a vector: a power of two that divides 64
+ *   LL_STRIP                 registers that two sets of accumulators may fill (the rest is for the data):
+ *                            a divisor of 64 / LL_VL
+ *   LL_UNROLL                before a loop over registers: unroll it, so that they are registers
+ *   vf                       a vector of LL_VL float32
+ *
+ *   vf_zero()  vf_set1(a)                     every lane +0.0, every lane a
+ *   vf_load(p)  vf_store(p, v)                LL_VL float32 at any address
+ *   vf_load_n(p, m)  vf_store_n(p, v, m)      the first m lanes, 0 < m < LL_VL; loads fill with +0.0, touch nothing else
+ *   vf_stream(p, v)                           store around the caches; p aligned to the vector's size
+ *   vf_load_f16(p)  vf_store_f16(p, v)        LL_VL float16: widened exactly, rounded once to nearest even
+ *   vf_load_bf16(p)  vf_store_bf16(p, v)      the same for bfloat16
+ *   vf_add  vf_sub  vf_mul  vf_fma(a, b, c)   lane by lane; vf_fma rounds a * b + c once
+ *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
+ *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
+ *
+ * Everything below is made of these and is the same for every instruction set.
+ */
+#ifndef LL_VEC_H
+#define LL_VEC_H
+
+#include <string.h>
+
+#include "../llorch.h"
+
+#define LL_INLINE static inline __attribute__((always_inline, unused))
+#define LL_NOINLINE static __attribute__((noinline, unused))
+
+#define LL_LANES 64
+#define LL_REGS (LL_LANES / LL_VL)
+
+LL_INLINE size_t ll_dtype_size(int dtype) { return dtype == LL_F32 ? 4 : 2; }
+
+/* Values [j, j + LL_VL) of a row. dtype is a constant wherever these are in a hot loop. */
+LL_INLINE vf row_load(const char *row, size_t j, int dtype)
+{
+    const char *p = row + j * ll_dtype_size(dtype);
+    return dtype == LL_F32 ? vf_load(p) : dtype == LL_F16 ? vf_load_f16(p) : vf_load_bf16(p);
+}
+
+LL_INLINE void row_store(char *row, size_t j, vf v, int dtype)
+{
+    char *p = row + j * ll_dtype_size(dtype);
+    if (dtype == LL_F32)
+        vf_store(p, v);
+    else if (dtype == LL_F16)
+        vf_store_f16(p, v);
+    else
+        vf_store_bf16(p, v);
+}
+
+/* Values [j, j + m), 0 < m <= LL_VL; lanes past m are +0.0. */
+LL_INLINE vf row_load_n(const char *row, size_t j, size_t m, int dtype)
+{
+    if (m == LL_VL)
+        return row_load(row, j, dtype);
+    if (dtype == LL_F32)
+        return vf_load_n(row + j * 4, m);
+    uint16_t half[LL_VL] = {0};
+    memcpy(half, row + j * 2, m * 2);
+    return row_load((const char *)half, 0, dtype);
+}
+
+LL_INLINE void row_store_n(char *row, size_t j, vf v, size_t m, int dtype)
+{
+    if (m == LL_VL) {
+        row_store(row, j, v, dtype);
+    } else if (dtype == LL_F32) {
+        vf_store_n(row + j * 4, v, m);
+    } else {
+        uint16_t half[LL_VL];
+        row_store((char *)half, 0, v, dtype);
+        memcpy(row + j * 2, half, m * 2);
+    }
+}
+
+/* How many of the values [j, n) register k of a block of 64 takes: 0 .. LL_VL. */
+LL_INLINE size_t ll_lanes_left(size_t j, size_t k, size_t n)
+{
+    size_t start = j + k * LL_VL;
+    return start >= n ? 0 : n - start < LL_VL ? n - start : LL_VL;
+}
+
+/* The halving tree of sum64 over 64 / LL_VL registers of lanes. */
+LL_INLINE float ll_fold64(vf p[LL_REGS])
+{
+    LL_UNROLL
+    for (size_t h = LL_REGS / 2; h > 0; h /= 2)
+        LL_UNROLL
+        for (size_t k = 0; k < h; k++)
+            p[k] = vf_add(p[k], p[k + h]);
+    return vf_fold(p[0]);
+}
+
+#endif

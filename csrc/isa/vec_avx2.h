@@ -1,0 +1,50 @@
+/* AVX2, FMA, F16C: 8 lanes, 16 registers. */
+#define LL_VL 8
+#define LL_STRIP 4
+#define LL_UNROLL _Pragma("GCC unroll 16")
+typedef __m256 vf;
+
+#define LL_FN static inline __attribute__((always_inline, unused))
+
+/* A mask of the first m lanes, computed: no table, so nothing static is needed. */
+LL_FN __m256i vf_mask(size_t m)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)m), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+LL_FN vf vf_zero(void) { return _mm256_setzero_ps(); }
+LL_FN vf vf_set1(float a) { return _mm256_set1_ps(a); }
+LL_FN vf vf_load(const void *p) { return _mm256_loadu_ps(p); }
+LL_FN void vf_store(void *p, vf v) { _mm256_storeu_ps(p, v); }
+LL_FN vf vf_load_n(const void *p, size_t m) { return _mm256_maskload_ps(p, vf_mask(m)); }
+LL_FN void vf_store_n(void *p, vf v, size_t m) { _mm256_maskstore_ps(p, vf_mask(m), v); }
+LL_FN void vf_stream(void *p, vf v) { _mm256_stream_ps(p, v); }
+LL_FN vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+LL_FN vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+LL_FN vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+LL_FN vf vf_first(vf v, size_t m) { return _mm256_and_ps(v, _mm256_castsi256_ps(vf_mask(m))); }
+
+LL_FN vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+LL_FN void vf_store_f16(void *p, vf v) { _mm_storeu_si128(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
+LL_FN vf vf_load_bf16(const void *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+LL_FN void vf_store_bf16(void *p, vf v)
+{
+    __m256i u = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    _mm_storeu_si128(p, _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
+}
+
+LL_FN float vf_fold(vf v)
+{
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+#undef LL_FN

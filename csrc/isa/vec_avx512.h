@@ -1,0 +1,48 @@
+/* AVX-512 F, BW, DQ, VL: 16 lanes, 32 registers. */
+#define LL_VL 16
+#define LL_STRIP 4
+#define LL_UNROLL _Pragma("GCC unroll 16")
+typedef __m512 vf;
+
+#define LL_FN static inline __attribute__((always_inline, unused))
+
+LL_FN vf vf_zero(void) { return _mm512_setzero_ps(); }
+LL_FN vf vf_set1(float a) { return _mm512_set1_ps(a); }
+LL_FN vf vf_load(const void *p) { return _mm512_loadu_ps(p); }
+LL_FN void vf_store(void *p, vf v) { _mm512_storeu_ps(p, v); }
+LL_FN vf vf_load_n(const void *p, size_t m) { return _mm512_maskz_loadu_ps((__mmask16)((1u << m) - 1), p); }
+LL_FN void vf_store_n(void *p, vf v, size_t m) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << m) - 1), v); }
+LL_FN void vf_stream(void *p, vf v) { _mm512_stream_ps(p, v); }
+LL_FN vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+LL_FN vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+LL_FN vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+LL_FN vf vf_first(vf v, size_t m) { return _mm512_maskz_mov_ps((__mmask16)((1u << m) - 1), v); }
+
+LL_FN vf vf_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+LL_FN void vf_store_f16(void *p, vf v)
+{
+    _mm256_storeu_si256(p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+LL_FN vf vf_load_bf16(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
+}
+LL_FN void vf_store_bf16(void *p, vf v)
+{
+    __m512i u = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+LL_FN float vf_fold(vf v)
+{
+    __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+#undef LL_FN

@@ -1,0 +1,125 @@
+/* Plain C: 4 lanes in an array. For machines without the other sets, and as a check on them: it shares
+ * no instruction with them where it matters (its fma is made of float64 operations). Bits, not speed. */
+#define LL_VL 4
+#define LL_STRIP 8
+#define LL_UNROLL 
+typedef struct { float lane[LL_VL]; } vf;
+
+#define LL_FN static inline __attribute__((always_inline, unused))
+#define LL_EACH for (int l = 0; l < LL_VL; l++)
+
+/* fma(a, b, c), rounded once. The product of two float32 is exact in float64. The sum is rounded to odd:
+ * when it is inexact, the neighbour with the odd last bit is taken, so that the second rounding, to
+ * float32 with 29 bits fewer (and more where the result is subnormal), can't meet a false tie. */
+LL_FN float ll_fma_emulated(float a, float b, float c)
+{
+    double p = (double)a * (double)b, z = (double)c;
+    double s = p + z;
+    double zz = s - p;
+    double error = (p - (s - zz)) + (z - zz); /* two-sum: s + error is exact; NaN when s isn't finite */
+    int64_t u;
+    memcpy(&u, &s, sizeof u);
+    if ((error < 0.0 || error > 0.0) && !(u & 1)) {
+        u += ((error > 0.0) == (s > 0.0)) ? 1 : -1;
+        memcpy(&s, &u, sizeof s);
+    }
+    return (float)s;
+}
+
+LL_FN float ll_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff, u;
+    if (exponent == 0) { /* zero or subnormal: fraction * 2^-24, exact */
+        float f = (float)fraction * 0x1p-24f;
+        memcpy(&u, &f, sizeof u);
+        u |= sign;
+    } else {
+        u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
+    }
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* Nearest even. Below 2^-14 the spacing is 2^-24: adding 0.5 to the magnitude rounds there. */
+LL_FN uint16_t ll_f32_to_f16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
+    u &= 0x7fffffff;
+    if (u > 0x7f800000)
+        return 0x7e00;
+    if (u >= 0x477ff000) /* 65520 and more round to infinity */
+        return (uint16_t)(sign | 0x7c00);
+    if (u < 0x38800000) {
+        float magnitude;
+        memcpy(&magnitude, &u, sizeof magnitude);
+        magnitude += 0.5f;
+        memcpy(&u, &magnitude, sizeof u);
+        return (uint16_t)(sign | (u - 0x3f000000));
+    }
+    u += 0xfff + (u >> 13 & 1) - 0x38000000;
+    return (uint16_t)(sign | u >> 13);
+}
+
+LL_FN uint16_t ll_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    if ((u & 0x7fffffff) > 0x7f800000)
+        return 0x7fc0;
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+LL_FN vf vf_set1(float a) { vf v; LL_EACH v.lane[l] = a; return v; }
+LL_FN vf vf_zero(void) { return vf_set1(0.0f); }
+LL_FN vf vf_load(const void *p) { vf v; memcpy(&v, p, sizeof v); return v; }
+LL_FN void vf_store(void *p, vf v) { memcpy(p, &v, sizeof v); }
+LL_FN vf vf_load_n(const void *p, size_t m) { vf v = vf_zero(); memcpy(&v, p, m * sizeof(float)); return v; }
+LL_FN void vf_store_n(void *p, vf v, size_t m) { memcpy(p, &v, m * sizeof(float)); }
+LL_FN void vf_stream(void *p, vf v) { vf_store(p, v); }
+LL_FN vf vf_add(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] + b.lane[l]; return a; }
+LL_FN vf vf_sub(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] - b.lane[l]; return a; }
+LL_FN vf vf_mul(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] * b.lane[l]; return a; }
+LL_FN vf vf_fma(vf a, vf b, vf c)
+{
+    LL_EACH a.lane[l] = ll_fma_emulated(a.lane[l], b.lane[l], c.lane[l]);
+    return a;
+}
+LL_FN vf vf_first(vf v, size_t m) { LL_EACH v.lane[l] = (size_t)l < m ? v.lane[l] : 0.0f; return v; }
+
+LL_FN vf vf_load_f16(const void *p)
+{
+    uint16_t h[LL_VL];
+    vf v;
+    memcpy(h, p, sizeof h);
+    LL_EACH v.lane[l] = ll_f16_to_f32(h[l]);
+    return v;
+}
+LL_FN void vf_store_f16(void *p, vf v)
+{
+    uint16_t h[LL_VL];
+    LL_EACH h[l] = ll_f32_to_f16(v.lane[l]);
+    memcpy(p, h, sizeof h);
+}
+LL_FN vf vf_load_bf16(const void *p)
+{
+    uint16_t h[LL_VL];
+    uint32_t u[LL_VL];
+    vf v;
+    memcpy(h, p, sizeof h);
+    LL_EACH u[l] = (uint32_t)h[l] << 16;
+    memcpy(&v, u, sizeof v);
+    return v;
+}
+LL_FN void vf_store_bf16(void *p, vf v)
+{
+    uint16_t h[LL_VL];
+    LL_EACH h[l] = ll_f32_to_bf16(v.lane[l]);
+    memcpy(p, h, sizeof h);
+}
+
+LL_FN float vf_fold(vf v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
+#undef LL_EACH
+#undef LL_FN

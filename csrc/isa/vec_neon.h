@@ -1,0 +1,58 @@
+/* NEON on AArch64: 4 lanes, 32 registers. */
+#define LL_VL 4
+#define LL_STRIP 8
+#define LL_UNROLL _Pragma("GCC unroll 16")
+typedef float32x4_t vf;
+
+#define LL_FN static inline __attribute__((always_inline, unused))
+
+/* Loads and stores go by bytes: vld1q_f32 may assume a float's alignment, callers' arrays may have none. */
+LL_FN vf vf_zero(void) { return vdupq_n_f32(0.0f); }
+LL_FN vf vf_set1(float a) { return vdupq_n_f32(a); }
+LL_FN vf vf_load(const void *p) { return vreinterpretq_f32_u8(vld1q_u8(p)); }
+LL_FN void vf_store(void *p, vf v) { vst1q_u8(p, vreinterpretq_u8_f32(v)); }
+LL_FN vf vf_load_n(const void *p, size_t m)
+{
+    float lanes[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    memcpy(lanes, p, m * sizeof(float));
+    return vld1q_f32(lanes);
+}
+LL_FN void vf_store_n(void *p, vf v, size_t m)
+{
+    float lanes[4];
+    vst1q_f32(lanes, v);
+    memcpy(p, lanes, m * sizeof(float));
+}
+LL_FN void vf_stream(void *p, vf v) { vf_store(p, v); } /* a hint like STNP has no intrinsic */
+LL_FN vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+LL_FN vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
+LL_FN vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+LL_FN vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+LL_FN vf vf_first(vf v, size_t m)
+{
+    const uint32_t index[4] = {0, 1, 2, 3};
+    uint32x4_t keep = vcltq_u32(vld1q_u32(index), vdupq_n_u32((uint32_t)m));
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), keep));
+}
+
+LL_FN vf vf_load_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+LL_FN void vf_store_f16(void *p, vf v) { vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(v))); }
+LL_FN vf vf_load_bf16(const void *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+LL_FN void vf_store_bf16(void *p, vf v)
+{
+    uint32x4_t u = vreinterpretq_u32_f32(v);
+    uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
+    uint32x4_t rounded = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    rounded = vbslq_u32(vceqq_f32(v, v), rounded, vdupq_n_u32(0x7fc00000));
+    vst1_u8(p, vreinterpret_u8_u16(vshrn_n_u32(rounded, 16)));
+}
+
+LL_FN float vf_fold(vf v)
+{
+    float32x2_t b = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+    return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
+}
+#undef LL_FN

@@ -1,0 +1,13 @@
+/* all.h: every kernel family, then the table. LL_ISA and the primitives are defined by the includer. */
+#include "norm.h"
+#include "table.h"
+#include "widen.h"
+
+const ll_kernels LL_PASTE(kernels, LL_ISA) = {
+    .name = LL_STRING(LL_ISA),
+    .supported = LL_PASTE(supported, LL_ISA),
+    .layer_norm = LL_EACH_DTYPE(layer_norm),
+    .add_layer_norm = LL_EACH_DTYPE(add_layer_norm),
+    .rms_norm = LL_EACH_DTYPE(rms_norm),
+    .widen = LL_SYMBOL(widen),
+};

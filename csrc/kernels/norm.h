@@ -1,0 +1,381 @@
+/* norm.h: LayerNorm, add + LayerNorm, RMSNorm over the rows of x [rows, n].
+ *
+ *   layer_norm:  mean = sum64(x) / n           d_j = x_j - mean
+ *                D = sum64(d)                  Q = sum64(d * d)
+ *                c = D / n                     var = max(Q / n - c * c, +0)          (float64)
+ *                r = 1 / sqrt(var + eps)       s = -(c * r)                          (float64, then float32)
+ *                t_j = fma(d_j, r, s)          y_j = fma(t_j, w_j, b_j)
+ *   rms_norm:    Q = sum64(x * x)              r = 1 / sqrt(Q / n + eps)             (float64, then float32)
+ *                t_j = x_j * r                 y_j = t_j * w_j
+ *   add_layer_norm: h_j = x_j + residual_j, rounded to the type of the arrays and stored; layer_norm(h).
+ *
+ * Order:    every sum is sum64: lane j mod 64 adds its values in order of j, starting at +0; then the halving
+ *           tree 32, 16, .. 1. A tail lane adds +0, which changes no lane (none is ever -0).
+ * Rounding: squares go into their sums by fma; the last two steps are fma. Everything else is one rounded
+ *           operation as written. D / n is what rounding left in mean: taking it out again (Chan, Golub and
+ *           LeVeque, 1983) keeps rows like 10000 + noise accurate, for one add a value.
+ * Edges:    a NaN or infinity makes its row NaN. Finite rows whose sums overflow, or whose var + eps is below
+ *           2^-100, are done again in float64 (row_wide). n = 0: nothing to do. y may be x or residual.
+ * Cost:     x is read from memory once; the second and third passes find it in the first cache, because
+ *           GROUP rows are taken through the three passes together. That also lets the processor fold and
+ *           divide for one row while it adds for the next: alone, a row waits for its own folds.
+ * Oracle:   llorch.reference.layer_norm and its neighbours. Tests: tests/test_norm.py.
+ */
+#include <float.h>
+
+#include "../isa/vec.h"
+#include "table.h"
+
+#define GROUP 2
+/* How many rows ahead the next data are called for, while this row is summed or squared. */
+#define AHEAD 2
+/* Rows from this length on begin with the way to a boundary of y. */
+#define ALIGN_FROM 256
+/* Groups of rows up to this many bytes of float32; longer rows go one by one. */
+#define GROUP_BYTES (32 * 1024)
+
+enum norm { LAYER_NORM, ADD_LAYER_NORM, RMS_NORM };
+
+/* One row between its passes. */
+typedef struct norm_row {
+    const char *x;    /* what the later passes read: x, or the stored sum */
+    float mean, r, s; /* RMSNorm: mean and s unused */
+    int wide;         /* the range rule applies: float64, or NaN */
+} norm_row;
+
+/* ---- first pass: sum64(x); the add happens here ---------------------------------------------- */
+
+/* ahead, here and below: where a later row lies that will soon be read, or the constant NULL. */
+LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
+{
+    vf p[LL_REGS];
+    size_t j = 0;
+    LL_UNROLL
+    for (size_t k = 0; k < LL_REGS; k++)
+        p[k] = vf_zero();
+    for (; j + LL_LANES <= n; j += LL_LANES) {
+        LL_UNROLL
+        for (size_t k = 0; k < LL_REGS; k++) {
+            vf v = row_load(x, j + k * LL_VL, dtype);
+            if (ahead)
+                __builtin_prefetch(ahead + (j + k * LL_VL) * ll_dtype_size(dtype), 0, 2);
+            if (residual) {
+                v = vf_add(v, row_load(residual, j + k * LL_VL, dtype));
+                row_store(sum, j + k * LL_VL, v, dtype);
+                if (dtype != LL_F32)
+                    v = row_load(sum, j + k * LL_VL, dtype); /* what was stored, so that the sum is of that */
+            }
+            p[k] = vf_add(p[k], v);
+        }
+    }
+    if (j < n) {
+        LL_UNROLL
+        for (size_t k = 0; k < LL_REGS; k++) {
+            size_t m = ll_lanes_left(j, k, n);
+            if (!m)
+                break;
+            vf v = row_load_n(x, j + k * LL_VL, m, dtype);
+            if (residual) {
+                v = vf_add(v, row_load_n(residual, j + k * LL_VL, m, dtype));
+                row_store_n(sum, j + k * LL_VL, v, m, dtype);
+                v = row_load_n(sum, j + k * LL_VL, m, dtype);
+            }
+            p[k] = vf_add(p[k], v);
+        }
+    }
+    return ll_fold64(p);
+}
+
+/* ---- second pass: D = sum64(d), Q = sum64(d * d), d = x - mean ------------------------------- */
+
+/* The 64 lanes in strips of LL_STRIP registers: two sets of 64 lanes need not fit into the register file.
+ * Without centring (RMSNorm) d is x itself and D isn't needed. */
+LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype, const char *ahead)
+{
+    vf dsum[LL_REGS], qsum[LL_REGS], mu = vf_set1(mean);
+    LL_UNROLL
+    for (size_t strip = 0; strip < LL_REGS; strip += LL_STRIP) {
+        vf p[LL_STRIP], q[LL_STRIP];
+        size_t j = 0;
+        LL_UNROLL
+        for (size_t k = 0; k < LL_STRIP; k++)
+            p[k] = q[k] = vf_zero();
+        for (; j + LL_LANES <= n; j += LL_LANES) {
+            LL_UNROLL
+            for (size_t k = 0; k < LL_STRIP; k++) {
+                vf d = row_load(x, j + (strip + k) * LL_VL, dtype);
+                if (ahead)
+                    __builtin_prefetch(ahead + (j + (strip + k) * LL_VL) * ll_dtype_size(dtype), 0, 3);
+                if (centre) {
+                    d = vf_sub(d, mu);
+                    p[k] = vf_add(p[k], d);
+                }
+                q[k] = vf_fma(d, d, q[k]);
+            }
+        }
+        if (j < n) {
+            LL_UNROLL
+            for (size_t k = 0; k < LL_STRIP; k++) {
+                size_t m = ll_lanes_left(j, strip + k, n);
+                if (!m)
+                    break;
+                vf d = row_load_n(x, j + (strip + k) * LL_VL, m, dtype);
+                if (centre) {
+                    d = vf_sub(d, mu);
+                    if (m < LL_VL)
+                        d = vf_first(d, m);
+                    p[k] = vf_add(p[k], d);
+                }
+                q[k] = vf_fma(d, d, q[k]);
+            }
+        }
+        LL_UNROLL
+        for (size_t k = 0; k < LL_STRIP; k++) {
+            dsum[strip + k] = p[k];
+            qsum[strip + k] = q[k];
+        }
+    }
+    if (centre)
+        *D = ll_fold64(dsum);
+    *Q = ll_fold64(qsum);
+}
+
+/* ---- the row's scalars ------------------------------------------------------------------------ */
+
+LL_INLINE int ll_finite(float a) { return fabsf(a) <= FLT_MAX; }
+
+LL_INLINE void layer_norm_scalars(norm_row *row, float D, float Q, size_t n, double eps)
+{
+    double count = (double)n, c = (double)D / count, var = (double)Q / count - c * c;
+    if (!(var > 0.0))
+        var = 0.0;
+    var += eps;
+    double r = 1.0 / sqrt(var);
+    row->r = (float)r;
+    row->s = (float)-(c * r);
+    row->wide = !(ll_finite(row->mean) && ll_finite(D) && ll_finite(Q) && var >= 0x1p-100);
+}
+
+LL_INLINE void rms_norm_scalars(norm_row *row, float Q, size_t n, double eps)
+{
+    double var = (double)Q / (double)n + eps;
+    row->r = (float)(1.0 / sqrt(var));
+    row->wide = !(ll_finite(Q) && var >= 0x1p-100);
+}
+
+/* ---- third pass ------------------------------------------------------------------------------- */
+
+typedef struct norm_out {
+    char *y;
+    const float *weight, *bias;
+    size_t n;
+} norm_out;
+
+/* y from t: the only place where weight and bias come in. They are NULL or not as the caller's constants. */
+LL_INLINE vf scale_shift(vf t, const char *weight, const char *bias, size_t j, size_t m)
+{
+    if (weight && bias)
+        return vf_fma(t, row_load_n(weight, j, m, LL_F32), row_load_n(bias, j, m, LL_F32));
+    if (weight)
+        return vf_mul(t, row_load_n(weight, j, m, LL_F32));
+    if (bias)
+        return vf_add(t, row_load_n(bias, j, m, LL_F32));
+    return t;
+}
+
+LL_INLINE vf normalise(vf x, vf mean, vf r, vf s, int centre)
+{
+    return centre ? vf_fma(vf_sub(x, mean), r, s) : vf_mul(x, r);
+}
+
+/* weight and bias are NULL or not, stream is 0 or 1, as constants: one loop for each case. Stores that cross
+ * a cache line cost double, so long rows first go to a boundary of y: every step here is lane by lane, where
+ * the vectors begin changes no bit. */
+LL_INLINE void apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
+                          int dtype, int stream)
+{
+    const vf mean = vf_set1(row->mean), r = vf_set1(row->r), s = vf_set1(row->s);
+    const char *x = row->x;
+    const size_t size = ll_dtype_size(dtype), bytes = LL_VL * size;
+    size_t j = 0;
+    if (n >= ALIGN_FROM) {
+        j = (bytes - (uintptr_t)y % bytes) % bytes / size;
+        if (j) {
+            vf t = normalise(row_load_n(x, 0, j, dtype), mean, r, s, centre);
+            row_store_n(y, 0, scale_shift(t, weight, bias, 0, j), j, dtype);
+        }
+    }
+#pragma GCC unroll 4
+    for (; j + LL_VL <= n; j += LL_VL) {
+        vf t = normalise(row_load(x, j, dtype), mean, r, s, centre);
+        vf v = scale_shift(t, weight, bias, j, LL_VL);
+        if (stream)
+            vf_stream(y + j * size, v);
+        else
+            row_store(y, j, v, dtype);
+    }
+    if (j < n) {
+        vf t = normalise(row_load_n(x, j, n - j, dtype), mean, r, s, centre);
+        row_store_n(y, j, scale_shift(t, weight, bias, j, n - j), n - j, dtype);
+    }
+}
+
+LL_INLINE void pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype,
+                          int stream)
+{
+    if (stream && !centre)
+        apply_case(row, w, NULL, y, n, centre, dtype, 1);
+    else if (stream)
+        apply_case(row, w, b, y, n, centre, dtype, 1);
+    else if (w && b)
+        apply_case(row, w, b, y, n, centre, dtype, 0);
+    else if (w)
+        apply_case(row, w, NULL, y, n, centre, dtype, 0);
+    else if (b)
+        apply_case(row, NULL, b, y, n, centre, dtype, 0);
+    else
+        apply_case(row, NULL, NULL, y, n, centre, dtype, 0);
+}
+
+/* ---- the range rule ---------------------------------------------------------------------------- */
+
+/* The row again with float64 elements, or NaN if it isn't finite. Rare, so one value at a time and one
+ * instance for all types; the compiler may use vectors, it has no freedom that could change a bit. */
+LL_NOINLINE void row_wide(const char *x, const char *weight, const char *bias, char *y, size_t n, double eps,
+                          int centre, int dtype)
+{
+    int finite = 1;
+    float v[LL_VL];
+    double mean = 0.0, c = 0.0, r;
+
+    double p[LL_LANES] = {0.0}, q[LL_LANES] = {0.0};
+    for (size_t j = 0; j < n; j += LL_VL) {
+        size_t m = n - j < LL_VL ? n - j : LL_VL;
+        vf_store(v, row_load_n(x, j, m, dtype));
+        for (size_t l = 0; l < m; l++) {
+            finite &= ll_finite(v[l]);
+            p[(j + l) % LL_LANES] += (double)v[l];
+        }
+    }
+    for (size_t h = LL_LANES / 2; h > 0; h /= 2)
+        for (size_t l = 0; l < h; l++)
+            p[l] += p[l + h];
+    if (centre)
+        mean = p[0] / (double)n;
+
+    memset(p, 0, sizeof p);
+    for (size_t j = 0; j < n; j += LL_VL) {
+        size_t m = n - j < LL_VL ? n - j : LL_VL;
+        vf_store(v, row_load_n(x, j, m, dtype));
+        for (size_t l = 0; l < m; l++) {
+            double d = centre ? (double)v[l] - mean : (double)v[l];
+            p[(j + l) % LL_LANES] += d;
+            q[(j + l) % LL_LANES] += d * d;
+        }
+    }
+    for (size_t h = LL_LANES / 2; h > 0; h /= 2)
+        for (size_t l = 0; l < h; l++) {
+            p[l] += p[l + h];
+            q[l] += q[l + h];
+        }
+    double var = q[0] / (double)n;
+    if (centre) {
+        c = p[0] / (double)n;
+        var -= c * c;
+        if (!(var > 0.0))
+            var = 0.0;
+    }
+    r = 1.0 / sqrt(var + eps);
+
+    for (size_t j = 0; j < n; j += LL_VL) {
+        size_t m = n - j < LL_VL ? n - j : LL_VL;
+        vf_store(v, row_load_n(x, j, m, dtype));
+        for (size_t l = 0; l < m; l++) {
+            double d = centre ? ((double)v[l] - mean) - c : (double)v[l];
+            v[l] = finite ? (float)(d * r) : NAN;
+        }
+        row_store_n(y, j, scale_shift(vf_load(v), weight, bias, j, m), m, dtype);
+    }
+}
+
+/* ---- rows -------------------------------------------------------------------------------------- */
+
+LL_INLINE char *row_at(const void *base, size_t i, ptrdiff_t stride)
+{
+    return (char *)(uintptr_t)base + (ptrdiff_t)i * stride;
+}
+
+/* Rows [first, first + count), count <= GROUP, through all three passes. stream is a constant. */
+LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, const char *weight, const char *bias,
+                          double eps, enum norm op, int dtype, int stream)
+{
+    const size_t n = a->n;
+    const int centre = op != RMS_NORM;
+    norm_row row[GROUP];
+    const char *ahead[GROUP];
+    float D[GROUP], Q[GROUP];
+
+    for (size_t i = 0; i < count; i++) {
+        size_t later = first + i + AHEAD < a->rows ? first + i + AHEAD : first + i;
+        ahead[i] = row_at(a->x, later, a->x_stride);
+        row[i].x = row_at(a->x, first + i, a->x_stride);
+        row[i].mean = row[i].s = 0.0f;
+        if (op == ADD_LAYER_NORM) {
+            char *sum = row_at(a->sum, first + i, a->sum_stride);
+            const char *residual = row_at(a->residual, first + i, a->residual_stride);
+            row[i].mean = pass_sum(row[i].x, residual, sum, n, dtype, ahead[i]) / (float)n;
+            row[i].x = sum;
+        } else if (op == LAYER_NORM) {
+            row[i].mean = pass_sum(row[i].x, NULL, NULL, n, dtype, stream ? ahead[i] : NULL) / (float)n;
+        }
+    }
+    /* In cache, the next rows come from the second level during the second pass; from memory, the wait is
+     * longer and they are called for during the first. */
+    for (size_t i = 0; i < count; i++)
+        pass_squares(row[i].x, n, row[i].mean, centre, &D[i], &Q[i], dtype,
+                     op == ADD_LAYER_NORM || (stream && centre) ? NULL : ahead[i]);
+    for (size_t i = 0; i < count; i++) {
+        if (centre)
+            layer_norm_scalars(&row[i], D[i], Q[i], n, eps);
+        else
+            rms_norm_scalars(&row[i], Q[i], n, eps);
+    }
+    for (size_t i = 0; i < count; i++) {
+        char *y = row_at(a->y, first + i, a->y_stride);
+        if (__builtin_expect(row[i].wide, 0))
+            row_wide(row[i].x, weight, bias, y, n, eps, centre, dtype);
+        else
+            pass_apply(&row[i], weight, bias, y, n, centre, dtype, stream);
+    }
+}
+
+LL_INLINE void norm(const ll_norm_args *a, size_t begin, size_t end, enum norm op, int dtype)
+{
+    const char *w = (const char *)a->weight, *b = op == RMS_NORM ? NULL : (const char *)a->bias;
+    const double eps = (double)(float)a->eps;
+    const size_t size = ll_dtype_size(dtype);
+    /* A stream needs whole values on the way to a boundary of y. From memory, single rows were fastest. */
+    if (a->stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= ALIGN_FROM && (uintptr_t)a->y % size == 0
+        && a->y_stride % (ptrdiff_t)size == 0) {
+        for (size_t i = begin; i < end; i++)
+            norm_group(a, i, 1, w, b, eps, op, LL_F32, 1);
+        return;
+    }
+    const size_t group = a->n * sizeof(float) * GROUP <= GROUP_BYTES ? GROUP : 1;
+    for (size_t i = begin; i < end; i += group)
+        norm_group(a, i, end - i < group ? end - i : group, w, b, eps, op, dtype, 0);
+}
+
+#define LL_DEFINE(name, op, dtype) \
+    static void LL_SYMBOL(name)(const ll_norm_args *a, size_t begin, size_t end) { norm(a, begin, end, op, dtype); }
+
+LL_DEFINE(layer_norm_f32, LAYER_NORM, LL_F32)
+LL_DEFINE(layer_norm_f16, LAYER_NORM, LL_F16)
+LL_DEFINE(layer_norm_bf16, LAYER_NORM, LL_BF16)
+LL_DEFINE(add_layer_norm_f32, ADD_LAYER_NORM, LL_F32)
+LL_DEFINE(add_layer_norm_f16, ADD_LAYER_NORM, LL_F16)
+LL_DEFINE(add_layer_norm_bf16, ADD_LAYER_NORM, LL_BF16)
+LL_DEFINE(rms_norm_f32, RMS_NORM, LL_F32)
+LL_DEFINE(rms_norm_f16, RMS_NORM, LL_F16)
+LL_DEFINE(rms_norm_bf16, RMS_NORM, LL_BF16)
+#undef LL_DEFINE

@@ -1,0 +1,33 @@
+/* table.h: what one instruction set offers. Included once by each isa/<isa>.c, after its primitives; the
+ * last thing there is its table, ll_kernels_<isa>. */
+#ifndef LL_TABLE_H
+#define LL_TABLE_H
+
+#include "../llorch.h"
+
+/* A kernel on rows [begin, end) of its arguments. */
+typedef void (*ll_norm_kernel)(const ll_norm_args *a, size_t begin, size_t end);
+
+typedef struct ll_kernels {
+    const char *name;
+    int (*supported)(void);
+    ll_norm_kernel layer_norm[LL_DTYPES], add_layer_norm[LL_DTYPES], rms_norm[LL_DTYPES];
+    void (*widen)(const void *x, int dtype, float *y, size_t n);
+} ll_kernels;
+
+/* The active table (dispatch.c). */
+const ll_kernels *ll_table(void);
+/* The one for work that goes from memory to memory: the same bits, by whatever moves bytes fastest. */
+const ll_kernels *ll_table_for_streams(void);
+
+/* LL_SYMBOL(layer_norm_f32) is ll_layer_norm_f32_<isa>. */
+#define LL_PASTE2(name, isa) ll_##name##_##isa
+#define LL_PASTE(name, isa) LL_PASTE2(name, isa)
+#define LL_SYMBOL(name) LL_PASTE(name, LL_ISA)
+#define LL_STRING2(x) #x
+#define LL_STRING(x) LL_STRING2(x)
+
+#define LL_EACH_DTYPE(op) \
+    {LL_SYMBOL(op##_f32), LL_SYMBOL(op##_f16), LL_SYMBOL(op##_bf16)}
+
+#endif

@@ -1,0 +1,55 @@
+/* ops/norm.c: splits the rows over threads and calls the active kernel. */
+#include <stdatomic.h>
+#include <unistd.h>
+
+#include "../kernels/table.h"
+
+/* Values a thread must have to be worth waking: some 10 us of work. */
+#define GRAIN_VALUES 65536
+/* Rows a kernel likes to have together. */
+#define GRAIN_ROWS 4
+
+/* Outputs that don't fit the last cache are stored around it: that saves reading every line of y before
+ * it is overwritten. The default holds where the system doesn't know its caches. */
+static size_t stream_bytes(void)
+{
+    static _Atomic size_t cached;
+    size_t bytes = atomic_load_explicit(&cached, memory_order_relaxed);
+    if (!bytes) {
+        long l3 = -1;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+        l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+        bytes = l3 > 0 ? (size_t)l3 : (size_t)32 << 20;
+        atomic_store_explicit(&cached, bytes, memory_order_relaxed);
+    }
+    return bytes;
+}
+
+typedef struct norm_job {
+    const ll_norm_args *args;
+    ll_norm_kernel kernel;
+} norm_job;
+
+static void norm_task(void *context, size_t begin, size_t end)
+{
+    const norm_job *job = context;
+    job->kernel(job->args, begin, end);
+}
+
+static void run(ll_norm_args *a, size_t family)
+{
+    if (!a->rows || !a->n)
+        return;
+    size_t grain = (GRAIN_VALUES / a->n / GRAIN_ROWS + 1) * GRAIN_ROWS;
+    a->stream = a->y != a->x && a->y != a->residual && a->rows * a->n * sizeof(float) > stream_bytes();
+    const ll_kernels *table = a->stream ? ll_table_for_streams() : ll_table();
+    norm_job job = {a, ((const ll_norm_kernel *)((const char *)table + family))[a->dtype]};
+    ll_parallel_for(a->rows, grain, norm_task, &job);
+}
+
+void ll_layer_norm(ll_norm_args *a) { run(a, offsetof(ll_kernels, layer_norm)); }
+void ll_add_layer_norm(ll_norm_args *a) { run(a, offsetof(ll_kernels, add_layer_norm)); }
+void ll_rms_norm(ll_norm_args *a) { run(a, offsetof(ll_kernels, rms_norm)); }
+
+void ll_widen(const void *x, int dtype, float *y, size_t n) { ll_table()->widen(x, dtype, y, n); }

@@ -1,0 +1,306 @@
+/* parallel.c: all threading. A small pool of our own that splits a range over threads.
+ *
+ * Why not OpenMP: a process forked after a region of libgomp hangs in its own first region, and
+ * multiprocessing forks by default before Python 3.14; a region costs 15 us after a rest; and a second
+ * runtime in the process fights the first (PyTorch's) for the cores.
+ *
+ * Protocol. A job lies in `job`; `state` says whether workers may join it:
+ *
+ *     state = generation << 20 | slots << 10 | joined           joinable while joined < slots
+ *
+ * The caller writes the job, then stores a new state (release). A worker joins by compare-and-swap of
+ * joined + 1 (acquire), takes chunks from job.next until there are none, and counts itself in
+ * job.finished (release). The caller takes chunks too; then it closes the job by exchanging the state for
+ * one without slots, which also tells how many had joined, and waits for those alone (acquire). A worker
+ * that the system had no time for is not waited for: it finds the job closed. As no worker reads the job
+ * without having joined, and none is left in it when the caller goes, the job can be written again.
+ *
+ * Idle workers look at the state for SPIN_NS and then sleep. Sleeping is announced in `sleepers` before the
+ * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
+ * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
+ *
+ * One caller at a time has the pool; others, and calls from within a task, run on their own thread. A
+ * forked child starts with no workers. Which thread computes what never changes a bit: a kernel computes
+ * each row by itself. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fpenv.h"
+#include "llorch.h"
+
+#define SPIN_NS 50000
+#define STACK_BYTES (512 * 1024)
+#define CHUNKS_PER_THREAD 4
+
+#define SLOT ((uint64_t)1 << 10)
+#define GENERATION ((uint64_t)1 << 20)
+#define COUNT_MASK ((uint64_t)1023)
+
+static struct {
+    ll_task task;
+    void *context;
+    size_t n, chunk;
+    _Atomic size_t next;
+    atomic_int finished;
+} job;
+
+static _Atomic uint64_t state;
+static atomic_int sleepers;
+static atomic_flag busy = ATOMIC_FLAG_INIT;
+static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static int workers; /* belongs to whoever holds busy */
+static atomic_int num_threads;
+
+static inline void pause_cpu(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* The one place where a task runs. */
+static void run(ll_task task, void *context, size_t begin, size_t end)
+{
+    ll_fpenv saved = ll_fpenv_enter();
+    task(context, begin, end);
+    ll_fpenv_leave(saved);
+}
+
+static void take_chunks(void)
+{
+    for (;;) {
+        size_t begin = atomic_fetch_add_explicit(&job.next, job.chunk, memory_order_relaxed);
+        if (begin >= job.n)
+            return;
+        run(job.task, job.context, begin, job.n - begin < job.chunk ? job.n : begin + job.chunk);
+    }
+}
+
+static int joinable(uint64_t s, uint64_t seen)
+{
+    return s / GENERATION != seen && (s & COUNT_MASK) < (s / SLOT & COUNT_MASK);
+}
+
+static void sleep_until_joinable(uint64_t seen)
+{
+    pthread_mutex_lock(&sleep_lock);
+    atomic_fetch_add(&sleepers, 1);
+    while (!joinable(atomic_load(&state), seen))
+        pthread_cond_wait(&wake, &sleep_lock);
+    atomic_fetch_sub(&sleepers, 1);
+    pthread_mutex_unlock(&sleep_lock);
+}
+
+static void *worker(void *unused)
+{
+    (void)unused;
+    uint64_t seen = 0; /* generations begin at 1 */
+    int64_t rest_from = now_ns();
+    for (unsigned look = 1;; look++) {
+        uint64_t s = atomic_load_explicit(&state, memory_order_relaxed);
+        if (joinable(s, seen)) {
+            if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
+                                                        memory_order_relaxed)) {
+                seen = s / GENERATION;
+                take_chunks();
+                atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
+                rest_from = now_ns();
+            }
+        } else if (look % 64 == 0 && now_ns() - rest_from > SPIN_NS) {
+            sleep_until_joinable(seen);
+            rest_from = now_ns();
+        } else {
+            pause_cpu();
+        }
+    }
+    return NULL;
+}
+
+/* fork copies only the calling thread: the child has no workers, and the locks may have been held. */
+static void forget_workers(void)
+{
+    workers = 0;
+    atomic_store(&state, 0);
+    atomic_store(&sleepers, 0);
+    atomic_flag_clear(&busy);
+    pthread_mutex_init(&sleep_lock, NULL);
+    pthread_cond_init(&wake, NULL);
+}
+
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+static void handle_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
+
+/* Fewer than wanted is no error. Signals stay with the host's threads. */
+static void make_workers(int wanted)
+{
+    pthread_once(&fork_once, handle_forks);
+    sigset_t all, before;
+    pthread_attr_t attributes;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    for (pthread_t id; workers < wanted; workers++)
+        if (pthread_create(&id, &attributes, worker, NULL))
+            break;
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context)
+{
+    int threads = llorch_get_num_threads();
+    if (!n)
+        return;
+    if (n <= grain || threads == 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
+        run(task, context, 0, n);
+        return;
+    }
+    if (workers < threads - 1)
+        make_workers(threads - 1);
+
+    size_t share = n / ((size_t)threads * CHUNKS_PER_THREAD);
+    job.task = task;
+    job.context = context;
+    job.n = n;
+    job.chunk = (share / grain + 1) * grain;
+    atomic_store_explicit(&job.next, 0, memory_order_relaxed);
+    atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
+    uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
+    atomic_store(&state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);
+    if (atomic_load(&sleepers)) {
+        pthread_mutex_lock(&sleep_lock);
+        pthread_cond_broadcast(&wake);
+        pthread_mutex_unlock(&sleep_lock);
+    }
+
+    take_chunks();
+
+    uint64_t last = atomic_exchange_explicit(&state, generation * GENERATION, memory_order_acq_rel);
+    int joined = (int)(last & COUNT_MASK);
+    for (unsigned look = 1; atomic_load_explicit(&job.finished, memory_order_acquire) != joined; look++) {
+        if (look % 1024)
+            pause_cpu();
+        else
+            sched_yield(); /* the worker may have lost its core to us */
+    }
+    atomic_flag_clear_explicit(&busy, memory_order_release);
+}
+
+/* ---- how many --------------------------------------------------------------------------------- */
+
+#if defined(__linux__)
+/* The smaller of `limit` and what one control group's file allows, rounded up. */
+static int quota_of(const char *directory, const char *group, int limit)
+{
+    char path[4608];
+    char quota[32] = "";
+    long long period = 0;
+    FILE *f;
+    snprintf(path, sizeof path, "%s%s/cpu.max", directory, group); /* version 2: "max 100000", "150000 100000" */
+    if ((f = fopen(path, "r"))) {
+        if (fscanf(f, "%31s %lld", quota, &period) != 2)
+            period = 0;
+        fclose(f);
+    } else { /* version 1 */
+        snprintf(path, sizeof path, "%s%s/cpu.cfs_quota_us", directory, group);
+        if (!(f = fopen(path, "r")))
+            return limit;
+        if (fscanf(f, "%31s", quota) != 1)
+            quota[0] = 0;
+        fclose(f);
+        snprintf(path, sizeof path, "%s%s/cpu.cfs_period_us", directory, group);
+        if ((f = fopen(path, "r"))) {
+            if (fscanf(f, "%lld", &period) != 1)
+                period = 0;
+            fclose(f);
+        }
+    }
+    long long microseconds = 0;
+    if (period <= 0 || sscanf(quota, "%lld", &microseconds) != 1 || microseconds <= 0)
+        return limit;
+    long long cores = (microseconds + period - 1) / period;
+    return cores < limit ? (int)cores : limit;
+}
+
+/* Every group from the process's own up to the root can have a quota. */
+static int cgroup_quota(int limit)
+{
+    char line[4096];
+    FILE *f = fopen("/proc/self/cgroup", "r");
+    if (!f)
+        return limit;
+    while (fgets(line, sizeof line, f)) { /* "0::/path" or "4:cpu,cpuacct:/path" */
+        char *controllers = strchr(line, ':');
+        char *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group)
+            continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        int unified = controllers[1] == 0;
+        if (!unified && !strstr(controllers, "cpu"))
+            continue;
+        const char *directory = unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
+        for (;;) {
+            char *slash = strrchr(group, '/');
+            if (slash && !slash[1])
+                *slash = 0; /* the root: "" */
+            limit = quota_of(directory, group, limit);
+            if (!(slash = strrchr(group, '/')))
+                break;
+            *slash = 0;
+        }
+    }
+    fclose(f);
+    return limit;
+}
+#endif
+
+int ll_default_num_threads(void)
+{
+    static atomic_int cached;
+    int n = atomic_load_explicit(&cached, memory_order_relaxed);
+    if (n)
+        return n;
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+#if defined(__linux__)
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof set, &set))
+        cores = CPU_COUNT(&set);
+#endif
+    n = cores < 1 ? 1 : cores > LL_MAX_THREADS ? LL_MAX_THREADS : (int)cores;
+#if defined(__linux__)
+    n = cgroup_quota(n);
+#endif
+    atomic_store_explicit(&cached, n, memory_order_relaxed);
+    return n;
+}
+
+int llorch_get_num_threads(void)
+{
+    int n = atomic_load_explicit(&num_threads, memory_order_relaxed);
+    return n ? n : ll_default_num_threads();
+}
+
+void llorch_set_num_threads(int n)
+{
+    atomic_store_explicit(&num_threads, n < 1 ? 1 : n > LL_MAX_THREADS ? LL_MAX_THREADS : n, memory_order_relaxed);
+}

@@ -1,0 +1,11 @@
+"""The oracle: what every bit of llorch is, in NumPy, written to be read.
+
+Same functions and signatures as llorch's own. Only elementwise + - * /, sqrt, casts, comparisons and integer views
+are used; the order of every sum is written out. NumPy's sum, mean, dot or exp don't appear: their last bits depend
+on NumPy's own choice of instructions. Slow on purpose. Run it in the default floating-point environment.
+"""
+
+from llorch.reference._arithmetic import fma, narrow, sum64, widen
+from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+
+__all__ = ["add_layer_norm", "fma", "layer_norm", "narrow", "rms_norm", "sum64", "widen"]

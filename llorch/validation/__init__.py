@@ -1,0 +1,79 @@
+"""What `llorch validate` runs: one module a checkpoint of GPT-2 inference, each a list of steps that yield checks.
+
+checkpoint_01   LayerNorm: oracle, exact result, published values, and everything below put together
+peers           the same input through PyTorch, ONNX Runtime, Candle and Mistral.rs
+determinism     one hash over runs, processes, instruction sets, threads, alignments and batches
+mutations       wrong kernels that the comparison has to catch
+report          the table, the Markdown report and the JSON
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Status = Literal["pass", "fail", "skip"]
+Kernel = Callable[..., np.ndarray]
+"""kernel(x, weight, bias, eps=eps) -> y, all float32; x [..., N], weight and bias [N]."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table: what was measured, and the bound that decided its status."""
+
+    group: str
+    name: str
+    status: Status
+    what: str  # one sentence, for the report
+    measured: str
+    bound: str = ""
+    detail: str = ""
+    data: dict[str, Any] = field(default_factory=dict)  # JSON values: numbers, hashes, versions
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a checkpoint that runs on its own; one that raises becomes a failed check."""
+
+    group: str
+    title: str
+    checks: Callable[[], Iterable[Check]]
+
+
+def run(steps: Sequence[Step], started: Callable[[Step], None] = lambda step: None) -> Iterator[Check]:
+    """Runs the steps in order and yields their checks; `started` is called before each step."""
+    for step in steps:
+        started(step)
+        try:
+            yield from step.checks()
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            what = "The step itself raised an exception."
+            yield Check(step.group, step.title, "fail", what, f"could not run: {message}")
+
+
+def status(holds: bool) -> Status:
+    return "pass" if holds else "fail"
+
+
+def differing_bits(got: np.ndarray, want: np.ndarray) -> int:
+    """How many elements of two float32 arrays differ in their encoding. Any NaN equals any NaN; -0 is not +0."""
+    if got.shape != want.shape or got.dtype != np.float32 or want.dtype != np.float32:
+        return max(got.size, want.size, 1)
+    got, want = np.ascontiguousarray(got), np.ascontiguousarray(want)
+    differ = got.view(np.uint32) != want.view(np.uint32)
+    return int(np.count_nonzero(differ & ~(np.isnan(got) & np.isnan(want))))
+
+
+def sha256(values: np.ndarray) -> str:
+    """SHA-256 of the values as little-endian float32 in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+
+
+def first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else ""

@@ -1,0 +1,195 @@
+"""Wrong LayerNorms, put in on purpose: the bit comparison has to catch every one of them.
+
+`layer_norm` here is a third writing of the contract (beside the C kernel and the oracle), with a switch for each
+mistake. With no switch thrown it equals the oracle bit for bit, which is checked first: otherwise a mutation would
+be caught for the wrong reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+import llorch.reference
+
+from . import Check, Kernel, differing_bits, status
+
+GROUP = "Mutations: mistakes put in on purpose must be caught"
+OLD_TOLERANCE = 1e-4  # what the published harness allowed
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """float32 a * b + c, rounded once: the product is exact in float64, the sum is rounded to odd there."""
+    product, addend = a.astype(np.float64) * b, np.asarray(c, np.float64)
+    total = product + addend
+    part = total - product
+    lost = (product - (total - part)) + (addend - part)  # total + lost is the exact sum
+    bits = total.view(np.int64)
+    step = np.where((lost > 0) == (total > 0), 1, -1)
+    return np.where((lost != 0) & (bits & 1 == 0), bits + step, bits).view(np.float64).astype(np.float32)
+
+
+def strided_sum(values: np.ndarray, lanes: int, squares: bool = False) -> np.ndarray:
+    """[rows, n] -> [rows, 1]: element i goes to lane i mod lanes, then a halving tree. The contract has 64 lanes."""
+    rows, n = values.shape
+    blocks = np.zeros((rows, -(-n // lanes), lanes), np.float32)
+    blocks.reshape(rows, -1)[:, :n] = values
+    part = np.zeros((rows, lanes), np.float32)
+    for i in range(blocks.shape[1]):
+        v = blocks[:, i]
+        part = fma(v, v, part) if squares else part + v
+    while part.shape[1] > 1:
+        half = part.shape[1] // 2
+        part = part[:, :half] + part[:, half:]
+    return part
+
+
+def layer_norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *,
+    eps: float = 1e-5,
+    lanes: int = 64,
+    ddof: int = 0,
+    correct: bool = True,
+    axis: int = -1,
+) -> np.ndarray:
+    """The contract's LayerNorm for finite rows of ordinary size; the last four arguments are the switches.
+
+    Args:
+        x: float32 [rows, n].
+        weight, bias: float32 [n].
+        lanes: partial sums of a reduction; 1 is a plain loop, n or more (a power of two) a pairwise tree.
+        ddof: the variance is divided by n - ddof.
+        correct: subtract what rounding left in the mean.
+        axis: -1 normalises the rows, 0 the columns.
+    """
+    rows = x if axis == -1 else np.ascontiguousarray(x.T)
+    n = rows.shape[1]
+    mean = strided_sum(rows, lanes) / np.float32(n)
+    d = rows - mean
+    c = strided_sum(d, lanes).astype(np.float64) / n
+    if not correct:
+        c = np.zeros_like(c)
+    square = strided_sum(d, lanes, squares=True).astype(np.float64) / (n - ddof)
+    r = 1.0 / np.sqrt(np.maximum(square - c * c, 0.0) + np.float64(np.float32(eps)))
+    s = -(c * r)
+    t = fma(d, r.astype(np.float32), s.astype(np.float32))
+    return fma(t if axis == -1 else np.ascontiguousarray(t.T), weight, bias)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    name: str
+    what: str
+    kernel: Kernel
+
+
+MUTATIONS = (
+    Mutation(
+        "wrong eps",
+        "eps 1e-6 in place of 1e-5.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps / 10),
+    ),
+    Mutation(
+        "N-1 in the variance",
+        "The sample's variance in place of the population's.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps, ddof=1),
+    ),
+    Mutation(
+        "swapped weight and bias",
+        "t * bias + weight.",
+        lambda x, w, b, eps: layer_norm(x, b, w, eps=eps),
+    ),
+    Mutation(
+        "scaled weight",
+        "Every weight multiplied by 1.00001.",
+        lambda x, w, b, eps: layer_norm(x, w * np.float32(1.00001), b, eps=eps),
+    ),
+    Mutation(
+        "zeroed bias",
+        "t * weight + 0.",
+        lambda x, w, b, eps: layer_norm(x, w, np.zeros_like(b), eps=eps),
+    ),
+    Mutation(
+        "wrong axis",
+        "Mean and variance of the columns in place of the rows.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps, axis=0),
+    ),
+    Mutation(
+        "uncorrected mean",
+        "What rounding left in the mean (c in the contract) is not taken out.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps, correct=False),
+    ),
+    Mutation(
+        "reduction order: 32 lanes",
+        "The same sums in 32 lanes in place of 64.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps, lanes=32),
+    ),
+    Mutation(
+        "reduction order: one loop",
+        "The same sums from left to right.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps, lanes=1),
+    ),
+    Mutation(
+        "reduction order: pairwise",
+        "The same sums as one binary tree.",
+        lambda x, w, b, eps: layer_norm(x, w, b, eps=eps, lanes=1024),
+    ),
+)
+
+
+def mutation_input(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An input on which every mutation matters: x [8, 1000], weight [1000] about 1, bias [1000] about 0.
+
+    Two rows of the checkpoint (cut to 1000 values, so that the last block is a part of one), three of normal noise
+    and three of 100 + noise, where the mean's rounding shows.
+    """
+    random = np.random.default_rng(20251008)
+    x = random.standard_normal((8, 1000)).astype(np.float32)
+    x[:2] = rows[:, :1000]
+    x[5:] += np.float32(100)
+    weight = np.float32(1) + np.float32(0.25) * random.standard_normal(1000).astype(np.float32)
+    bias = np.float32(0.5) * random.standard_normal(1000).astype(np.float32)
+    return x, weight, bias
+
+
+def checks(rows: np.ndarray, eps: float) -> Iterator[Check]:
+    """Each mutation through the comparison of the oracle check; `rows` float32 [2, 1024] is the checkpoint's input."""
+    x, weight, bias = mutation_input(rows)
+    want = llorch.reference.layer_norm(x, weight, bias, eps=eps)
+
+    differ = differing_bits(layer_norm(x, weight, bias, eps=eps), want)
+    yield Check(
+        GROUP,
+        "control: no mutation",
+        status(differ == 0),
+        "The code that is mutated below, unmutated, equals the oracle in every bit.",
+        f"{differ:,} of {want.size:,} values differ",
+        "0",
+        data={"differing": differ, "values": want.size},
+    )
+    for mutation in MUTATIONS:
+        got = mutation.kernel(x, weight, bias, eps=eps)
+        differ = differing_bits(got, want)
+        worst = float(np.max(np.abs(got.astype(np.float64) - want)))
+        seen = worst > OLD_TOLERANCE
+        yield Check(
+            GROUP,
+            mutation.name,
+            status(differ > 0),
+            mutation.what,
+            f"{'caught' if differ else 'MISSED'}: {differ:,} of {want.size:,} differ",
+            f"1e-4: {'caught' if seen else 'missed'}, {worst:.0e}",
+            f"A tolerance of {OLD_TOLERANCE:g} would {'also have caught' if seen else 'have missed'} it: "
+            f"the largest difference is {worst:.1e}.",
+            data={
+                "differing": differ,
+                "values": want.size,
+                "largest_difference": worst,
+                "caught_by_1e-4": seen,
+            },
+        )
