@@ -17,7 +17,9 @@ FORBIDDEN = re.compile(r"-Ofast|-ff" r"ast-math|-funsafe-math\S*|-fassociative-m
 
 for variable in ("CFLAGS", "CPPFLAGS", "LDFLAGS"):
     if found := FORBIDDEN.search(os.environ.get(variable, "")):
-        raise SystemExit(f"{variable} has {found[0]}: llorch specifies every bit and one build runs everywhere, remove it")
+        raise SystemExit(
+            f"{variable} has {found[0]}: llorch specifies every bit and one build runs everywhere, remove it"
+        )
 
 # The Limited API isn't there for free-threaded builds: those get a wheel for their version.
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")

@@ -1,9 +1,9 @@
 """llorch: CPU kernels for transformer inference whose every output bit is specified, and the tools to prove it.
 
-    >>> import numpy as np, llorch
-    >>> x = np.random.default_rng(0).standard_normal((4, 768), np.float32)
-    >>> np.array_equal(llorch.layer_norm(x).view(np.uint32), llorch.reference.layer_norm(x).view(np.uint32))
-    True
+>>> import numpy as np, llorch
+>>> x = np.random.default_rng(0).standard_normal((4, 768), np.float32)
+>>> np.array_equal(llorch.layer_norm(x).view(np.uint32), llorch.reference.layer_norm(x).view(np.uint32))
+True
 """
 
 from llorch import _threadpoolctl, reference, testing

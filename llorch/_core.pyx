@@ -141,7 +141,8 @@ cdef int _take_dlpack(Operand *o, obj, str name, bint writable, list keep) excep
     elif t.type_code == DL_FLOAT and t.type_bits == 64:
         raise _refuse_type(name, "float64")
     else:
-        raise _refuse_type(name, str(getattr(obj, "dtype", "unknown")))
+        kind = {0: "int", 1: "uint", DL_FLOAT: "float", DL_BFLOAT: "bfloat", 5: "complex", 6: "bool"}.get(t.type_code)
+        raise _refuse_type(name, f"{kind}{t.type_bits}" if kind else f"DLPack code {t.type_code}")
     if t.ndim > MAX_NDIM:
         raise ValueError(f"{name} has {t.ndim} dimensions, at most {MAX_NDIM} are supported")
     o.itemsize = t.type_bits // 8

@@ -52,9 +52,7 @@ def run_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarr
     return [sha256(kernel(x, weight, bias, eps=eps)) for _ in range(RUNS)]
 
 
-def isa_hashes(
-    kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
-) -> dict[str, str]:
+def isa_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> dict[str, str]:
     hashes = {}
     for name in llorch.available_isas():
         with llorch.testing.use_isa(name):
@@ -62,9 +60,7 @@ def isa_hashes(
     return hashes
 
 
-def thread_hashes(
-    kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
-) -> list[str]:
+def thread_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
     """The rows repeated up to 4096, so that there is enough work to share, on 1 and on 2 threads."""
     repeats = THREADED_ROWS // len(x)
     many = np.tile(x, (repeats, 1))
@@ -89,21 +85,18 @@ def shifted(values: np.ndarray, offset: int) -> np.ndarray:
     return copy
 
 
-def alignment_hashes(
-    kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
-) -> list[str]:
-    """x, weight and bias at 16 addresses, 4 bytes apart, each at another than its neighbour."""
+def alignment_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
+    """x, weight, bias and the output at 16 addresses, 4 bytes apart, each at another than its neighbours."""
     hashes = []
     for k in range(ALIGNMENTS):
-        at = [4 * ((k + turn) % ALIGNMENTS) for turn in (0, 5, 10)]
-        arrays = [shifted(array, offset) for array, offset in zip((x, weight, bias), at, strict=True)]
-        hashes.append(sha256(kernel(*arrays, eps=eps)))
+        at = [4 * ((k + turn) % ALIGNMENTS) for turn in (0, 5, 10, 15)]
+        arrays = [shifted(array, offset) for array, offset in zip((x, weight, bias, x), at, strict=True)]
+        out = arrays.pop()
+        hashes.append(sha256(kernel(*arrays, eps=eps, out=out)))
     return hashes
 
 
-def batch_hashes(
-    kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float
-) -> list[str]:
+def batch_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
     """Each row alone, then among random rows: in every batch first, in the middle and last."""
     random = np.random.default_rng(1)
     hashes = [sha256(np.concatenate([kernel(row[None], weight, bias, eps=eps) for row in x]))]
@@ -130,9 +123,7 @@ def checks(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> I
     """x float32 [2, 1024], weight and bias float32 [1024]: the checkpoint's."""
     inputs = (x, weight, bias, eps)
 
-    def kernel(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float) -> np.ndarray:
-        return llorch.layer_norm(x, weight, bias, eps=eps)
-
+    kernel = llorch.layer_norm
     want = sha256(kernel(x, weight, bias, eps=eps))
 
     def one_hash(name: str, what: str, hashes: Callable[[], list[str]]) -> Check:
@@ -167,7 +158,7 @@ def checks(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> I
     )
     yield one_hash(
         f"{ALIGNMENTS} alignments",
-        "x, weight and bias at addresses 4 bytes apart.",
+        "x, weight, bias and the output at addresses 4 bytes apart.",
         lambda: alignment_hashes(kernel, *inputs),
     )
     yield one_hash(

@@ -1,0 +1,217 @@
+"""Checkpoint 1 of GPT-2 inference: LayerNorm of x[i, j] = sin((i * 1024 + j) * 0.001) * 0.5, shape [2, 1024]."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from collections.abc import Iterator
+from decimal import Context, Decimal, localcontext
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+import llorch
+import llorch.reference
+
+from . import Check, Step, determinism, differing_bits, mutations, peers, sha256, status
+
+TITLE = "Checkpoint 1: LayerNorm"
+INPUT = "x[i, j] = sin((i * 1024 + j) * 0.001) * 0.5, float32 [2, 1024]; weight ones, bias zeros, eps 1e-5"
+SHAPE = (2, 1024)
+EPS = 1e-5
+LARGEST_ERROR = 1e-6  # of llorch from the exact result; outputs go up to 2.5, where half an ULP is 1.2e-7
+
+ORACLE = "Oracle: llorch.reference (NumPy), bit for bit"
+EXACT = "Exact result: llorch's error"
+PUBLISHED = "Published values of 2025-10-08"
+
+
+def load(name: str) -> dict[str, Any]:
+    """One of the JSON files in llorch/validation/data."""
+    data = importlib.resources.files("llorch.validation").joinpath("data", name)
+    return json.loads(data.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x float32 [2, 1024], weight and bias float32 [1024].
+
+    The same bits on every machine: the product with 0.001 is rounded to float32, the sine comes from math.sin in
+    float64 and is rounded once (NumPy's own float32 sine depends on its dispatch), the product with 0.5 is exact.
+    Their hash is checked all the same.
+    """
+    angle = np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32) * np.float32(0.001)
+    sine = np.array([math.sin(float(a)) for a in angle], np.float64).astype(np.float32)
+    x = (sine * np.float32(0.5)).reshape(SHAPE)
+    return x, np.ones(SHAPE[1], np.float32), np.zeros(SHAPE[1], np.float32)
+
+
+def output_hash() -> str:
+    """SHA-256 of llorch's output for the checkpoint."""
+    return sha256(llorch.layer_norm(*inputs(), eps=EPS))
+
+
+@functools.cache
+def exact_result() -> list[list[Decimal]]:
+    """The checkpoint's result without weight and bias (ones, zeros): sums as exact fractions, the rest to 40 digits."""
+    eps = Fraction(float(np.float32(EPS)))
+    rows = []
+    with localcontext(Context(prec=40)):
+
+        def decimal(value: Fraction) -> Decimal:
+            return Decimal(value.numerator) / Decimal(value.denominator)
+
+        for row in inputs()[0]:
+            values = [Fraction(float(v)) for v in row]
+            mean = sum(values, Fraction(0)) / len(values)
+            variance = sum(((v - mean) ** 2 for v in values), Fraction(0)) / len(values)
+            root = decimal(variance + eps).sqrt()
+            rows.append([decimal(v - mean) / root for v in values])
+    return rows
+
+
+def long_double_result() -> np.ndarray | None:
+    """The same in two passes of long double, or None where that is no wider than float64."""
+    if np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant:
+        return None
+    x = inputs()[0].astype(np.longdouble)
+    d = x - x.mean(axis=1, keepdims=True)
+    return d / np.sqrt((d * d).mean(axis=1, keepdims=True) + np.longdouble(np.float32(EPS)))
+
+
+def steps(wanted_peers: tuple[str, ...] | None = None) -> list[Step]:
+    """wanted_peers: the keys of the libraries to run (peers.PEERS), None for all that are installed."""
+    x, weight, bias = inputs()
+    return [
+        Step(ORACLE, "against the oracle", oracle_checks),
+        Step(EXACT, "against the exact result", exact_checks),
+        Step(PUBLISHED, "against the published values", published_checks),
+        Step(
+            peers.GROUP,
+            "against the real libraries",
+            lambda: peers.checks(x, weight, bias, EPS, np.array(exact_result(), np.float64), wanted_peers),
+        ),
+        Step(determinism.GROUP, "determinism", lambda: determinism.checks(x, weight, bias, EPS)),
+        Step(mutations.GROUP, "mutations", lambda: mutations.checks(x, EPS)),
+    ]
+
+
+def oracle_checks() -> Iterator[Check]:
+    cases = (
+        ("checkpoint input", "The checkpoint's input.", inputs()),
+        (
+            "weight, bias, odd length",
+            "The input of the mutations: [8, 1000], rows of 100 + noise among them, weight and bias not trivial.",
+            mutations.mutation_input(inputs()[0]),
+        ),
+    )
+    for name, what, arrays in cases:
+        got = llorch.layer_norm(*arrays, eps=EPS)
+        differ = differing_bits(got, llorch.reference.layer_norm(*arrays, eps=EPS))
+        text = f"{differ:,} of {got.size:,} values differ"
+        data = {"differing": differ, "values": got.size}
+        yield Check(ORACLE, name, status(differ == 0), what, text, "0", data=data)
+
+    expected = load("expected.json")["checkpoint_01_layer_norm"]
+    found = {"input": sha256(inputs()[0]), "output": output_hash()}
+    for name, value in found.items():
+        want = expected[f"{name}_sha256"]
+        yield Check(
+            ORACLE,
+            f"SHA-256 of the {name}",
+            status(value == want),
+            f"The {name} has the hash that is stored in the package: two machines agree without talking.",
+            f"{value[:16]}...",
+            "the stored one",
+            "" if value == want else f"wanted {want}, got {value}",
+            data={"sha256": value, "expected": want},
+        )
+
+
+def exact_checks() -> Iterator[Check]:
+    y = llorch.layer_norm(*inputs(), eps=EPS)
+    ulp = np.spacing(np.abs(np.array(exact_result(), np.float64)).astype(np.float32)).astype(np.float64)
+
+    def row(name: str, what: str, error: np.ndarray) -> Check:
+        worst = float(error.max()) if np.isfinite(error).all() else math.inf
+        in_ulp = float((error / ulp).max()) if np.isfinite(error).all() else math.inf
+        large = float((error / ulp)[ulp >= 2.0**-24].max()) if np.isfinite(error).all() else math.inf
+        return Check(
+            EXACT,
+            name,
+            status(worst <= LARGEST_ERROR),
+            what,
+            f"{worst:.2e}; {large:.2f} ULP where |y| >= 0.5",
+            f"<= {LARGEST_ERROR:g}",
+            f"In units in the last place: {large:.2f} where |y| >= 0.5, {in_ulp:.1f} over all values, near zero.",
+            data={"largest_error": worst, "largest_ulp": in_ulp, "largest_ulp_from_0.5": large},
+        )
+
+    wide = long_double_result()
+    digits = np.finfo(np.longdouble).nmant + 1
+    what = f"Two passes of long double ({digits} bits)."
+    if wide is None:
+        yield Check(EXACT, "long double", "skip", what, "no wider than float64 here", f"<= {LARGEST_ERROR:g}")
+    else:
+        yield row("long double", what, np.abs(y - wide).astype(np.float64))
+    with localcontext(Context(prec=40)):
+        error = [
+            [float(abs(Decimal(float(a)) - b)) if math.isfinite(a) else math.inf for a, b in zip(*pair, strict=True)]
+            for pair in zip(y, exact_result(), strict=True)
+        ]
+    yield row("40 decimal digits", "Exact fractions and 40-digit decimals, on any machine.", np.array(error))
+
+
+def published_checks() -> Iterator[Check]:
+    published = load("checkpoint_01_layer_norm.json")
+    tolerance = published["tolerance"]
+    y = llorch.layer_norm(*inputs(), eps=EPS).astype(np.float64)
+    exact = np.array(exact_result(), np.float64)
+    distance = {}
+    for name in ("llorch-cpud", "candle"):
+        values = np.array(published[name])
+        worst = float(np.max(np.abs(y[0, : len(values)] - values)))
+        distance[name] = float(np.max(np.abs(exact[0, : len(values)] - values)))
+        yield Check(
+            PUBLISHED,
+            f"{name}, {len(values)} values",
+            status(worst <= tolerance),
+            f"The first outputs as the llama-orch project published them for {name}.",
+            f"largest difference {worst:.1e}",
+            f"<= {tolerance:g}",
+            data={"largest_difference": worst, "published_from_exact": distance[name]},
+        )
+
+    worst = 0.0
+    for row, statistics in zip(y, published["row_statistics_llorch-cpud"], strict=True):
+        ours = {"mean": row.mean(), "std": row.std(), "variance": row.var(), "min": row.min(), "max": row.max()}
+        worst = max(worst, *(abs(float(ours[key]) - value) for key, value in statistics.items()))
+    yield Check(
+        PUBLISHED,
+        "statistics of both rows",
+        status(worst <= tolerance),
+        "Mean, standard deviation, variance, least and largest of each output row.",
+        f"largest difference {worst:.1e}",
+        f"<= {tolerance:g}",
+        data={"largest_difference": worst},
+    )
+
+    values = np.array(published["candle"], np.float32)
+    one_pass = peers.one_pass(*inputs(), EPS)[0, : len(values)]
+    same = int(np.count_nonzero(one_pass == values))
+    own = float(np.max(np.abs(exact[0, : len(values)] - y[0, : len(values)])))
+    nearer = min(distance, key=lambda name: distance[name])
+    yield Check(
+        PUBLISHED,
+        f"nearer to exact: {nearer}",
+        status(own <= min(distance.values())),
+        "How far the two published rows, and llorch, are from the exact result.",
+        "; ".join(f"{name} {value:.1e}" for name, value in distance.items()),
+        f"llorch {own:.1e}",
+        f"{same} of Candle's {len(values)} published values are, bit for bit, those of its one-pass variance "
+        "in float32: the difference between the two rows is Candle's rounding.",
+        data={"from_exact": distance | {"llorch": own}, "nearer": nearer, "candle_values_equal_to_one_pass": same},
+    )

@@ -1,0 +1,411 @@
+"""The same input through the real libraries, each in a process of its own with a time limit.
+
+A library that is not installed is skipped with the command that installs it. One that raises, crashes or hangs is a
+failed check, and takes nothing else down.
+
+Candle appears twice. Its Python package computes LayerNorm from tensor operations, in two passes. Its Rust kernel,
+which Mistral.rs runs, sums x and x*x in one pass, each in one float32 chain, and takes the difference for the
+variance; `one_pass` is that formula. Where a row's mean is large beside its spread the difference cancels: the
+checkpoint's second row (mean 0.48, standard deviation 0.02) loses four digits there. So Mistral.rs is compared on the
+first row, on the second with 0.48 subtracted (exact in float32, and LayerNorm does not see a constant), and for the
+second as it stands the difference is shown, and must be the one that `one_pass` predicts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import llorch
+
+from . import Check, first_line, status
+from .determinism import child_environment
+
+GROUP = "Real libraries: largest difference from llorch"
+TOLERANCE = 1e-5
+TIMEOUT = 60  # seconds for one library
+SHIFT = np.float32(0.48)  # near the mean of the checkpoint's second row
+
+
+# ---- each library: (x [rows, n], weight [n], bias [n], eps) -> float32 or float64 [rows, n] -------------------
+
+
+def pytorch(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    import torch
+
+    tensors = [torch.from_numpy(array) for array in (x, weight, bias)]
+    return torch.nn.functional.layer_norm(tensors[0], (x.shape[-1],), *tensors[1:], eps=eps).numpy()
+
+
+def onnx_runtime(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(onnx_model(x.shape, eps), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x, "weight": weight, "bias": bias})[0]
+
+
+def candle(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    import candle
+    import candle.nn
+
+    norm = candle.nn.LayerNorm(x.shape[-1], eps=eps)
+    norm.weight, norm.bias = candle.Tensor(weight.tolist()), candle.Tensor(bias.tolist())
+    y = norm(candle.Tensor(x[None].tolist()))  # it wants three dimensions
+    return np.array(y.values(), np.float32)[0]
+
+
+def mistral_rs(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """float64 [rows, n] log-softmax of the LayerNorm.
+
+    Mistral.rs has no kernel to call, it runs whole models. This one is a StarCoder2 of one layer whose attention
+    and MLP add nothing, with the rows of x as embeddings, the final norm's weight and bias ours, and the identity
+    as lm_head: its logits for token i are LayerNorm(x[i]), and it returns the log-probabilities of all tokens.
+    """
+    import mistralrs
+
+    rows, n = x.shape
+    with tempfile.TemporaryDirectory() as folder:
+        write_starcoder2(Path(folder), x, weight, bias, eps)
+        which = mistralrs.Which.Plain(
+            model_id=folder, arch=mistralrs.Architecture.Starcoder2, dtype=mistralrs.ModelDType.F32
+        )
+        runner = mistralrs.Runner(which=which, max_seqs=1, token_source="none")
+        result = np.full((rows, n), np.nan)
+        for i in range(rows):
+            request = mistralrs.ChatCompletionRequest(
+                model="layer_norm",
+                messages=f"t{i}",
+                logprobs=True,
+                top_logprobs=n,
+                max_tokens=1,
+                temperature=0.0,
+            )
+            answer = runner.send_chat_completion_request(request)
+            for entry in answer.choices[0].logprobs.content[0].top_logprobs:
+                result[i, entry.token] = entry.logprob
+    return result
+
+
+def one_pass(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """float32 [rows, n]: the formula of Candle's Rust kernel, candle_nn::ops::layer_norm, on the CPU."""
+    n = np.float32(x.shape[-1])
+    total, squares = np.zeros(len(x), np.float32), np.zeros(len(x), np.float32)
+    for column in x.T:
+        total = total + column
+        squares = squares + column * column
+    mean = total / n
+    scale = np.float32(1) / np.sqrt(squares / n - mean * mean + np.float32(eps))
+    return (x - mean[:, None]) * scale[:, None] * weight + bias
+
+
+def log_softmax(y: np.ndarray) -> np.ndarray:
+    wide = y.astype(np.float64)
+    wide = wide - wide.max(axis=-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+
+
+# ---- the files two of them need --------------------------------------------------------------------------------
+
+
+def onnx_model(shape: tuple[int, ...], eps: float) -> bytes:
+    """An ONNX model of one LayerNormalization over the last axis, encoded by hand (field numbers: onnx.proto3)."""
+
+    def varint(value: int) -> bytes:
+        head = bytearray()
+        while value > 127:
+            head.append(value & 127 | 128)
+            value >>= 7
+        return bytes([*head, value])
+
+    def field(number: int, value: int | float | str | bytes) -> bytes:
+        if isinstance(value, int):
+            return varint(number << 3) + varint(value)
+        if isinstance(value, float):
+            return varint(number << 3 | 5) + struct.pack("<f", value)
+        data = value.encode() if isinstance(value, str) else value
+        return varint(number << 3 | 2) + varint(len(data)) + data
+
+    def tensor(name: str, dims: tuple[int, ...]) -> bytes:  # ValueInfoProto, float32
+        sizes = b"".join(field(1, field(1, size)) for size in dims)
+        return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
+
+    inputs = {"x": shape, "weight": shape[-1:], "bias": shape[-1:]}
+    epsilon = field(1, "epsilon") + field(2, eps) + field(20, 1)
+    node = b"".join(field(1, name) for name in inputs)
+    node += field(2, "y") + field(4, "LayerNormalization") + field(5, epsilon)
+    graph = field(1, node) + field(2, "layer_norm")
+    graph += b"".join(field(11, tensor(*item)) for item in inputs.items()) + field(12, tensor("y", shape))
+    return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 17))  # IR 8, opset 17
+
+
+def write_starcoder2(folder: Path, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> None:
+    """config.json, tokenizer.json and model.safetensors of the model that `mistral_rs` describes; x [rows, n]."""
+    rows, n = x.shape
+    head = 32
+    config = {
+        "model_type": "starcoder2",
+        "architectures": ["Starcoder2ForCausalLM"],
+        "vocab_size": n,
+        "hidden_size": n,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": n // head,
+        "num_key_value_heads": 1,
+        "hidden_act": "gelu_pytorch_tanh",
+        "max_position_embeddings": 64,
+        "norm_epsilon": eps,
+        "rope_theta": 10000.0,
+        "use_bias": True,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "bos_token_id": n - 1,
+        "eos_token_id": n - 1,
+    }
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
+        "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(n)}, "unk_token": f"t{n - 1}"},
+    }
+    special = {"bos_token": f"t{n - 1}", "eos_token": f"t{n - 1}", "chat_template": "{{ messages[0]['content'] }}"}
+
+    embedding = np.zeros((n, n), np.float32)
+    embedding[:rows] = x
+    tensors = {
+        "model.embed_tokens.weight": embedding,
+        "model.norm.weight": weight,
+        "model.norm.bias": bias,
+        "lm_head.weight": np.eye(n, dtype=np.float32),
+    }
+    layer = "model.layers.0."
+    for norm in ("input_layernorm", "post_attention_layernorm"):
+        tensors[f"{layer}{norm}.weight"] = np.ones(n, np.float32)
+        tensors[f"{layer}{norm}.bias"] = np.zeros(n, np.float32)
+    linears = {
+        "self_attn.q_proj": (n, n),
+        "self_attn.k_proj": (head, n),
+        "self_attn.v_proj": (head, n),
+        "self_attn.o_proj": (n, n),
+        "mlp.c_fc": (8, n),
+        "mlp.c_proj": (n, 8),
+    }
+    for name, shape in linears.items():
+        tensors[f"{layer}{name}.weight"] = np.zeros(shape, np.float32)
+        tensors[f"{layer}{name}.bias"] = np.zeros(shape[0], np.float32)
+
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    with open(folder / "model.safetensors", "wb") as file:
+        header, end = {}, 0
+        for name, tensor in tensors.items():
+            header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [end, end + tensor.nbytes]}
+            end += tensor.nbytes
+        head_bytes = json.dumps(header).encode()
+        file.write(struct.pack("<Q", len(head_bytes)) + head_bytes)
+        for tensor in tensors.values():
+            file.write(tensor.astype("<f4").tobytes())
+
+
+# ---- running them ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Peer:
+    key: str  # for --peer
+    name: str
+    module: str
+    package: str  # on PyPI
+    compute: Callable[[np.ndarray, np.ndarray, np.ndarray, float], np.ndarray]
+    what: str
+
+    @property
+    def install(self) -> str:
+        return f"pip install {self.package}"
+
+    def installed(self) -> bool:
+        return importlib.util.find_spec(self.module) is not None
+
+    def version(self) -> str:
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return "of unknown version"
+
+
+PEERS = (
+    Peer("pytorch", "PyTorch", "torch", "torch", pytorch, "torch.nn.functional.layer_norm, on the CPU."),
+    Peer(
+        "onnxruntime",
+        "ONNX Runtime",
+        "onnxruntime",
+        "onnxruntime",
+        onnx_runtime,
+        "The operator LayerNormalization (opset 17), CPU provider.",
+    ),
+    Peer("candle", "Candle", "candle", "candle-nn", candle, "candle.nn.LayerNorm of Hugging Face's own binding."),
+    Peer(
+        "mistralrs",
+        "Mistral.rs",
+        "mistralrs",
+        "mistralrs",
+        mistral_rs,
+        "A one-layer StarCoder2 whose log-probabilities are log-softmax(LayerNorm(embedding)).",
+    ),
+)
+
+
+class PeerError(RuntimeError):
+    """A library that is installed and could not be run."""
+
+
+def compute(peer: Peer, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """peer.compute in a fresh process: [rows, n]. Raises PeerError with the library's own message."""
+    quiet = {"RUST_LOG": "off", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder, "in.npz"), x=x, weight=weight, bias=bias, eps=np.float64(eps))
+        code = f"from llorch.validation import peers; peers.child({peer.key!r}, {folder!r})"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", code],
+                env=child_environment() | quiet,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=TIMEOUT,
+            )
+        except subprocess.TimeoutExpired:
+            raise PeerError(f"no answer in {TIMEOUT} seconds") from None
+        error = Path(folder, "error.txt")
+        if error.exists():
+            raise PeerError(error.read_text(encoding="utf-8"))
+        if done.returncode != 0:
+            raise PeerError(f"exit status {done.returncode}")
+        return np.load(Path(folder, "out.npy"))
+
+
+def child(key: str, folder: str) -> None:
+    """What the fresh process does: in.npz -> out.npy, or error.txt."""
+    peer = next(peer for peer in PEERS if peer.key == key)
+    given = np.load(Path(folder, "in.npz"))
+    try:
+        y = peer.compute(given["x"], given["weight"], given["bias"], float(given["eps"]))
+        np.save(Path(folder, "out.npy"), y)
+    except BaseException as error:  # a Rust panic is a BaseException
+        Path(folder, "error.txt").write_text(f"{type(error).__name__}: {first_line(str(error))}", encoding="utf-8")
+    sys.stdout.flush()
+    os._exit(0)  # without waiting for the library's threads
+
+
+def largest_difference(got: np.ndarray, want: np.ndarray) -> float:
+    if got.shape != want.shape:
+        raise PeerError(f"returned shape {got.shape}, not {want.shape}")
+    difference = np.abs(got.astype(np.float64) - want)
+    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
+
+
+def checks(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    exact: np.ndarray,
+    wanted: tuple[str, ...] | None = None,
+) -> Iterator[Check]:
+    """Every library in PEERS on x float32 [2, 1024], weight and bias [1024].
+
+    exact: the exact result as float64 [2, 1024], which tells whose error a difference is.
+    wanted: the keys of the libraries to run; None is every one that is installed.
+    """
+
+    def one(peer: Peer) -> list[Check]:
+        if wanted is not None and peer.key not in wanted:
+            return [Check(GROUP, peer.name, "skip", peer.what, "not asked for", f"<= {TOLERANCE:g}")]
+        if not peer.installed():
+            data = {"install": peer.install}
+            return [Check(GROUP, peer.name, "skip", peer.what, peer.install, f"<= {TOLERANCE:g}", data=data)]
+        name = f"{peer.name} {peer.version()}"
+        try:
+            if peer.compute is mistral_rs:
+                return list(mistral_checks(peer, name, x, weight, bias, eps, exact))
+            worst = largest_difference(compute(peer, x, weight, bias, eps), llorch.layer_norm(x, weight, bias, eps=eps))
+        except PeerError as error:
+            data = {"version": peer.version()}
+            return [Check(GROUP, name, "fail", peer.what, f"could not run: {error}", data=data)]
+        data = {"version": peer.version(), "largest_difference": worst, "values": x.size}
+        text = f"{worst:.1e} over {x.size:,} values"
+        return [Check(GROUP, name, status(worst <= TOLERANCE), peer.what, text, f"<= {TOLERANCE:g}", data=data)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(one, PEERS):
+            yield from result
+
+
+def mistral_checks(
+    peer: Peer,
+    name: str,
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    exact: np.ndarray,
+) -> Iterator[Check]:
+    """Three checks, see the top of this file. What is compared are log-probabilities, ours in float64."""
+    centred = x[1] - SHIFT
+    if not np.array_equal(centred.astype(np.float64) + float(SHIFT), x[1]):
+        raise PeerError("the shift of the second row is not exact")
+    got = compute(peer, np.stack([x[0], centred, x[1]]), weight, bias, eps)
+    ours = llorch.layer_norm(x, weight, bias, eps=eps)
+    want = log_softmax(ours)
+    data = {"version": peer.version(), "values": x.shape[1]}
+
+    for i, label, how in (
+        (0, "row 0", ""),
+        (1, "row 1, centred", f" The row is shifted by {SHIFT:g}, exactly in float32, before Mistral.rs sees it."),
+    ):
+        worst = largest_difference(got[i], want[i])
+        yield Check(
+            GROUP,
+            f"{name}, {label}",
+            status(worst <= TOLERANCE),
+            peer.what + how,
+            f"{worst:.1e} over {x.shape[1]:,} values",
+            f"<= {TOLERANCE:g}",
+            data=data | {"largest_difference": worst},
+        )
+
+    worst = largest_difference(got[2], want[1])
+    formula = largest_difference(got[2], log_softmax(one_pass(x[1:], weight, bias, eps))[0])
+    theirs = largest_difference(got[2], log_softmax(exact)[1])
+    own = largest_difference(ours[1], exact[1])
+    agrees = worst <= TOLERANCE
+    yield Check(
+        GROUP,
+        f"{name}, row 1 as it is",
+        status(agrees or (formula <= TOLERANCE and own < theirs)),
+        "The second row unshifted. Mistral.rs computes its variance in one pass and loses it to cancellation; "
+        "the check is that its answer is that formula's, and llorch the nearer to the exact result.",
+        f"{worst:.1e} over {x.shape[1]:,} values",
+        f"<= {TOLERANCE:g}" if agrees else "its one-pass error",
+        ""
+        if agrees
+        else f"Off from the exact result: Mistral.rs {theirs:.1e}, llorch {own:.1e}. "
+        f"From Candle's one-pass formula in float32: Mistral.rs {formula:.1e}.",
+        data=data
+        | {"largest_difference": worst, "from_one_pass": formula, "from_exact": theirs, "llorch_from_exact": own},
+    )

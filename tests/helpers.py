@@ -1,0 +1,91 @@
+"""Shared by all tests: comparison by bits, the seam shapes, special values, input classes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+import llorch
+from llorch.testing import bits
+
+# Row lengths on and around every seam: lanes, registers, blocks of 64, the way to an aligned store, real models.
+SEAMS = (1, 2, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 255, 256, 257, 768, 1024, 1600, 4096)
+LONG = 50257
+
+SPECIALS = np.array(
+    [
+        0.0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        1e-45,
+        -1e-45,
+        1.1754942e-38,
+        1.17549435e-38,
+        3.4028235e38,
+        -3.4028235e38,
+        1.0,
+    ],
+    np.float32,
+)
+
+
+def assert_same_bits(got, wanted, context=""):
+    """Equal encodings, any NaN equal to any NaN; a failure shows the first places as hexadecimal floats."""
+    assert got.dtype == wanted.dtype, f"{context}: dtype {got.dtype}, wanted {wanted.dtype}"
+    assert got.shape == wanted.shape, f"{context}: shape {got.shape}, wanted {wanted.shape}"
+    different = np.argwhere(bits(got) != bits(wanted))
+    if len(different):
+        shown = "; ".join(
+            f"{tuple(int(i) for i in at)}: got {float(got[tuple(at)]).hex()}, wanted {float(wanted[tuple(at)]).hex()}"
+            for at in different[:3]
+        )
+        raise AssertionError(f"{context}: {len(different)} of {got.size} values differ: {shown}")
+
+
+def same_bits(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and bool((bits(a) == bits(b)).all())
+
+
+def rng(*key):
+    """A generator that depends on the test's own numbers only."""
+    return np.random.default_rng([20261124, *key])
+
+
+def normal(*shape, seed=0, scale=1.0, shift=0.0):
+    return (rng(seed, *shape).standard_normal(shape) * scale + shift).astype(np.float32)
+
+
+def at_offset(a, offset):
+    """A copy of a that begins offset bytes behind a boundary of 64, with no alignment of its own."""
+    room = np.empty(a.nbytes + 128, np.uint8)
+    start = (-room.ctypes.data) % 64 + offset
+    place = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    place[...] = a
+    return place
+
+
+@contextmanager
+def num_threads(n) -> Iterator[None]:
+    before = llorch.get_num_threads()
+    llorch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        llorch.set_num_threads(before)
+
+
+def input_classes(rows=64, n=1024):
+    """The six classes of rows on which accuracy is measured."""
+    i, j = np.mgrid[0:2, 0:1024]
+    three = normal(rows, n, seed=4)
+    three[:, [3, n // 2, n - 7]] *= 300
+    return {
+        "checkpoint 1": (np.sin((i * 1024 + j) * 0.001) * 0.5).astype(np.float32),
+        "normal": normal(rows, n, seed=1),
+        "100 + normal": normal(rows, n, seed=2, shift=100),
+        "10000 + normal": normal(rows, n, seed=3, shift=10000),
+        "3 channels x 300": three,
+        "1e-4 x normal": normal(rows, n, seed=5, scale=1e-4),
+    }

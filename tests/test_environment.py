@@ -1,0 +1,105 @@
+"""A host with flush-to-zero or another rounding mode changes nothing, and finds its own setting back."""
+
+import ctypes
+import ctypes.util
+import platform
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, normal, num_threads
+
+import llorch
+from llorch import reference
+
+SOURCE = """
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+uint64_t get_env(void) { return _mm_getcsr(); }
+void set_env(uint64_t v) { _mm_setcsr((unsigned)v); }
+#else
+uint64_t get_env(void) { uint64_t v; __asm__ volatile("mrs %0, fpcr" : "=r"(v)); return v; }
+void set_env(uint64_t v) { __asm__ volatile("msr fpcr, %0" : : "r"(v)); }
+#endif
+float halve(volatile float *x) { return x[0] * 0.5f; }
+"""
+# flush to zero and denormals are zero; the other rounding modes
+SETTINGS = (
+    {"flush": 0x9FC0, "up": 0x5F80, "down": 0x3F80, "towards zero": 0x7F80}
+    if platform.machine() == "x86_64"
+    else {"flush": 1 << 24, "up": 1 << 22, "down": 2 << 22, "towards zero": 3 << 22}
+)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    directory = tmp_path_factory.mktemp("host")
+    (directory / "host.c").write_text(SOURCE)
+    try:
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O1", "-o", directory / "host.so", directory / "host.c"], check=True
+        )
+    except FileNotFoundError:
+        pytest.skip(f"no C compiler ({compiler}) to build a host that changes its environment")
+    host = ctypes.CDLL(str(directory / "host.so"))
+    host.get_env.restype = ctypes.c_uint64
+    host.set_env.argtypes = [ctypes.c_uint64]
+    host.halve.restype = ctypes.c_float
+    return host
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment(host, isa, setting):
+    small = normal(3, 700, scale=1e-39)
+    cases = [(x, np.full(x.shape[1], w, np.float32), np.full(x.shape[1], b, np.float32), eps)
+             for x in (normal(3, 700), small, normal(600, 1024), normal(5, 70, scale=1e20))
+             for w, b, eps in ((1, 0, 1e-5), (1e-39, 1e-41, 1e-42))]  # fmt: skip
+    wanted = [reference.layer_norm(x, w, b, eps=eps) for x, w, b, eps in cases]
+    before = host.get_env()
+    with num_threads(2):
+        try:
+            host.set_env(SETTINGS[setting])
+            got, after = [], []
+            for x, w, b, eps in cases:
+                got.append(llorch.layer_norm(x, w, b, eps=eps))
+                after.append(host.get_env())
+        finally:
+            host.set_env(before)
+    mode = ~0x3F if platform.machine() == "x86_64" else ~0  # without the sticky flags
+    assert all(a & mode == SETTINGS[setting] & mode for a in after)
+    for g, v, (x, *_rest) in zip(got, wanted, cases, strict=True):
+        assert_same_bits(g, v, f"{setting}, shape {x.shape}")
+
+
+def test_the_host_really_flushes(host):
+    """Negative control: in the flushing environment plain C loses a subnormal."""
+    before = host.get_env()
+    value = (ctypes.c_float * 1)(1.17549435e-38)
+    try:
+        host.set_env(SETTINGS["flush"])
+        flushed = host.halve(value)
+    finally:
+        host.set_env(before)
+    kept = host.halve(value)
+    assert kept > 0 and flushed == 0
+
+
+def test_import_needs_numpy_alone():
+    """The core imports without any of the extras."""
+    code = textwrap.dedent("""
+        import sys
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {"rich", "click", "torch", "safetensors", "tokenizers", "ml_dtypes", "threadpoolctl"}:
+                    raise ImportError(name)
+        sys.meta_path.insert(0, Refuse())
+        import numpy as np, llorch
+        llorch.layer_norm(np.ones((2, 3), np.float32))
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(sys.executable).parent)

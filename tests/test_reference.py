@@ -1,0 +1,124 @@
+"""The oracle itself: its fma against exact arithmetic, its sum against the text, and what it may not use."""
+
+import ast
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from helpers import SPECIALS, assert_same_bits, rng
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import llorch
+from llorch import reference
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def round_to_float32(exact: Fraction) -> np.float32:
+    """Nearest even, by integers alone."""
+    if exact == 0:
+        return np.float32(0)
+    sign, magnitude = (-1, -exact) if exact < 0 else (1, exact)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    if magnitude < Fraction(2) ** exponent:
+        exponent -= 1
+    unit = Fraction(2) ** (max(exponent, -126) - 23)
+    whole, rest = divmod(magnitude, unit)
+    if rest * 2 > unit or (rest * 2 == unit and whole % 2):
+        whole += 1
+    value = whole * unit
+    return np.float32(sign * np.inf) if value >= 2**128 else np.float32(sign * float(value))
+
+
+@settings(max_examples=3000)
+@given(finite, finite, finite)
+@example(1 + 2.0**-23, 1 - 2.0**-23, 2.0**-60)
+@example(2.0**-75, 2.0**-75, 2.0**-149)
+@example(3.0, 2.0**-149, 2.0**-126)
+@example(3.4028234663852886e38, 1.0, 2.0**103)
+@example(1 + 2.0**-12, 1 + 2.0**-12, 2.0**-100)
+@example(1 + 2.0**-12, 1 + 2.0**-12, -(2.0**-100))
+def test_fma_is_exact_arithmetic_rounded_once(a, b, c):
+    got = reference.fma(*(np.float32([v]) for v in (a, b, c)))[0]
+    wanted = round_to_float32(Fraction(a) * Fraction(b) + Fraction(c))
+    if wanted == 0:  # the sign of an exact zero is the sum's own
+        assert got == 0
+    else:
+        assert got.tobytes() == wanted.tobytes(), f"fma({a.hex()}, {b.hex()}, {c.hex()}) = {got}, wanted {wanted}"
+
+
+def test_fma_near_ties():
+    """Random operands whose product cancels most of c, where a second rounding would show."""
+    r = rng(1)
+    a, b = (r.integers(2**23, 2**24, 20000).astype(np.float32) for _ in range(2))
+    c = np.float32(-1) * (a * b) + r.integers(-3, 4, 20000).astype(np.float32) * np.spacing(a * b) * np.float32(0.5)
+    got = reference.fma(a, b, c)
+    for i in range(len(a)):
+        wanted = round_to_float32(Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i])))
+        assert got[i] == wanted
+
+
+def test_rounding_twice_would_be_seen():
+    """Negative control: float32(float64(a * b + c)) differs from the fma on a known case."""
+    a = np.float32([1 + 2.0**-12])
+    c = np.float32([2.0**-100])
+    plain = (a.astype(np.float64) * a.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
+    assert (
+        plain[0] != reference.fma(a, a, c)[0]
+        or round_to_float32(Fraction(float(a[0])) ** 2 + Fraction(float(c[0]))) != plain[0]
+    )
+
+
+def test_kernels_fma(isa):
+    """The kernel's fma through y = fma(t, w, b) with t = +-1: all of the weights' and biases' bits, specials too."""
+    n = 4096
+    x = np.resize(np.float32([1, -1]), n)
+    bits = rng(2).integers(0, 2**32, (2, 40, n), dtype=np.uint32).view(np.float32)
+    for w, b in zip(*bits, strict=True):
+        w[: len(SPECIALS)] = SPECIALS
+        assert_same_bits(llorch.layer_norm(x, w, b, eps=0.0), reference.fma(x, w, b))
+        with np.errstate(all="ignore"):
+            near = -w * np.float32(1 + 2.0**-23)
+        assert_same_bits(llorch.layer_norm(x, w, near, eps=0.3), reference.layer_norm(x, w, near, eps=0.3))
+
+
+def test_sum64_is_the_text():
+    """The definition in docs/numerics.md, value by value."""
+    for n in (0, 1, 5, 63, 64, 65, 200):
+        v = rng(3, n).standard_normal(n).astype(np.float32)
+        p = [np.float32(0)] * 64
+        for i in range(n):
+            p[i % 64] = p[i % 64] + v[i]
+        for h in (32, 16, 8, 4, 2, 1):
+            for j in range(h):
+                p[j] = p[j] + p[j + h]
+        assert_same_bits(reference.sum64(v[None])[0], np.float32([p[0]]))
+
+
+ALLOWED = {
+    "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64", "float16",
+    "int64", "uint16", "uint32", "broadcast_arrays", "ascontiguousarray", "dtype",
+}  # fmt: skip
+
+
+def test_only_plain_operations():
+    """No sum, mean, dot, matmul, exp or anything else whose last bit is NumPy's choice: every call is on a list."""
+    sources = sorted(Path(reference.__file__).parent.glob("*.py"))
+    assert len(sources) >= 3
+    own = {"fma", "sum64", "widen", "narrow"}
+    for source in sources:
+        tree = ast.parse(source.read_text())
+        own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    for source in sources:
+        for node in ast.walk(ast.parse(source.read_text())):
+            where = f"{source.name}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "?")
+                assert name in ALLOWED | own | {"range", "ValueError", "TypeError"}, f"{where}: call of {name}"
+            assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult | ast.Pow)) or (
+                isinstance(node.right, ast.UnaryOp | ast.Constant)  # the constant 2.0**-100
+            ), where
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                module = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+                assert module in {"numpy", "numpy.typing", "typing"} or module.startswith("llorch.reference"), where
