@@ -15,8 +15,9 @@ import numpy as np
 
 import llorch
 import llorch.reference
+from llorch.testing import differing_bits
 
-from . import Check, Step, determinism, differing_bits, mutations, peers, sha256, status
+from . import Array, Check, Step, determinism, mutations, peers, sha256, status
 
 TITLE = "Checkpoint 1: LayerNorm"
 INPUT = "x[i, j] = sin((i * 1024 + j) * 0.001) * 0.5, float32 [2, 1024]; weight ones, bias zeros, eps 1e-5"
@@ -32,11 +33,12 @@ PUBLISHED = "Published values of 2025-10-08"
 def load(name: str) -> dict[str, Any]:
     """One of the JSON files in llorch/validation/data."""
     data = importlib.resources.files("llorch.validation").joinpath("data", name)
-    return json.loads(data.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(data.read_text(encoding="utf-8"))
+    return content
 
 
 @functools.cache
-def inputs() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def inputs() -> tuple[Array, Array, Array]:
     """x float32 [2, 1024], weight and bias float32 [1024].
 
     The same bits on every machine: the product with 0.001 is rounded to float32, the sine comes from math.sin in
@@ -73,13 +75,14 @@ def exact_result() -> list[list[Decimal]]:
     return rows
 
 
-def long_double_result() -> np.ndarray | None:
+def long_double_result() -> Array | None:
     """The same in two passes of long double, or None where that is no wider than float64."""
     if np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant:
         return None
     x = inputs()[0].astype(np.longdouble)
     d = x - x.mean(axis=1, keepdims=True)
-    return d / np.sqrt((d * d).mean(axis=1, keepdims=True) + np.longdouble(np.float32(EPS)))
+    y: Array = d / np.sqrt((d * d).mean(axis=1, keepdims=True) + np.longdouble(np.float32(EPS)))
+    return y
 
 
 def steps(wanted_peers: tuple[str, ...] | None = None) -> list[Step]:
@@ -135,7 +138,7 @@ def exact_checks() -> Iterator[Check]:
     y = llorch.layer_norm(*inputs(), eps=EPS)
     ulp = np.spacing(np.abs(np.array(exact_result(), np.float64)).astype(np.float32)).astype(np.float64)
 
-    def row(name: str, what: str, error: np.ndarray) -> Check:
+    def row(name: str, what: str, error: Array) -> Check:
         worst = float(error.max()) if np.isfinite(error).all() else math.inf
         in_ulp = float((error / ulp).max()) if np.isfinite(error).all() else math.inf
         large = float((error / ulp)[ulp >= 2.0**-24].max()) if np.isfinite(error).all() else math.inf
@@ -144,9 +147,9 @@ def exact_checks() -> Iterator[Check]:
             name,
             status(worst <= LARGEST_ERROR),
             what,
-            f"{worst:.2e}; {large:.2f} ULP where |y| >= 0.5",
-            f"<= {LARGEST_ERROR:g}",
-            f"In units in the last place: {large:.2f} where |y| >= 0.5, {in_ulp:.1f} over all values, near zero.",
+            f"{worst:.1e}, {in_ulp:.1f} ULP ({large:.1f} if |y|>=0.5)",
+            "<= 1e-6",
+            "In units in the last place the largest are at outputs near zero, whose own unit is small.",
             data={"largest_error": worst, "largest_ulp": in_ulp, "largest_ulp_from_0.5": large},
         )
 
@@ -154,7 +157,7 @@ def exact_checks() -> Iterator[Check]:
     digits = np.finfo(np.longdouble).nmant + 1
     what = f"Two passes of long double ({digits} bits)."
     if wide is None:
-        yield Check(EXACT, "long double", "skip", what, "no wider than float64 here", f"<= {LARGEST_ERROR:g}")
+        yield Check(EXACT, "long double", "skip", what, "no wider than float64 here", "<= 1e-6")
     else:
         yield row("long double", what, np.abs(y - wide).astype(np.float64))
     with localcontext(Context(prec=40)):
@@ -181,7 +184,7 @@ def published_checks() -> Iterator[Check]:
             status(worst <= tolerance),
             f"The first outputs as the llama-orch project published them for {name}.",
             f"largest difference {worst:.1e}",
-            f"<= {tolerance:g}",
+            "<= 1e-4",
             data={"largest_difference": worst, "published_from_exact": distance[name]},
         )
 
@@ -195,7 +198,7 @@ def published_checks() -> Iterator[Check]:
         status(worst <= tolerance),
         "Mean, standard deviation, variance, least and largest of each output row.",
         f"largest difference {worst:.1e}",
-        f"<= {tolerance:g}",
+        "<= 1e-4",
         data={"largest_difference": worst},
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import llorch
 import llorch.testing
 
-from . import Check, Kernel, first_line, mutations, sha256, status
+from . import Array, Check, Kernel, first_line, mutations, sha256, status
 
 GROUP = "Determinism: one SHA-256 of the output"
 RUNS, PROCESSES, ALIGNMENTS, THREADED_ROWS = 100, 8, 16, 4096
@@ -48,11 +48,11 @@ def process_hashes(count: int = PROCESSES) -> list[str]:
         return list(pool.map(fresh, range(count)))
 
 
-def run_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
+def run_hashes(kernel: Kernel, x: Array, weight: Array, bias: Array, eps: float) -> list[str]:
     return [sha256(kernel(x, weight, bias, eps=eps)) for _ in range(RUNS)]
 
 
-def isa_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> dict[str, str]:
+def isa_hashes(kernel: Kernel, x: Array, weight: Array, bias: Array, eps: float) -> dict[str, str]:
     hashes = {}
     for name in llorch.available_isas():
         with llorch.testing.use_isa(name):
@@ -60,7 +60,7 @@ def isa_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarr
     return hashes
 
 
-def thread_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
+def thread_hashes(kernel: Kernel, x: Array, weight: Array, bias: Array, eps: float) -> list[str]:
     """The rows repeated up to 4096, so that there is enough work to share, on 1 and on 2 threads."""
     repeats = THREADED_ROWS // len(x)
     many = np.tile(x, (repeats, 1))
@@ -76,7 +76,7 @@ def thread_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.nd
     return hashes
 
 
-def shifted(values: np.ndarray, offset: int) -> np.ndarray:
+def shifted(values: Array, offset: int) -> Array:
     """A copy of float32 values that starts `offset` bytes past a multiple of 64."""
     buffer = np.empty(values.nbytes + 128, np.uint8)
     start = -buffer.ctypes.data % 64 + offset
@@ -85,7 +85,7 @@ def shifted(values: np.ndarray, offset: int) -> np.ndarray:
     return copy
 
 
-def alignment_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
+def alignment_hashes(kernel: Kernel, x: Array, weight: Array, bias: Array, eps: float) -> list[str]:
     """x, weight, bias and the output at 16 addresses, 4 bytes apart, each at another than its neighbours."""
     hashes = []
     for k in range(ALIGNMENTS):
@@ -96,7 +96,7 @@ def alignment_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np
     return hashes
 
 
-def batch_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> list[str]:
+def batch_hashes(kernel: Kernel, x: Array, weight: Array, bias: Array, eps: float) -> list[str]:
     """Each row alone, then among random rows: in every batch first, in the middle and last."""
     random = np.random.default_rng(1)
     hashes = [sha256(np.concatenate([kernel(row[None], weight, bias, eps=eps) for row in x]))]
@@ -111,7 +111,7 @@ def batch_hashes(kernel: Kernel, x: np.ndarray, weight: np.ndarray, bias: np.nda
     return hashes
 
 
-def ordinary_kernel(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps: float) -> np.ndarray:
+def ordinary_kernel(x: Array, weight: Array, bias: Array, *, eps: float) -> Array:
     """The negative control: the same formula, with a plan that depends on the batch, as ordinary libraries have.
 
     A row alone is summed in 8 lanes, rows in a batch from left to right.
@@ -119,7 +119,7 @@ def ordinary_kernel(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, eps:
     return mutations.layer_norm(x, weight, bias, eps=eps, lanes=8 if len(x) == 1 else 1)
 
 
-def checks(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> Iterator[Check]:
+def checks(x: Array, weight: Array, bias: Array, eps: float) -> Iterator[Check]:
     """x float32 [2, 1024], weight and bias float32 [1024]: the checkpoint's."""
     inputs = (x, weight, bias, eps)
 
@@ -147,8 +147,8 @@ def checks(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> I
     yield one_hash(f"{RUNS} runs", "The same call, repeated.", lambda: run_hashes(kernel, *inputs))
     yield one_hash(f"{PROCESSES} fresh processes", "A new Python process each.", process_hashes)
     yield one_hash(
-        f"instruction sets: {', '.join(isas)}",
-        "Every path this CPU can run.",
+        f"every ISA: {', '.join(isas)}",
+        "Every instruction-set path that this CPU can run.",
         lambda: list(isa_hashes(kernel, *inputs).values()),
     )
     yield one_hash(
@@ -170,10 +170,10 @@ def checks(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> I
     control = sorted(set(batch_hashes(ordinary_kernel, *inputs)))
     yield Check(
         GROUP,
-        "negative control: an ordinary kernel",
+        "control: an ordinary kernel",
         status(len(control) > 1),
         "A kernel whose order of summation depends on the batch, through the same comparison: it must show.",
-        f"{len(control)} hashes: the difference shows",
+        f"{len(control)} hashes, the difference shows",
         "more than 1",
         data={"hashes": control},
     )

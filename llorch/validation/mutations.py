@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 import llorch.reference
+from llorch.testing import differing_bits
 
-from . import Check, Kernel, differing_bits, status
+from . import Array, Check, Kernel, status
 
-GROUP = "Mutations: mistakes put in on purpose must be caught"
+GROUP = "Mutations: mistakes put in on purpose must be caught (right: by a tolerance of 1e-4?)"
 OLD_TOLERANCE = 1e-4  # what the published harness allowed
 
 
-def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def fma(a: Array, b: Array, c: Array) -> Array:
     """float32 a * b + c, rounded once: the product is exact in float64, the sum is rounded to odd there."""
     product, addend = a.astype(np.float64) * b, np.asarray(c, np.float64)
     total = product + addend
@@ -31,7 +32,7 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.where((lost != 0) & (bits & 1 == 0), bits + step, bits).view(np.float64).astype(np.float32)
 
 
-def strided_sum(values: np.ndarray, lanes: int, squares: bool = False) -> np.ndarray:
+def strided_sum(values: Array, lanes: int, squares: bool = False) -> Array:
     """[rows, n] -> [rows, 1]: element i goes to lane i mod lanes, then a halving tree. The contract has 64 lanes."""
     rows, n = values.shape
     blocks = np.zeros((rows, -(-n // lanes), lanes), np.float32)
@@ -47,16 +48,16 @@ def strided_sum(values: np.ndarray, lanes: int, squares: bool = False) -> np.nda
 
 
 def layer_norm(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
+    x: Array,
+    weight: Array,
+    bias: Array,
     *,
     eps: float = 1e-5,
     lanes: int = 64,
     ddof: int = 0,
     correct: bool = True,
     axis: int = -1,
-) -> np.ndarray:
+) -> Array:
     """The contract's LayerNorm for finite rows of ordinary size; the last four arguments are the switches.
 
     Args:
@@ -142,7 +143,7 @@ MUTATIONS = (
 )
 
 
-def mutation_input(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def mutation_input(rows: Array) -> tuple[Array, Array, Array]:
     """An input on which every mutation matters: x [8, 1000], weight [1000] about 1, bias [1000] about 0.
 
     Two rows of the checkpoint (cut to 1000 values, so that the last block is a part of one), three of normal noise
@@ -157,7 +158,7 @@ def mutation_input(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return x, weight, bias
 
 
-def checks(rows: np.ndarray, eps: float) -> Iterator[Check]:
+def checks(rows: Array, eps: float) -> Iterator[Check]:
     """Each mutation through the comparison of the oracle check; `rows` float32 [2, 1024] is the checkpoint's input."""
     x, weight, bias = mutation_input(rows)
     want = llorch.reference.layer_norm(x, weight, bias, eps=eps)
@@ -183,7 +184,7 @@ def checks(rows: np.ndarray, eps: float) -> Iterator[Check]:
             status(differ > 0),
             mutation.what,
             f"{'caught' if differ else 'MISSED'}: {differ:,} of {want.size:,} differ",
-            f"1e-4: {'caught' if seen else 'missed'}, {worst:.0e}",
+            f"1e-4 {'catches' if seen else 'misses'} ({worst:.0e})",
             f"A tolerance of {OLD_TOLERANCE:g} would {'also have caught' if seen else 'have missed'} it: "
             f"the largest difference is {worst:.1e}.",
             data={

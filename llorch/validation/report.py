@@ -1,0 +1,181 @@
+"""What `llorch validate` shows and writes: the table, the Markdown report, the JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import llorch
+
+from . import Check
+
+WIDTH = 100
+STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+COMMAND = 'pip install "llorch[gpt2,references]" && llorch validate'
+
+
+@dataclass(frozen=True)
+class Result:
+    """The checks of a checkpoint with all that a second person needs to repeat them."""
+
+    title: str
+    input: str
+    checks: list[Check]
+    started: float  # seconds since the epoch
+    seconds: float
+
+    @property
+    def counts(self) -> Counter[str]:
+        return Counter(check.status for check in self.checks)
+
+    @property
+    def holds(self) -> bool:
+        """Something ran, and nothing of it failed."""
+        return self.counts["fail"] == 0 and self.counts["pass"] > 0
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the checkpoint's input and output, by the name of the check that computed them."""
+        return {check.name: check.data["sha256"] for check in self.checks if "sha256" in check.data}
+
+    @property
+    def date(self) -> str:
+        return datetime.fromtimestamp(self.started, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries that ran, by name."""
+        found = {}
+        for check in self.checks:
+            if "version" in check.data:
+                version = check.data["version"]
+                found[check.name.partition(f" {version}")[0]] = version
+        return found
+
+    def summary(self) -> str:
+        words = {"pass": "passed", "fail": "failed", "skip": "skipped"}
+        return ", ".join(f"{self.counts[key]} {word}" for key, word in words.items() if self.counts[key])
+
+
+def machine() -> dict[str, Any]:
+    """`llorch.config()` and the operating system."""
+    return llorch.config() | {"os": platform.platform()}
+
+
+def console_options() -> dict[str, Any]:
+    """100 columns where the output is no terminal, and at most that in one."""
+    if not sys.stdout.isatty():
+        return {"width": WIDTH}
+    return {"width": min(WIDTH, Console().width)}
+
+
+def table(checks: list[Check], width: int) -> Table:
+    """Status, check, measured and bound of one group; the same columns for every group."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.width = width
+    grid.add_column(width=4)
+    grid.add_column(ratio=36)
+    grid.add_column(ratio=37)
+    grid.add_column(ratio=20)
+    for check in checks:
+        style = STYLES[check.status]
+        grid.add_row(
+            Text("FAIL" if check.status == "fail" else check.status, style=style),
+            Text(check.name),
+            Text(check.measured, style="" if check.status == "pass" else style),
+            Text(check.bound, style="dim"),
+        )
+    grid.add_row()
+    return grid
+
+
+def show(result: Result, console: Console, *, quiet: bool = False) -> None:
+    """Prints the table in groups, the details of what failed, and the summary."""
+    if not quiet:
+        console.print(Text(result.title, style="bold"))
+        console.print(Text(result.input + "\n"))
+        for group, checks in groupby(result.checks, key=lambda check: check.group):
+            console.print(Text(group, style="bold"))
+            console.print(table(list(checks), console.width))
+    for check in result.checks:
+        if check.status == "fail":
+            console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
+            console.print(Text(f"      {check.what} {check.detail}".rstrip()))
+    info = machine()
+    style = "bold green" if result.holds else "bold red"
+    console.print(Text(f"{result.summary()} in {result.seconds:.1f} s", style=style))
+    for name, value in result.hashes.items():
+        console.print(Text(f"{name}: {value}"), soft_wrap=True)
+    console.print(Text(f"llorch {info['llorch']}, instruction set {info['isa']}, {info['cpu']}"), soft_wrap=True)
+
+
+def as_json(result: Result) -> str:
+    """Everything, machine readable."""
+    content = {
+        "title": result.title,
+        "input": result.input,
+        "holds": result.holds,
+        "date": result.date,
+        "seconds": round(result.seconds, 2),
+        "summary": {key: result.counts[key] for key in ("pass", "fail", "skip")},
+        "hashes": result.hashes,
+        "machine": machine(),
+        "libraries": result.versions,
+        "command": COMMAND,
+        "checks": [asdict(check) for check in result.checks],
+    }
+    return json.dumps(content, indent=1, default=list) + "\n"
+
+
+def as_markdown(result: Result) -> str:
+    """The report for a second person: what was compared, the table, hashes, versions, how to repeat it."""
+
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    info = machine()
+    lines = [
+        f"# {result.title}",
+        "",
+        f"{'Everything that ran holds' if result.holds else '**Something failed**'}: {result.summary()}, "
+        f"in {result.seconds:.1f} s, on {result.date}.",
+        "",
+        "Input:",
+        "",
+        f"    {result.input}",
+        "",
+        "To repeat it:",
+        "",
+        f"    {COMMAND}",
+        "",
+        "| hash | SHA-256 of little-endian float32 |",
+        "| --- | --- |",
+        *(f"| {name.removeprefix('SHA-256 of the ')} | `{value}` |" for name, value in result.hashes.items()),
+    ]
+    for group, checks in groupby(result.checks, key=lambda check: check.group):
+        lines += [
+            "",
+            f"## {group}",
+            "",
+            "| status | check | measured | bound | what |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for check in checks:
+            what = f"{check.what} {check.detail}".strip()
+            cells = (check.status, check.name, check.measured, check.bound, what)
+            lines.append("| " + " | ".join(map(cell, cells)) + " |")
+    lines += ["", "## Versions and machine", "", "| | |", "| --- | --- |"]
+    for key, value in (info | result.versions).items():
+        shown = ", ".join(value) if isinstance(value, tuple) else str(value)
+        lines.append(f"| {key} | {cell(shown)} |")
+    return "\n".join(lines) + "\n"
