@@ -96,7 +96,8 @@ def test_import_needs_numpy_alone():
         import sys
         class Refuse:
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in {"rich", "click", "torch", "safetensors", "tokenizers", "ml_dtypes", "threadpoolctl"}:
+                if name.split(".")[0] in {"rich", "click", "torch", "safetensors", "tokenizers", "ml_dtypes",
+                                          "threadpoolctl"}:
                     raise ImportError(name)
         sys.meta_path.insert(0, Refuse())
         import numpy as np, llorch

@@ -199,7 +199,8 @@ def test_strided_out_weight_and_bias(isa):
     x = normal(4, 5, 66)
     w, b = normal(132, seed=1)[::2], normal(66, seed=2)[::-1]
     wanted = reference.layer_norm(x, w.copy(), b.copy())
-    for make in (lambda: np.zeros((4, 5, 140), np.float32)[:, :, :66], lambda: np.zeros((4, 5, 132), np.float32)[:, :, ::2],
+    for make in (lambda: np.zeros((4, 5, 140), np.float32)[:, :, :66],
+                 lambda: np.zeros((4, 5, 132), np.float32)[:, :, ::2],
                  lambda: np.zeros((5, 4, 66), np.float32).transpose(1, 0, 2),
                  lambda: np.zeros((4, 5, 66), np.float32)[::-1, :, ::-1]):  # fmt: skip
         out = make()
@@ -234,7 +235,8 @@ def test_columns_side_by_side_are_no_overlap():
 def test_shapes():
     for shape in ((7,), (0, 5), (3, 0), (2, 0, 5), (0,), (1, 1, 1), (2, 3, 4, 5)):
         x = normal(*shape)
-        for got, wanted in ((llorch.layer_norm(x), reference.layer_norm(x)), (llorch.rms_norm(x), reference.rms_norm(x)),
+        for got, wanted in ((llorch.layer_norm(x), reference.layer_norm(x)),
+                            (llorch.rms_norm(x), reference.rms_norm(x)),
                             (llorch.add_layer_norm(x, x)[0], reference.add_layer_norm(x, x)[0])):  # fmt: skip
             assert_same_bits(got, wanted, f"shape {shape}")
 
@@ -249,7 +251,7 @@ def test_nan_and_infinity_stay_in_their_row(isa):
             for column in {0, n // 2, n - 1}:
                 x = clean.copy()
                 x[4, column] = value
-                for function in (llorch.layer_norm, llorch.rms_norm, lambda x: llorch.add_layer_norm(x, clean)[0]):
+                for function in (llorch.layer_norm, llorch.rms_norm, lambda x, r=clean: llorch.add_layer_norm(x, r)[0]):
                     y, z = function(x), function(clean)
                     assert np.isnan(y[4]).all()
                     assert_same_bits(np.delete(y, 4, 0), np.delete(z, 4, 0))

@@ -97,7 +97,8 @@ def test_sum64_is_the_text():
 
 
 ALLOWED = {
-    "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64", "float16",
+    "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64",
+    "float16",
     "int64", "uint16", "uint32", "broadcast_arrays", "ascontiguousarray", "dtype",
 }  # fmt: skip
 

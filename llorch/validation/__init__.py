@@ -62,6 +62,10 @@ def status(holds: object) -> Status:
     return "pass" if holds else "fail"
 
 
+def at_most(bound: float) -> str:
+    return f"<= {bound:.0e}".replace("e-0", "e-")
+
+
 def sha256(values: Array) -> str:
     """SHA-256 of the values as little-endian float32 in C order."""
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from . import Check
 
 WIDTH = 100
 STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
-COMMAND = 'pip install "llorch[gpt2,references]" && llorch validate'
+COMMAND = 'pip install ".[gpt2,references]" && llorch validate'
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,15 @@ def show(result: Result, console: Console, *, quiet: bool = False) -> None:
     console.print(Text(f"llorch {info['llorch']}, instruction set {info['isa']}, {info['cpu']}"), soft_wrap=True)
 
 
+def plain(value: Any) -> Any:
+    """The same as JSON values: tuples as lists, infinities and NaN as strings."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_json(result: Result) -> str:
     """Everything, machine readable."""
     content = {
@@ -134,7 +144,7 @@ def as_json(result: Result) -> str:
         "command": COMMAND,
         "checks": [asdict(check) for check in result.checks],
     }
-    return json.dumps(content, indent=1, default=list) + "\n"
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def as_markdown(result: Result) -> str:
@@ -154,7 +164,7 @@ def as_markdown(result: Result) -> str:
         "",
         f"    {result.input}",
         "",
-        "To repeat it:",
+        "To repeat it, in a checkout of the version below:",
         "",
         f"    {COMMAND}",
         "",
