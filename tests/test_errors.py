@@ -88,7 +88,7 @@ def test_overlaps_are_refused_and_nothing_is_written():
 
 def run(code="import llorch; print(llorch.isa(), llorch.get_num_threads())", **environment):
     return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+        [sys.executable, "-P", "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
     )
 
 
