@@ -1,19 +1,28 @@
-"""The command line: `llorch validate`, `llorch config`."""
+"""The command line: `llorch validate` and `llorch config`. Needs click and rich (see llorch/__main__.py)."""
 
-import json
 import sys
 import time
-from datetime import UTC, datetime
-from typing import Any, TextIO
+from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import llorch
-from llorch.validation import Check, checkpoint_01, run
+from llorch.validation import Check, Step, checkpoint_01, peers, report, run
 
-STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+
+def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
+    """Opens the file for writing, so that a mistyped path is found before the work and not after; changes nothing."""
+    if value is not None:
+        try:
+            new = not value.exists()
+            value.open("ab").close()
+            if new:
+                value.unlink()
+        except OSError as error:
+            raise click.BadParameter(f"can't write {value}: {error.strerror}") from None
+    return value
 
 
 @click.group()
@@ -29,62 +38,62 @@ def config() -> None:
 
 
 @main.command()
-@click.option("--json", "json_file", type=click.File("w", lazy=False), help="Write everything measured to this file.")
-@click.option("--report", type=click.File("w", lazy=False), help="Write a Markdown report to this file.")
-def validate(json_file: TextIO | None, report: TextIO | None) -> None:
-    """Checkpoint 1 of GPT-2 inference, LayerNorm. Exit status 0 only if every check that ran holds."""
-    started = time.perf_counter()
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    callback=writable,
+    metavar="FILE",
+    help="Write everything measured to this file.",
+)
+@click.option(
+    "--report",
+    "report_path",
+    type=click.Path(path_type=Path),
+    callback=writable,
+    metavar="FILE.md",
+    help="Write a Markdown report, with all that a second person needs to repeat it.",
+)
+@click.option(
+    "--peer",
+    "wanted",
+    multiple=True,
+    type=click.Choice([*(peer.key for peer in peers.PEERS), "none"]),
+    help="Run this library only (repeatable), or none. Without it: every one that is installed.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only what failed, and the summary.")
+@click.pass_context
+def validate(
+    context: click.Context, json_path: Path | None, report_path: Path | None, wanted: tuple[str, ...], quiet: bool
+) -> None:
+    """Checkpoint 1 of GPT-2 inference, LayerNorm, against everything there is to compare it with.
+
+    The exit status is 0 if all that ran holds (a library that is not installed is skipped), 1 if something failed.
+    """
+    started, clock = time.time(), time.perf_counter()
+    steps = checkpoint_01.steps(wanted or None)
     checks: list[Check] = []
-    progress = Console(stderr=True)
-    with progress.status("validating") as display:
-        for check in run(checkpoint_01.steps(), lambda step: display.update(f"{step.group}: {step.title}")):
-            checks.append(check)
-    summary = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 1),
-        "output_sha256": checkpoint_01.output_hash(),
-        "config": llorch.config(),
-        "counts": {status: sum(check.status == status for check in checks) for status in STYLES},
-    }
-    show(checks, summary)
-    if json_file:
-        json.dump({**summary, "checks": [vars(check) for check in checks]}, json_file, indent=1, default=str)
-    if report:
-        report.write(markdown(checks, summary))
-    sys.exit(1 if summary["counts"]["fail"] else 0)
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
+        task = progress.add_task("", total=len(steps))
 
+        def begin(step: Step) -> None:
+            progress.update(task, description=step.title, completed=steps.index(step))
 
-def show(checks: list[Check], summary: dict[str, Any]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    table = Table("", "check", "measured", "bound", title="Checkpoint 1: LayerNorm [2, 1024]", title_justify="left")
-    group = ""
-    for check in checks:
-        if check.group != group:
-            group = check.group
-            table.add_section()
-            table.add_row("", f"[bold]{group}")
-        table.add_row(f"[{STYLES[check.status]}]{check.status}", check.name, check.measured, check.bound)
-    console.print(table)
-    counts, here = summary["counts"], summary["config"]
-    console.print(
-        f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {summary['seconds']} s; "
-        f"{here['isa']} on {here['cpu']}\noutput SHA-256 {summary['output_sha256']}"
-    )
+        checks.extend(run(steps, begin))
 
-
-def markdown(checks: list[Check], summary: dict[str, Any]) -> str:
-    """The report: what was compared, hashes, versions, CPU and instruction set."""
-    lines = [
-        "# llorch validate: checkpoint 1, LayerNorm",
-        "",
-        "x[i,j] = sin(float32(i*1024+j)*0.001)*0.5, float32 [2, 1024]; weight ones, bias zeros, eps 1e-5.",
-        f"{summary['date']}; repeat with `llorch validate`. Output SHA-256 `{summary['output_sha256']}`.",
-        "",
-        "| status | group | check | measured | bound | what |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for c in checks:
-        cells = (c.status, c.group, c.name, c.measured, c.bound, " ".join((c.what, c.detail)))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
-    lines += ["", *(f"- {key}: {value}" for key, value in summary["config"].items()), ""]
-    return "\n".join(lines)
+    result = report.Result(checkpoint_01.TITLE, checkpoint_01.INPUT, checks, started, time.perf_counter() - clock)
+    report.show(result, report.console(), quiet=quiet)
+    if json_path is not None:
+        json_path.write_text(report.as_json(result), encoding="utf-8")
+    if report_path is not None:
+        report_path.write_text(report.as_markdown(result), encoding="utf-8")
+    context.exit(0 if result.holds else 1)

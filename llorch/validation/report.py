@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -73,11 +72,10 @@ def machine() -> dict[str, Any]:
     return llorch.config() | {"os": platform.platform()}
 
 
-def console_options() -> dict[str, Any]:
+def console() -> Console:
     """100 columns where the output is no terminal, and at most that in one."""
-    if not sys.stdout.isatty():
-        return {"width": WIDTH}
-    return {"width": min(WIDTH, Console().width)}
+    plain = Console()
+    return Console(width=min(WIDTH, plain.width) if plain.is_terminal else WIDTH)
 
 
 def table(checks: list[Check], width: int) -> Table:
