@@ -28,7 +28,7 @@ def use_isa(name: str) -> Iterator[None]:
 def bits(a: Any) -> np.ndarray[Any, Any]:
     """The encodings of a's elements as unsigned integers, all NaNs as one, for comparison: -0 is not +0."""
     a = np.ascontiguousarray(a)
-    encoding = a.view(np.dtype(f"u{a.dtype.itemsize}")).copy()
+    encoding: np.ndarray[Any, Any] = a.view(np.dtype(f"u{a.dtype.itemsize}")).copy()
     encoding[a != a] = np.iinfo(encoding.dtype).max
     return encoding
 

@@ -13,23 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 import llorch.reference
+from llorch.reference._arithmetic import fma
 from llorch.testing import differing_bits
 
 from . import Array, Check, Kernel, status
 
 GROUP = "Mutations: mistakes put in on purpose must be caught (right: by a tolerance of 1e-4?)"
 OLD_TOLERANCE = 1e-4  # what the published harness allowed
-
-
-def fma(a: Array, b: Array, c: Array) -> Array:
-    """float32 a * b + c, rounded once: the product is exact in float64, the sum is rounded to odd there."""
-    product, addend = a.astype(np.float64) * b, np.asarray(c, np.float64)
-    total = product + addend
-    part = total - product
-    lost = (product - (total - part)) + (addend - part)  # total + lost is the exact sum
-    bits = total.view(np.int64)
-    step = np.where((lost > 0) == (total > 0), 1, -1)
-    return np.where((lost != 0) & (bits & 1 == 0), bits + step, bits).view(np.float64).astype(np.float32)
 
 
 def strided_sum(values: Array, lanes: int, squares: bool = False) -> Array:
