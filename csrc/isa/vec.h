@@ -14,6 +14,7 @@
  *   vf_load_bf16(p)  vf_store_bf16(p, v)      the same for bfloat16
  *   vf_add  vf_sub  vf_mul  vf_fma(a, b, c)   lane by lane; vf_fma rounds a * b + c once
  *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
+ *   vf_join(a, b, m)                          the first m lanes of a, then the first of b
  *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
  *
  * Everything below is made of these and is the same for every instruction set.

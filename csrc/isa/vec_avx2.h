@@ -24,6 +24,11 @@ LL_FN vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 LL_FN vf vf_first(vf v, size_t m) { return _mm256_and_ps(v, _mm256_castsi256_ps(vf_mask(m))); }
+LL_FN vf vf_join(vf a, vf b, size_t m)
+{
+    __m256i from = _mm256_sub_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((int)m));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(b, from), a, _mm256_castsi256_ps(vf_mask(m)));
+}
 
 LL_FN vf vf_load_f16(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
 LL_FN void vf_store_f16(void *p, vf v) { _mm_storeu_si128(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }

@@ -18,6 +18,7 @@ LL_FN vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 LL_FN vf vf_first(vf v, size_t m) { return _mm512_maskz_mov_ps((__mmask16)((1u << m) - 1), v); }
+LL_FN vf vf_join(vf a, vf b, size_t m) { return _mm512_mask_expand_ps(a, (__mmask16)(0xffffu << m), b); }
 
 LL_FN vf vf_load_f16(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
 LL_FN void vf_store_f16(void *p, vf v)

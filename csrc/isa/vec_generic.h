@@ -88,6 +88,7 @@ LL_FN vf vf_fma(vf a, vf b, vf c)
     return a;
 }
 LL_FN vf vf_first(vf v, size_t m) { LL_EACH v.lane[l] = (size_t)l < m ? v.lane[l] : 0.0f; return v; }
+LL_FN vf vf_join(vf a, vf b, size_t m) { LL_EACH if ((size_t)l >= m) a.lane[l] = b.lane[(size_t)l - m]; return a; }
 
 LL_FN vf vf_load_f16(const void *p)
 {

@@ -34,6 +34,11 @@ LL_FN vf vf_first(vf v, size_t m)
     uint32x4_t keep = vcltq_u32(vld1q_u32(index), vdupq_n_u32((uint32_t)m));
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), keep));
 }
+LL_FN vf vf_join(vf a, vf b, size_t m)
+{
+    vf_store_n((char *)&a + m * sizeof(float), b, 4 - m);
+    return a;
+}
 
 LL_FN vf vf_load_f16(const void *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
 LL_FN void vf_store_f16(void *p, vf v) { vst1_u8(p, vreinterpret_u8_f16(vcvt_f16_f32(v))); }

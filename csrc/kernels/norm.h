@@ -27,6 +27,7 @@
 #include "table.h"
 
 #define GROUP 2
+#define LINE 64
 /* How many rows ahead the next data are called for, while this row is summed or squared. */
 #define AHEAD 2
 /* Rows from this length on begin with the way to a boundary of y. */
@@ -45,7 +46,14 @@ typedef struct norm_row {
 
 /* ---- first pass: sum64(x); the add happens here ---------------------------------------------- */
 
-/* ahead, here and below: where a later row lies that will soon be read, or the constant NULL. */
+/* ahead, here and below: where a later row lies that will soon be read, or the constant NULL. One call a
+ * cache line; more would only take room. */
+LL_INLINE void call_for(const char *ahead, size_t j, int dtype)
+{
+    if (ahead && j * ll_dtype_size(dtype) % LINE == 0)
+        __builtin_prefetch(ahead + j * ll_dtype_size(dtype), 0, 3);
+}
+
 LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
 {
     vf p[LL_REGS];
@@ -57,8 +65,7 @@ LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t 
         LL_UNROLL
         for (size_t k = 0; k < LL_REGS; k++) {
             vf v = row_load(x, j + k * LL_VL, dtype);
-            if (ahead)
-                __builtin_prefetch(ahead + (j + k * LL_VL) * ll_dtype_size(dtype), 0, 2);
+            call_for(ahead, j + k * LL_VL, dtype);
             if (residual) {
                 v = vf_add(v, row_load(residual, j + k * LL_VL, dtype));
                 row_store(sum, j + k * LL_VL, v, dtype);
@@ -104,8 +111,7 @@ LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, flo
             LL_UNROLL
             for (size_t k = 0; k < LL_STRIP; k++) {
                 vf d = row_load(x, j + (strip + k) * LL_VL, dtype);
-                if (ahead)
-                    __builtin_prefetch(ahead + (j + (strip + k) * LL_VL) * ll_dtype_size(dtype), 0, 3);
+                call_for(ahead, j + (strip + k) * LL_VL, dtype);
                 if (centre) {
                     d = vf_sub(d, mu);
                     p[k] = vf_add(p[k], d);
@@ -188,53 +194,81 @@ LL_INLINE vf normalise(vf x, vf mean, vf r, vf s, int centre)
     return centre ? vf_fma(vf_sub(x, mean), r, s) : vf_mul(x, r);
 }
 
-/* weight and bias are NULL or not, stream is 0 or 1, as constants: one loop for each case. Stores that cross
- * a cache line cost double, so long rows first go to a boundary of y: every step here is lane by lane, where
- * the vectors begin changes no bit. */
-LL_INLINE void apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
-                          int dtype, int stream)
+LL_INLINE vf output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre, int dtype)
 {
-    const vf mean = vf_set1(row->mean), r = vf_set1(row->r), s = vf_set1(row->s);
-    const char *x = row->x;
-    const size_t size = ll_dtype_size(dtype), bytes = LL_VL * size;
-    size_t j = 0;
-    if (n >= ALIGN_FROM) {
-        j = (bytes - (uintptr_t)y % bytes) % bytes / size;
-        if (j) {
-            vf t = normalise(row_load_n(x, 0, j, dtype), mean, r, s, centre);
-            row_store_n(y, 0, scale_shift(t, weight, bias, 0, j), j, dtype);
-        }
-    }
-#pragma GCC unroll 4
-    for (; j + LL_VL <= n; j += LL_VL) {
-        vf t = normalise(row_load(x, j, dtype), mean, r, s, centre);
-        vf v = scale_shift(t, weight, bias, j, LL_VL);
-        if (stream)
-            vf_stream(y + j * size, v);
-        else
-            row_store(y, j, v, dtype);
-    }
-    if (j < n) {
-        vf t = normalise(row_load_n(x, j, n - j, dtype), mean, r, s, centre);
-        row_store_n(y, j, scale_shift(t, weight, bias, j, n - j), n - j, dtype);
-    }
+    vf t = normalise(row_load_n(row->x, j, m, dtype), vf_set1(row->mean), vf_set1(row->r), vf_set1(row->s), centre);
+    return scale_shift(t, weight, bias, j, m);
 }
 
-LL_INLINE void pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype,
-                          int stream)
+/* Values on the way to a boundary of vectors. */
+LL_INLINE size_t to_boundary(const char *y, size_t size)
 {
-    if (stream && !centre)
-        apply_case(row, w, NULL, y, n, centre, dtype, 1);
-    else if (stream)
-        apply_case(row, w, b, y, n, centre, dtype, 1);
-    else if (w && b)
-        apply_case(row, w, b, y, n, centre, dtype, 0);
+    const size_t bytes = LL_VL * size;
+    return (bytes - (uintptr_t)y % bytes) % bytes / size;
+}
+
+/* weight and bias are NULL or not as constants: one loop for each case. Stores that cross a cache line cost
+ * double, so long rows first go to a boundary of y: every step here is lane by lane, where the vectors begin
+ * changes no bit. */
+LL_INLINE void apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
+                          int dtype)
+{
+    size_t j = n >= ALIGN_FROM ? to_boundary(y, ll_dtype_size(dtype)) : 0;
+    if (j)
+        row_store_n(y, 0, output(row, weight, bias, 0, j, centre, dtype), j, dtype);
+#pragma GCC unroll 4
+    for (; j + LL_VL <= n; j += LL_VL)
+        row_store(y, j, output(row, weight, bias, j, LL_VL, centre, dtype), dtype);
+    if (j < n)
+        row_store_n(y, j, output(row, weight, bias, j, n - j, centre, dtype), n - j, dtype);
+}
+
+LL_INLINE void pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype)
+{
+    if (w && b)
+        apply_case(row, w, b, y, n, centre, dtype);
     else if (w)
-        apply_case(row, w, NULL, y, n, centre, dtype, 0);
+        apply_case(row, w, NULL, y, n, centre, dtype);
     else if (b)
-        apply_case(row, NULL, b, y, n, centre, dtype, 0);
+        apply_case(row, NULL, b, y, n, centre, dtype);
     else
-        apply_case(row, NULL, NULL, y, n, centre, dtype, 0);
+        apply_case(row, NULL, NULL, y, n, centre, dtype);
+}
+
+/* What a stream still holds: the last m values of the row before, that share their vector with the next row's
+ * first. An ordinary store of a part of a line would wait behind the stream, and loads that look alike to the
+ * processor (the same place in their pages) behind it: measured, up to three times slower. */
+typedef struct norm_edge {
+    vf v;
+    size_t m;
+} norm_edge;
+
+LL_INLINE void edge_store(norm_edge *edge, char *end)
+{
+    if (edge->m)
+        vf_store_n(end - edge->m * sizeof(float), edge->v, edge->m);
+    edge->m = 0;
+}
+
+/* pass_apply for float32 past the caches; y follows the row before without a gap, n >= LL_VL. A thread that
+ * waits for the pool sees these stores: the pool counts its finished workers by a locked add, which drains them. */
+LL_INLINE void pass_stream(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre,
+                           norm_edge *edge)
+{
+    size_t j = to_boundary(y, sizeof(float));
+    if (j) {
+        vf v = output(row, w, b, 0, j, centre, LL_F32);
+        if (edge->m)
+            vf_stream(y - edge->m * sizeof(float), vf_join(edge->v, v, edge->m));
+        else
+            vf_store_n(y, v, j);
+    }
+#pragma GCC unroll 4
+    for (; j + LL_VL <= n; j += LL_VL)
+        vf_stream(y + j * sizeof(float), output(row, w, b, j, LL_VL, centre, LL_F32));
+    edge->m = n - j;
+    if (j < n)
+        edge->v = output(row, w, b, j, n - j, centre, LL_F32);
 }
 
 /* ---- the range rule ---------------------------------------------------------------------------- */
@@ -305,11 +339,12 @@ LL_INLINE char *row_at(const void *base, size_t i, ptrdiff_t stride)
     return (char *)(uintptr_t)base + (ptrdiff_t)i * stride;
 }
 
-/* Rows [first, first + count), count <= GROUP, through all three passes. stream is a constant. */
+/* Rows [first, first + count), count <= GROUP, through all three passes. edge is NULL where y isn't streamed. */
 LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, const char *weight, const char *bias,
-                          double eps, enum norm op, int dtype, int stream)
+                          double eps, enum norm op, int dtype, norm_edge *edge)
 {
     const size_t n = a->n;
+    const int stream = edge != NULL;
     const int centre = op != RMS_NORM;
     norm_row row[GROUP];
     const char *ahead[GROUP];
@@ -342,10 +377,15 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
     }
     for (size_t i = 0; i < count; i++) {
         char *y = row_at(a->y, first + i, a->y_stride);
-        if (__builtin_expect(row[i].wide, 0))
+        if (__builtin_expect(row[i].wide, 0)) {
+            if (stream)
+                edge_store(edge, y);
             row_wide(row[i].x, weight, bias, y, n, eps, centre, dtype);
-        else
-            pass_apply(&row[i], weight, bias, y, n, centre, dtype, stream);
+        } else if (stream) {
+            pass_stream(&row[i], weight, bias, y, n, centre, edge);
+        } else {
+            pass_apply(&row[i], weight, bias, y, n, centre, dtype);
+        }
     }
 }
 
@@ -353,17 +393,18 @@ LL_INLINE void norm(const ll_norm_args *a, size_t begin, size_t end, enum norm o
 {
     const char *w = (const char *)a->weight, *b = op == RMS_NORM ? NULL : (const char *)a->bias;
     const double eps = (double)(float)a->eps;
-    const size_t size = ll_dtype_size(dtype);
-    /* A stream needs whole values on the way to a boundary of y. From memory, single rows were fastest. */
-    if (a->stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= ALIGN_FROM && (uintptr_t)a->y % size == 0
-        && a->y_stride % (ptrdiff_t)size == 0) {
+    /* From memory, single rows were fastest. */
+    if (a->stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= ALIGN_FROM
+        && (uintptr_t)a->y % sizeof(float) == 0 && a->y_stride == (ptrdiff_t)(a->n * sizeof(float))) {
+        norm_edge edge = {.m = 0};
         for (size_t i = begin; i < end; i++)
-            norm_group(a, i, 1, w, b, eps, op, LL_F32, 1);
+            norm_group(a, i, 1, w, b, eps, op, LL_F32, &edge);
+        edge_store(&edge, row_at(a->y, end, a->y_stride));
         return;
     }
     const size_t group = a->n * sizeof(float) * GROUP <= GROUP_BYTES ? GROUP : 1;
     for (size_t i = begin; i < end; i += group)
-        norm_group(a, i, end - i < group ? end - i : group, w, b, eps, op, dtype, 0);
+        norm_group(a, i, end - i < group ? end - i : group, w, b, eps, op, dtype, NULL);
 }
 
 #define LL_DEFINE(name, op, dtype) \

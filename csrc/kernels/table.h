@@ -17,8 +17,6 @@ typedef struct ll_kernels {
 
 /* The active table (dispatch.c). */
 const ll_kernels *ll_table(void);
-/* The one for work that goes from memory to memory: the same bits, by whatever moves bytes fastest. */
-const ll_kernels *ll_table_for_streams(void);
 
 /* LL_SYMBOL(layer_norm_f32) is ll_layer_norm_f32_<isa>. */
 #define LL_PASTE2(name, isa) ll_##name##_##isa

@@ -10,7 +10,8 @@
 #define GRAIN_ROWS 4
 
 /* Outputs that don't fit the last cache are stored around it: that saves reading every line of y before
- * it is overwritten. The default holds where the system doesn't know its caches. */
+ * it is overwritten. Systems overstate that cache (384 MB where one core reaches 32), so there is a limit. */
+#define STREAM_MAX ((size_t)32 << 20)
 static size_t stream_bytes(void)
 {
     static _Atomic size_t cached;
@@ -20,7 +21,7 @@ static size_t stream_bytes(void)
 #ifdef _SC_LEVEL3_CACHE_SIZE
         l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
-        bytes = l3 > 0 ? (size_t)l3 : (size_t)32 << 20;
+        bytes = l3 > 0 && (size_t)l3 < STREAM_MAX ? (size_t)l3 : STREAM_MAX;
         atomic_store_explicit(&cached, bytes, memory_order_relaxed);
     }
     return bytes;
@@ -43,8 +44,7 @@ static void run(ll_norm_args *a, size_t family)
         return;
     size_t grain = (GRAIN_VALUES / a->n / GRAIN_ROWS + 1) * GRAIN_ROWS;
     a->stream = a->y != a->x && a->y != a->residual && a->rows * a->n * sizeof(float) > stream_bytes();
-    const ll_kernels *table = a->stream ? ll_table_for_streams() : ll_table();
-    norm_job job = {a, ((const ll_norm_kernel *)((const char *)table + family))[a->dtype]};
+    norm_job job = {a, ((const ll_norm_kernel *)((const char *)ll_table() + family))[a->dtype]};
     ll_parallel_for(a->rows, grain, norm_task, &job);
 }
 
