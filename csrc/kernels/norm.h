@@ -30,10 +30,14 @@
 #define LINE 64
 /* How many rows ahead the next data are called for, while this row is summed or squared. */
 #define AHEAD 2
-/* Rows from this length on begin with the way to a boundary of y. */
+/* Rows from this length on begin with the way to a boundary of vectors. */
 #define ALIGN_FROM 256
 /* Groups of rows up to this many bytes of float32; longer rows go one by one. */
 #define GROUP_BYTES (32 * 1024)
+
+/* Up to this length, weight and bias may be copied to the stack, for at least so many rows. */
+#define SCALES 4096
+#define SCALES_ROWS 8
 
 enum norm { LAYER_NORM, ADD_LAYER_NORM, RMS_NORM };
 
@@ -44,35 +48,61 @@ typedef struct norm_row {
     int wide;         /* the range rule applies: float64, or NaN */
 } norm_row;
 
+/* ---- where vectors begin ----------------------------------------------------------------------
+ *
+ * Loads and stores that cross a cache line cost double, so long rows first go to a boundary: of x in the first
+ * two passes, of y in the third. That changes no bit. In the third pass every step is lane by lane. In the sums,
+ * a way of h values turns the 64 lanes as a whole: value j lands at lane (j - h) mod 64, each lane still adds its
+ * values in order, and at every level of the halving tree the partners (h apart modulo 2 h) stay partners. */
+
+/* Values from p to the next boundary of vectors. */
+LL_INLINE size_t way(const char *p, size_t n, int dtype)
+{
+    const size_t size = ll_dtype_size(dtype), bytes = LL_VL * size;
+    return n >= ALIGN_FROM ? (bytes - (uintptr_t)p % bytes) % bytes / size : 0;
+}
+
+/* The h values of the way at the end of the last register, where the turned lanes have them; the rest +0. */
+LL_INLINE vf turned(vf v, size_t h) { return vf_join(vf_zero(), v, LL_VL - h); }
+
 /* ---- first pass: sum64(x); the add happens here ---------------------------------------------- */
+
+/* Values [j, j + m) of x, or of x + residual, which are stored. Lanes past m are +0.0. */
+LL_INLINE vf row_term(const char *x, const char *residual, char *sum, size_t j, size_t m, int dtype)
+{
+    vf v = row_load_n(x, j, m, dtype);
+    if (residual) {
+        v = vf_add(v, row_load_n(residual, j, m, dtype));
+        row_store_n(sum, j, v, m, dtype);
+        if (dtype != LL_F32 || m < LL_VL)
+            v = row_load_n(sum, j, m, dtype); /* what was stored, so that the sum is of that */
+    }
+    return v;
+}
 
 /* ahead, here and below: where a later row lies that will soon be read, or the constant NULL. One call a
  * cache line; more would only take room. */
-LL_INLINE void call_for(const char *ahead, size_t j, int dtype)
+LL_INLINE void call_for(const char *ahead, size_t j, size_t k, int dtype)
 {
-    if (ahead && j * ll_dtype_size(dtype) % LINE == 0)
-        __builtin_prefetch(ahead + j * ll_dtype_size(dtype), 0, 3);
+    const size_t size = ll_dtype_size(dtype);
+    if (ahead && k * LL_VL * size % LINE == 0)
+        __builtin_prefetch(ahead + (j + k * LL_VL) * size, 0, 3);
 }
 
 LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
 {
     vf p[LL_REGS];
-    size_t j = 0;
+    size_t j = way(x, n, dtype);
     LL_UNROLL
     for (size_t k = 0; k < LL_REGS; k++)
         p[k] = vf_zero();
+    if (j)
+        p[LL_REGS - 1] = vf_add(p[LL_REGS - 1], turned(row_term(x, residual, sum, 0, j, dtype), j));
     for (; j + LL_LANES <= n; j += LL_LANES) {
         LL_UNROLL
         for (size_t k = 0; k < LL_REGS; k++) {
-            vf v = row_load(x, j + k * LL_VL, dtype);
-            call_for(ahead, j + k * LL_VL, dtype);
-            if (residual) {
-                v = vf_add(v, row_load(residual, j + k * LL_VL, dtype));
-                row_store(sum, j + k * LL_VL, v, dtype);
-                if (dtype != LL_F32)
-                    v = row_load(sum, j + k * LL_VL, dtype); /* what was stored, so that the sum is of that */
-            }
-            p[k] = vf_add(p[k], v);
+            call_for(ahead, j, k, dtype);
+            p[k] = vf_add(p[k], row_term(x, residual, sum, j + k * LL_VL, LL_VL, dtype));
         }
     }
     if (j < n) {
@@ -81,13 +111,7 @@ LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t 
             size_t m = ll_lanes_left(j, k, n);
             if (!m)
                 break;
-            vf v = row_load_n(x, j + k * LL_VL, m, dtype);
-            if (residual) {
-                v = vf_add(v, row_load_n(residual, j + k * LL_VL, m, dtype));
-                row_store_n(sum, j + k * LL_VL, v, m, dtype);
-                v = row_load_n(sum, j + k * LL_VL, m, dtype);
-            }
-            p[k] = vf_add(p[k], v);
+            p[k] = vf_add(p[k], row_term(x, residual, sum, j + k * LL_VL, m, dtype));
         }
     }
     return ll_fold64(p);
@@ -100,18 +124,25 @@ LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t 
 LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype, const char *ahead)
 {
     vf dsum[LL_REGS], qsum[LL_REGS], mu = vf_set1(mean);
+    const size_t head = way(x, n, dtype);
     LL_UNROLL
     for (size_t strip = 0; strip < LL_REGS; strip += LL_STRIP) {
         vf p[LL_STRIP], q[LL_STRIP];
-        size_t j = 0;
+        size_t j = head;
         LL_UNROLL
         for (size_t k = 0; k < LL_STRIP; k++)
             p[k] = q[k] = vf_zero();
+        if (head && strip + LL_STRIP == LL_REGS) {
+            vf d = row_load_n(x, 0, head, dtype);
+            d = turned(centre ? vf_sub(d, mu) : d, head);
+            p[LL_STRIP - 1] = vf_add(p[LL_STRIP - 1], d);
+            q[LL_STRIP - 1] = vf_fma(d, d, q[LL_STRIP - 1]);
+        }
         for (; j + LL_LANES <= n; j += LL_LANES) {
             LL_UNROLL
             for (size_t k = 0; k < LL_STRIP; k++) {
                 vf d = row_load(x, j + (strip + k) * LL_VL, dtype);
-                call_for(ahead, j + (strip + k) * LL_VL, dtype);
+                call_for(ahead, j, strip + k, dtype);
                 if (centre) {
                     d = vf_sub(d, mu);
                     p[k] = vf_add(p[k], d);
@@ -200,20 +231,11 @@ LL_INLINE vf output(const norm_row *row, const char *weight, const char *bias, s
     return scale_shift(t, weight, bias, j, m);
 }
 
-/* Values on the way to a boundary of vectors. */
-LL_INLINE size_t to_boundary(const char *y, size_t size)
-{
-    const size_t bytes = LL_VL * size;
-    return (bytes - (uintptr_t)y % bytes) % bytes / size;
-}
-
-/* weight and bias are NULL or not as constants: one loop for each case. Stores that cross a cache line cost
- * double, so long rows first go to a boundary of y: every step here is lane by lane, where the vectors begin
- * changes no bit. */
+/* weight and bias are NULL or not as constants: one loop for each case. */
 LL_INLINE void apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
                           int dtype)
 {
-    size_t j = n >= ALIGN_FROM ? to_boundary(y, ll_dtype_size(dtype)) : 0;
+    size_t j = way(y, n, dtype);
     if (j)
         row_store_n(y, 0, output(row, weight, bias, 0, j, centre, dtype), j, dtype);
 #pragma GCC unroll 4
@@ -250,12 +272,12 @@ LL_INLINE void edge_store(norm_edge *edge, char *end)
     edge->m = 0;
 }
 
-/* pass_apply for float32 past the caches; y follows the row before without a gap, n >= LL_VL. A thread that
+/* pass_apply for float32 past the caches; y follows the row before without a gap, n >= ALIGN_FROM. A thread that
  * waits for the pool sees these stores: the pool counts its finished workers by a locked add, which drains them. */
 LL_INLINE void pass_stream(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre,
                            norm_edge *edge)
 {
-    size_t j = to_boundary(y, sizeof(float));
+    size_t j = way(y, n, LL_F32);
     if (j) {
         vf v = output(row, w, b, 0, j, centre, LL_F32);
         if (edge->m)
@@ -389,10 +411,25 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
     }
 }
 
+/* scale, or a copy of it in room, at y's distance from a cache line. */
+LL_INLINE const char *beside(float *room, const char *scale, const void *y, size_t n)
+{
+    if (!scale || ((uintptr_t)scale - (uintptr_t)y) % LINE == 0)
+        return scale;
+    char *copy = (char *)room + (LINE - (uintptr_t)room % LINE) + (uintptr_t)y % LINE;
+    return memcpy(copy, scale, n * sizeof(float));
+}
+
 LL_INLINE void norm(const ll_norm_args *a, size_t begin, size_t end, enum norm op, int dtype)
 {
     const char *w = (const char *)a->weight, *b = op == RMS_NORM ? NULL : (const char *)a->bias;
     const double eps = (double)(float)a->eps;
+    /* weight and bias where their loads are aligned when y's stores are: read for every row, copied once. */
+    float copies[2][SCALES + 2 * LINE / sizeof(float)];
+    if (dtype == LL_F32 && a->n >= ALIGN_FROM && a->n <= SCALES && end - begin >= SCALES_ROWS && a->y_stride % LINE == 0) {
+        w = beside(copies[0], w, a->y, a->n);
+        b = beside(copies[1], b, a->y, a->n);
+    }
     /* From memory, single rows were fastest. */
     if (a->stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= ALIGN_FROM
         && (uintptr_t)a->y % sizeof(float) == 0 && a->y_stride == (ptrdiff_t)(a->n * sizeof(float))) {
