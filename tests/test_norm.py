@@ -129,7 +129,7 @@ def test_batch_invariance_check_can_fail():
 @pytest.mark.parametrize("dtype", (np.float32, np.float16))
 def test_alignment_invariant(isa, dtype):
     for n in (5, 64, 300, 1024):
-        x, w, b = normal(3, n).astype(dtype), normal(n, seed=1), normal(n, seed=2)
+        x, w, b = normal(9, n).astype(dtype), normal(n, seed=1), normal(n, seed=2)
         wanted = reference.layer_norm(x, w, b)
         for offset in (*range(0, 64, 4), 1, 2, 3, 33):
             out = at_offset(np.zeros_like(x), (offset * 5) % 64)
@@ -154,20 +154,6 @@ def test_thread_invariant(threads):
             wanted = llorch.layer_norm(x, w, b)
         with num_threads(threads):
             assert_same_bits(llorch.layer_norm(x, w, b), wanted, f"{threads} threads, {shape}")
-
-
-def test_from_memory(isa):
-    """Outputs too large for the caches are stored around them: the same bits, also next to the rows' ends."""
-    rows, n = 12_000, 1021  # 49 MB, rows that end within a vector
-    x, w, b = normal(rows, n), normal(n, seed=1), normal(n, seed=2)
-    pieces = range(0, rows, 1000)
-    for function, arguments in ((llorch.layer_norm, (w, b)), (llorch.rms_norm, (w,))):
-        wanted = np.concatenate([function(x[i : i + 1000], *arguments) for i in pieces])
-        assert_same_bits(function(x, *arguments), wanted, function.__name__)
-        room = np.empty(rows * n + 16, np.float32)
-        for shift in (0, 1, 5):
-            out = room[shift : shift + rows * n].reshape(rows, n)
-            assert_same_bits(function(x, *arguments, out=out), wanted, f"{function.__name__} shift {shift}")
 
 
 @pytest.mark.parametrize("run", range(3))
@@ -309,8 +295,6 @@ def test_output_larger_than_the_caches(isa, n, offset, threads):
     x[[0, -1]] *= np.float32(1e30)
     weight, bias = normal(n, seed=1), normal(n, seed=2)
     out = at_offset(np.full((rows, n), 7, np.float32), offset)
-    around = out.base[:64], out.base[-60:]
-    before = [part.copy() for part in around]
     with num_threads(threads):
         llorch.layer_norm(x, weight, bias, out=out)
     step = STREAM // n // 3
@@ -320,4 +304,3 @@ def test_output_larger_than_the_caches(isa, n, offset, threads):
     assert_same_bits(out[some], reference.layer_norm(x[some], weight, bias), "oracle")
     llorch.rms_norm(x, weight, out=out)
     assert_same_bits(out[some], reference.rms_norm(x[some], weight), "rms_norm")
-    del before, around
