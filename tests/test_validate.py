@@ -65,7 +65,7 @@ def test_every_installed_library_ran(done):
     statuses = {check["name"]: check["status"] for check in done[1]["checks"]}
     for peer in peers.PEERS:
         mine = [status for name, status in statuses.items() if name.startswith(peer.name)]
-        assert set(mine) == {"pass" if peer.installed() else "skip"}, peer.name
+        assert set(mine) - {"info"} == {"pass" if peer.installed() else "skip"}, peer.name
 
 
 def test_the_stored_hash_is_the_oracles():

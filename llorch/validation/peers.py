@@ -8,7 +8,8 @@ which Mistral.rs runs, sums x and x*x in one pass, each in one float32 chain, an
 variance; `one_pass` is that formula. Where a row's mean is large beside its spread the difference cancels: the
 checkpoint's second row (mean 0.48, standard deviation 0.02) loses four digits there. So Mistral.rs is compared on the
 first row, on the second with 0.48 subtracted (exact in float32, and LayerNorm does not see a constant), and for the
-second as it stands the difference is shown, and must be the one that `one_pass` predicts.
+second as it stands the difference is shown for information, beside the one that `one_pass` predicts: it is far
+outside the tolerance, and Mistral.rs's own error.
 """
 
 from __future__ import annotations
@@ -370,17 +371,18 @@ def checks(
             yield from result
 
 
-def tolerance_check(peer: Peer, label: str, what: str, worst: Sequence[float], values: int, both: bool = True) -> Check:
-    """worst: the largest difference with weight ones and bias zeros, and with others; both: the second counts too."""
+def tolerance_check(peer: Peer, label: str, what: str, worst: Sequence[float], cases: Sequence[Case]) -> Check:
+    """worst: the largest difference in each of the cases; the tolerance grows with the largest weight, as y does."""
+    bounds = [TOLERANCE * max(1.0, float(np.abs(weight).max())) for _, weight, _ in cases]
+    values = cases[0][0].shape[-1] * (1 if label else len(cases[0][0]))
     return Check(
         GROUP,
         f"{peer.name} {peer.version()}{label}",
-        status(worst[0] <= TOLERANCE and (worst[1] <= TOLERANCE or not both)),
+        status(all(difference <= bound for difference, bound in zip(worst, bounds, strict=True))),
         what,
         f"{worst[0]:.1e} over {values:,} values",
         at_most(TOLERANCE),
-        f"With another weight and bias: {worst[1]:.1e}"
-        + ("." if both else " (not bounded: a larger weight enlarges its one-pass error; row 1, centred, is)."),
+        f"With another weight and bias: {worst[1]:.1e} (bound: {bounds[1]:.1e}, the tolerance times the largest weight).",
         data={
             "version": peer.version(),
             "values": values,
@@ -394,7 +396,7 @@ def layer_norm_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Arra
     """One check of a library that returns the LayerNorm itself."""
     got = compute(peer, cases, eps)
     worst = [largest_difference(y, llorch.layer_norm(*case, eps=eps)) for y, case in zip(got, cases, strict=True)]
-    yield tolerance_check(peer, "", peer.what, worst, cases[0][0].size)
+    yield tolerance_check(peer, "", peer.what, worst, cases)
 
 
 def mistral_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Array) -> Iterator[Check]:
@@ -411,7 +413,7 @@ def mistral_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Array) 
     moved = f" The row is shifted by {SHIFT:g}, exactly in float32, before Mistral.rs sees it."
     for i, label, how in ((0, ", row 0", ""), (1, ", row 1, centred", moved)):
         worst = [largest_difference(g[i], w[i]) for g, w in zip(got, want, strict=True)]
-        yield tolerance_check(peer, label, peer.what + how, worst, x.shape[1], both=i == 1)
+        yield tolerance_check(peer, label, peer.what + how, worst, cases)
 
     difference = largest_difference(got[0][2], want[0][1])
     formula = largest_difference(got[0][2], log_softmax(one_pass(*cases[0], eps))[1])
@@ -421,11 +423,11 @@ def mistral_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Array) 
     yield Check(
         GROUP,
         f"{peer.name} {peer.version()}, row 1 as it is",
-        status(agrees or (formula <= TOLERANCE and own < theirs)),
+        "pass" if agrees else "info",
         "The second row unshifted. Mistral.rs computes its variance in one pass and loses it to cancellation; "
-        "the check is that its answer is that formula's, and llorch the nearer to the exact result.",
+        "the detail says whose error the difference is.",
         f"{difference:.1e}; llorch's share: {own:.1e}",
-        at_most(TOLERANCE) if agrees else "its one-pass error",
+        at_most(TOLERANCE) if agrees else "none: its own error",
         ""
         if agrees
         else f"Mistral.rs is off by {theirs:.1e} from the exact result, llorch by {own:.1e}. "

@@ -20,7 +20,7 @@ import llorch
 from . import Check
 
 WIDTH = 100
-STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow"}
+STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow", "info": "cyan"}
 COMMAND = 'pip install ".[gpt2,references]" && llorch validate'
 
 
@@ -63,7 +63,7 @@ class Result:
         return found
 
     def summary(self) -> str:
-        words = {"pass": "passed", "fail": "failed", "skip": "skipped"}
+        words = {"pass": "passed", "fail": "failed", "skip": "skipped", "info": "for information"}
         return ", ".join(f"{self.counts[key]} {word}" for key, word in words.items() if self.counts[key])
 
 
@@ -135,7 +135,7 @@ def as_json(result: Result) -> str:
         "holds": result.holds,
         "date": result.date,
         "seconds": round(result.seconds, 2),
-        "summary": {key: result.counts[key] for key in ("pass", "fail", "skip")},
+        "summary": {key: result.counts[key] for key in STYLES},
         "hashes": result.hashes,
         "machine": machine(),
         "libraries": result.versions,
