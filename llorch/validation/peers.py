@@ -382,7 +382,7 @@ def tolerance_check(peer: Peer, label: str, what: str, worst: Sequence[float], c
         what,
         f"{worst[0]:.1e} over {values:,} values",
         at_most(TOLERANCE),
-        f"With another weight and bias: {worst[1]:.1e} (bound: {bounds[1]:.1e}, the tolerance times the largest weight).",
+        f"With another weight and bias: {worst[1]:.1e} (bound: {bounds[1]:.1e}, times the largest weight).",
         data={
             "version": peer.version(),
             "values": values,

@@ -21,12 +21,13 @@ with open(sys.argv[1], "wb") as file:
     for n in (1, 5, 64, 65, 200, 768, 1024):
         x, weight, bias = (vectors[f"layer_norm/{n}/{name}"] for name in ("x", "weight", "bias"))
         for output, (op, has_weight, has_bias, eps) in OUTPUTS.items():
+            y = vectors[f"layer_norm/{n}/{output}"]
             file.write(struct.pack("<5If", op, len(x), n, has_weight, has_bias, eps))
             for array, there in (
                 (x, 1),
                 (weight, has_weight),
                 (bias, has_bias),
-                (vectors[f"layer_norm/{n}/{output}"], 1),
+                (y, 1),
             ):
                 if there:
                     file.write(np.ascontiguousarray(array, "<f4").tobytes())
