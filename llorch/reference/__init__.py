@@ -1,11 +1,13 @@
 """The oracle: what every bit of llorch is, in NumPy, written to be read.
 
-Same functions and signatures as llorch's own. Only elementwise + - * /, sqrt, casts, comparisons and integer views
-are used; the order of every sum is written out. NumPy's sum, mean, dot or exp don't appear: their last bits depend
-on NumPy's own choice of instructions. Slow on purpose. Run it in the default floating-point environment.
+Same functions and signatures as llorch's own; dot128 and linear come before their kernels. Only elementwise
++ - * /, sqrt, casts, comparisons and integer views are used; the order of every sum is written out. NumPy's sum,
+mean, dot or exp don't appear: their last bits depend on NumPy's own choice of instructions. Slow on purpose. Run it
+in the default floating-point environment.
 """
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
+from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
 
-__all__ = ["add_layer_norm", "fma", "layer_norm", "narrow", "rms_norm", "sum64", "widen"]
+__all__ = ["add_layer_norm", "dot128", "fma", "layer_norm", "linear", "narrow", "rms_norm", "sum64", "widen"]

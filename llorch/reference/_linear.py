@@ -1,0 +1,59 @@
+"""The inner product of every matrix product, and linear, as specified."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch.reference._arithmetic import fma, narrow, widen
+
+Array = NDArray[Any]
+
+BLOCK = 128
+
+
+def dot128(a: Array, b: Array, init: Array) -> Array:
+    """init + a @ b in float32: a (M, K), b (K, N), init (M, N); result (M, N).
+
+    A block of 128 consecutive k is one chain of fma from +0.0; the blocks are added to init in order.
+    """
+    y = init
+    with np.errstate(all="ignore"):
+        for first in range(0, a.shape[1], BLOCK):
+            p = np.zeros(y.shape, np.float32)
+            for k in range(first, min(first + BLOCK, a.shape[1])):
+                column, row = np.broadcast_arrays(a[:, k : k + 1], b[k : k + 1])
+                p = fma(column, row, p)
+            y = y + p
+    return y
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None, *, out: Array | None = None) -> Array:
+    """x (..., K) times weight (K, N), plus bias (N,): (..., N), in the type of x.
+
+    ValueError names the argument whose shape doesn't fit; TypeError one that isn't float32, float16 or bfloat16.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {weight.shape}, it must be (K, N)")
+    if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
+        raise ValueError(f"x has shape {x.shape}, its last axis must be the {weight.shape[0]} rows of weight")
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ValueError(
+            f"bias has shape {bias.shape}, it must be {weight.shape[1:]}, one value for each column of weight"
+        )
+    K, N = weight.shape
+    shape = (*x.shape[:-1], N)
+    if out is not None and out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}, it must be {shape}")
+    rows = 1
+    for length in x.shape[:-1]:
+        rows *= length
+    init = np.zeros((rows, N), np.float32)  # +0.0 without bias
+    if bias is not None:
+        init[:] = widen(bias, "bias")
+    y = dot128(widen(x).reshape(rows, K), widen(weight, "weight"), init)
+    y = narrow(y, x.dtype).reshape(shape)
+    if out is None:
+        return y
+    out[...] = y
+    return out
