@@ -52,7 +52,7 @@ class BuildExt(build_ext):
 core = Extension(
     "llorch._core",
     sources=["llorch/_core.pyx", *sorted(str(p) for p in Path("csrc").rglob("*.c"))],
-    depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
+    depends=sorted(str(p) for p in [*Path("csrc").rglob("*.h"), *Path("llorch/core").glob("*.pxi")]),
     include_dirs=["csrc"],
     define_macros=[("Py_LIMITED_API", "0x030B0000")] if limited else [],
     py_limited_api=limited,

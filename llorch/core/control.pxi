@@ -1,0 +1,82 @@
+"""Threads, instruction sets, and what the environment says of them."""
+
+cdef extern from "llorch.h" nogil:
+    const char *ll_isa_name(int)
+    int ll_isa_supported(int)
+    int ll_isa_active()
+    int ll_isa_select(int)
+    const char *ll_compiler()
+    int llorch_get_num_threads()
+    void llorch_set_num_threads(int)
+    int ll_default_num_threads()
+
+
+def set_num_threads(n):
+    """Let llorch use up to n threads (an int >= 1; above 256 it is 256). Changes no bit of any result."""
+    import operator
+
+    try:
+        value = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n must be an int, got {type(n).__name__}") from None
+    if value < 1:
+        raise ValueError(f"n must be at least 1, got {value}")
+    llorch_set_num_threads(min(value, LL_MAX_THREADS))
+
+
+def get_num_threads():
+    """How many threads a call may use; first LLORCH_NUM_THREADS, or what affinity and the cgroup's quota allow."""
+    return llorch_get_num_threads()
+
+
+def isa():
+    """The instruction set whose kernels run: "avx512", "avx2", "neon" or "generic"."""
+    return ll_isa_name(ll_isa_active()).decode()
+
+
+def _compiled_isas():
+    names = []
+    while ll_isa_name(len(names)) != NULL:
+        names.append(ll_isa_name(len(names)).decode())
+    return tuple(names)
+
+
+def available_isas():
+    """The instruction sets compiled in that this machine can run, best first. All give the same bits."""
+    return tuple([name for i, name in enumerate(_compiled_isas()) if ll_isa_supported(i)])
+
+
+def _select_isa(name):
+    compiled = _compiled_isas()
+    if name not in compiled:
+        raise ValueError(f"instruction set {name!r} is unknown here, this build has {', '.join(compiled)}")
+    if ll_isa_select(compiled.index(name)):
+        raise RuntimeError(f"instruction set {name!r} can't run on this machine, it has {', '.join(available_isas())}")
+
+
+def _compiler():
+    return ll_compiler().decode()
+
+
+def _default_num_threads():
+    return ll_default_num_threads()
+
+
+def _from_environment():
+    """LLORCH_ISA and LLORCH_NUM_THREADS; a value that can't be followed is an error, never ignored."""
+    name = os.environ.get("LLORCH_ISA", "")
+    if name:
+        try:
+            _select_isa(name)
+        except ValueError as error:
+            raise ValueError(f"LLORCH_ISA: {error}") from None
+        except RuntimeError as error:
+            raise RuntimeError(f"LLORCH_ISA: {error}") from None
+    threads = os.environ.get("LLORCH_NUM_THREADS", "")
+    if threads:
+        if not (threads.isascii() and threads.isdigit() and int(threads) >= 1):
+            raise ValueError(f"LLORCH_NUM_THREADS must be an integer of at least 1, got {threads!r}")
+        set_num_threads(int(threads))
+
+
+_from_environment()
