@@ -3,6 +3,9 @@
  *   LL_VL                    lanes of a vector: a power of two that divides 64
  *   LL_STRIP                 registers that two sets of accumulators may fill (the rest is for the data):
  *                            a divisor of 64 / LL_VL
+ *   LL_TILE_ROWS             rows of x that a tile of the matrix product takes at most, and
+ *   LL_TILE_PANELS           panels of 16 columns that it takes then: the accumulators LL_TILE_ROWS x
+ *                            LL_TILE_PANELS x 16 / LL_VL fill the register file, but for the operands
  *   LL_UNROLL                before a loop over registers: unroll it, so that they are registers
  *   vf                       a vector of LL_VL float32
  *
@@ -16,6 +19,8 @@
  *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
  *   vf_join(a, b, m)                          the first m lanes of a, then the first of b
  *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
+ *   vf_max(a, b)                              lane by lane the larger; where one is a NaN, either of them
+ *   vf_transpose(v)                           of LL_VL vectors: v[i] lane j becomes v[j] lane i
  *
  * Everything below is made of these and is the same for every instruction set.
  */

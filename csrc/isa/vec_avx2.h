@@ -1,6 +1,8 @@
 /* AVX2, FMA, F16C: 8 lanes, 16 registers. */
 #define LL_VL 8
 #define LL_STRIP 4
+#define LL_TILE_ROWS 6
+#define LL_TILE_PANELS 1
 #define LL_UNROLL _Pragma("GCC unroll 16")
 typedef __m256 vf;
 
@@ -23,6 +25,7 @@ LL_FN vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 LL_FN vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+LL_FN vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 LL_FN vf vf_first(vf v, size_t m) { return _mm256_and_ps(v, _mm256_castsi256_ps(vf_mask(m))); }
 LL_FN vf vf_join(vf a, vf b, size_t m)
 {
@@ -51,5 +54,25 @@ LL_FN float vf_fold(vf v)
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+/* Pairs, then fours within the halves, then the halves. */
+LL_FN void vf_transpose(vf v[LL_VL])
+{
+    __m256 a[8], b[8];
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+        v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
 }
 #undef LL_FN

@@ -1,6 +1,8 @@
 /* AVX-512 F, BW, DQ, VL: 16 lanes, 32 registers. */
 #define LL_VL 16
 #define LL_STRIP 4
+#define LL_TILE_ROWS 12
+#define LL_TILE_PANELS 2
 #define LL_UNROLL _Pragma("GCC unroll 16")
 typedef __m512 vf;
 
@@ -17,6 +19,7 @@ LL_FN vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 LL_FN vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+LL_FN vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 LL_FN vf vf_first(vf v, size_t m) { return _mm512_maskz_mov_ps((__mmask16)((1u << m) - 1), v); }
 LL_FN vf vf_join(vf a, vf b, size_t m) { return _mm512_mask_expand_ps(a, (__mmask16)(0xffffu << m), b); }
 
@@ -45,5 +48,30 @@ LL_FN float vf_fold(vf v)
     __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+/* Pairs, then fours within the quarters; then the quarters among vectors 4 apart, and those 8 apart. */
+LL_FN void vf_transpose(vf v[LL_VL])
+{
+    __m512 a[16], b[16];
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+        a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+        b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+        b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+        b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+    }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = i; j < i + 4; j++) {
+            a[j] = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88);     /* quarters 0 and 2 of both */
+            a[j + 4] = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd); /* quarters 1 and 3 of both */
+        }
+    for (int j = 0; j < 8; j++) {
+        v[j] = _mm512_shuffle_f32x4(a[j], a[j + 8], 0x88);
+        v[j + 8] = _mm512_shuffle_f32x4(a[j], a[j + 8], 0xdd);
+    }
 }
 #undef LL_FN

@@ -2,6 +2,8 @@
  * no instruction with them where it matters (its fma is made of float64 operations). Bits, not speed. */
 #define LL_VL 4
 #define LL_STRIP 8
+#define LL_TILE_ROWS 2
+#define LL_TILE_PANELS 1
 #define LL_UNROLL 
 typedef struct { float lane[LL_VL]; } vf;
 
@@ -87,6 +89,7 @@ LL_FN vf vf_fma(vf a, vf b, vf c)
     LL_EACH a.lane[l] = ll_fma_emulated(a.lane[l], b.lane[l], c.lane[l]);
     return a;
 }
+LL_FN vf vf_max(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]; return a; }
 LL_FN vf vf_first(vf v, size_t m) { LL_EACH v.lane[l] = (size_t)l < m ? v.lane[l] : 0.0f; return v; }
 LL_FN vf vf_join(vf a, vf b, size_t m) { LL_EACH if ((size_t)l >= m) a.lane[l] = b.lane[(size_t)l - m]; return a; }
 
@@ -122,5 +125,14 @@ LL_FN void vf_store_bf16(void *p, vf v)
 }
 
 LL_FN float vf_fold(vf v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
+LL_FN void vf_transpose(vf v[LL_VL])
+{
+    for (int i = 1; i < LL_VL; i++)
+        for (int j = 0; j < i; j++) {
+            float a = v[i].lane[j];
+            v[i].lane[j] = v[j].lane[i];
+            v[j].lane[i] = a;
+        }
+}
 #undef LL_EACH
 #undef LL_FN

@@ -1,6 +1,8 @@
 /* NEON on AArch64: 4 lanes, 32 registers. */
 #define LL_VL 4
 #define LL_STRIP 8
+#define LL_TILE_ROWS 6
+#define LL_TILE_PANELS 1
 #define LL_UNROLL _Pragma("GCC unroll 16")
 typedef float32x4_t vf;
 
@@ -28,6 +30,7 @@ LL_FN vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 LL_FN vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+LL_FN vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
 LL_FN vf vf_first(vf v, size_t m)
 {
     const uint32_t index[4] = {0, 1, 2, 3};
@@ -59,5 +62,15 @@ LL_FN float vf_fold(vf v)
 {
     float32x2_t b = vadd_f32(vget_low_f32(v), vget_high_f32(v));
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
+}
+
+LL_FN void vf_transpose(vf v[LL_VL])
+{
+    float32x4_t a = vzip1q_f32(v[0], v[2]), b = vzip2q_f32(v[0], v[2]);
+    float32x4_t c = vzip1q_f32(v[1], v[3]), d = vzip2q_f32(v[1], v[3]);
+    v[0] = vzip1q_f32(a, c);
+    v[1] = vzip2q_f32(a, c);
+    v[2] = vzip1q_f32(b, d);
+    v[3] = vzip2q_f32(b, d);
 }
 #undef LL_FN
