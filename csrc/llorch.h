@@ -55,6 +55,45 @@ void ll_add_layer_norm(ll_norm_args *a);
 /* y = rms_norm(x); bias is ignored */
 void ll_rms_norm(ll_norm_args *a);
 
+/* ---- the matrix product (ops/linear.c) ----------------------------------------------------- *
+ *   M      rows of x and y (all leading dimensions of x taken together)
+ *   K      values in a row of x, rows of weight;  N  columns of weight, values in a row of y                  */
+
+/* A packed weight is panels of 16 columns: [panel][k][16] of dtype, the columns past N zero, so that a kernel
+ * reads it from front to back. The layout is the same for every instruction set. */
+#define LL_PANEL 16
+
+enum { LL_NONE = 0, LL_GELU = 1, LL_GELU_TANH = 2, LL_SILU = 3 }; /* activation */
+
+typedef struct ll_linear_args {
+    const void *x;           /* [M, K] of dtype */
+    const void *weight;      /* [K, N] of weight_dtype at the two strides, or packed */
+    const float *bias;       /* [N] or NULL */
+    const void *residual;    /* [M, N] of dtype, or NULL: added to the result; may be y itself, row on row */
+    void *y;                 /* [M, N] of dtype: activation(x @ weight + bias) + residual */
+    ptrdiff_t x_stride, y_stride, residual_stride; /* bytes from row to row; the last axis is contiguous */
+    ptrdiff_t weight_k, weight_n;                  /* bytes; not packed only */
+    size_t M, K, N;          /* K, N <= LL_MAX_ROW */
+    int dtype, weight_dtype, packed, activation;
+    void *scratch;           /* ll_linear_scratch(args) bytes, at any address; NULL for none */
+} ll_linear_args;
+
+size_t ll_linear_scratch(const ll_linear_args *a);
+void ll_linear(ll_linear_args *a);
+
+/* Bytes of a packed [K, N] of dtype. */
+size_t ll_packed_bytes(size_t K, size_t N, int dtype);
+/* weight [K, N] of from at strides (bytes), into panels of dtype: widened exactly or rounded once. */
+void ll_pack(const void *weight, int from, ptrdiff_t weight_k, ptrdiff_t weight_n, size_t K, size_t N, int dtype, void *packed);
+/* Column n (K values), or row k (N values), of a packed matrix, widened. */
+void ll_packed_column(const void *packed, int dtype, size_t K, size_t N, size_t n, float *y);
+void ll_packed_row(const void *packed, int dtype, size_t K, size_t N, size_t k, float *y);
+
+/* A block of memory that is kept from call to call, so that each does not fault its pages in again: at least
+ * bytes long, aligned to 64, NULL when there is none. Any thread may take and give back. */
+void *ll_scratch_take(size_t bytes);
+void ll_scratch_give(void *scratch);
+
 /* Widens n values of dtype (16-bit types) to float32, exactly. x and y don't overlap. */
 void ll_widen(const void *x, int dtype, float *y, size_t n);
 

@@ -1,4 +1,5 @@
 /* all.h: every kernel family, then the table. LL_ISA and the primitives are defined by the includer. */
+#include "linear.h"
 #include "norm.h"
 #include "table.h"
 #include "widen.h"
@@ -10,4 +11,8 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .add_layer_norm = LL_EACH_DTYPE(add_layer_norm),
     .rms_norm = LL_EACH_DTYPE(rms_norm),
     .widen = LL_SYMBOL(widen),
+    .linear_tiles = LL_SYMBOL(linear_tiles),
+    .linear_pack_x = LL_SYMBOL(linear_pack_x),
+    .linear_pack = LL_SYMBOL(linear_pack),
+    .linear = LL_SYMBOL(linear),
 };

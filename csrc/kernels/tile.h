@@ -1,0 +1,66 @@
+/* tile.h: the inner product of everything, dot128, on a tile of R rows and V vectors of columns.
+ *
+ *   y[r, n] = y[r, n] + p[r, n] for every block of 128 consecutive k, in order,
+ *   p[r, n] = fma(a[r, k], b[k, n], p[r, n]) for the k of the block, in order, from +0
+ *
+ * Order:    one chain of fma an element and block; a tile is many chains side by side and never splits one.
+ * Rounding: the fma, and one add a block.
+ * Edges:    K = 0: y stays what it was. Values of b beside a tile's last column may be anything finite or not:
+ *           a lane never sees its neighbour.
+ * Cost:     R + V loads for R * V fma; y goes through the first cache once in 128 k.
+ * Oracle:   llorch.reference.dot128. Tests: tests/test_linear.py, tests/test_attention.py.
+ *
+ * Who calls it: kernels/linear.h (b packed into panels) and kernels/attention.h (b: keys or values as they lie).
+ */
+#ifndef LL_TILE_H
+#define LL_TILE_H
+
+#include "../isa/vec.h"
+
+/* Length of a chain. */
+#define LL_BLOCK 128
+
+/* p += a * b over kc values of k, kc at most what is left of a block of 128.
+ *   a      value (r, k) is a[r * a_row + k * a_k]
+ *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
+ *          dtype, which widen exactly; panel is how many vectors lie side by side
+ * R, V, panel and dtype are constants wherever this is called: p then stays in registers. */
+LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                        size_t b_k, size_t b_panel, int dtype, size_t kc, vf *p)
+{
+    const size_t size = ll_dtype_size(dtype);
+    for (size_t k = 0; k < kc; k++) {
+        vf w[8];
+        LL_UNROLL
+        for (size_t v = 0; v < V; v++)
+            w[v] = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
+        LL_UNROLL
+        for (size_t r = 0; r < R; r++) {
+            vf x = vf_set1(a[r * a_row]);
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++)
+                p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
+        }
+        a += a_k;
+        b += b_k * size;
+    }
+}
+
+/* y += dot128 over K values of k that begin at a boundary of blocks: y [R * V] vectors, in memory. */
+LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                        size_t b_k, size_t b_panel, int dtype, size_t K, vf *y)
+{
+    for (size_t k = 0; k < K; k += LL_BLOCK) {
+        vf p[LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL];
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            p[i] = vf_zero();
+        tile_fma(R, V, panel, a + k * a_k, a_row, a_k, b + k * b_k * ll_dtype_size(dtype), b_k, b_panel, dtype,
+                 K - k < LL_BLOCK ? K - k : LL_BLOCK, p);
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = vf_add(y[i], p[i]);
+    }
+}
+
+#endif

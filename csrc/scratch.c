@@ -1,0 +1,43 @@
+/* scratch.c: working memory of a call, kept for the next one. A fresh block of some megabytes costs a page fault
+ * every 4 KB, which is more than packing into it; so one block waits here. Two callers at once: the second gets a
+ * block of its own. */
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "llorch.h"
+
+/* Larger blocks go back to the system. */
+#define KEEP_BYTES ((size_t)64 << 20)
+#define ALIGNMENT 64
+
+typedef struct block {
+    size_t bytes;
+} block; /* followed by the memory, ALIGNMENT further on */
+
+static _Atomic(block *) spare;
+
+void *ll_scratch_take(size_t bytes)
+{
+    block *b = atomic_exchange_explicit(&spare, NULL, memory_order_acquire);
+    if (!b || b->bytes < bytes) {
+        free(b);
+        if (bytes > SIZE_MAX - 2 * ALIGNMENT)
+            return NULL;
+        size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        b = aligned_alloc(ALIGNMENT, rounded + ALIGNMENT);
+        if (!b)
+            return NULL;
+        b->bytes = rounded;
+    }
+    return (char *)b + ALIGNMENT;
+}
+
+void ll_scratch_give(void *scratch)
+{
+    if (!scratch)
+        return;
+    block *b = (block *)((char *)scratch - ALIGNMENT);
+    if (b->bytes <= KEEP_BYTES)
+        b = atomic_exchange_explicit(&spare, b, memory_order_acq_rel);
+    free(b);
+}
