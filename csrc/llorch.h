@@ -89,10 +89,16 @@ void ll_pack(const void *weight, int from, ptrdiff_t weight_k, ptrdiff_t weight_
 void ll_packed_column(const void *packed, int dtype, size_t K, size_t N, size_t n, float *y);
 void ll_packed_row(const void *packed, int dtype, size_t K, size_t N, size_t k, float *y);
 
+/* ---- memory (memory.c) ------------------------------------------------------------------------ */
+
 /* A block of memory that is kept from call to call, so that each does not fault its pages in again: at least
  * bytes long, aligned to 64, NULL when there is none. Any thread may take and give back. */
 void *ll_scratch_take(size_t bytes);
 void ll_scratch_give(void *scratch);
+
+/* Memory for weights and caches, aligned to 64 at least; NULL when there is none. */
+void *ll_memory_new(size_t bytes);
+void ll_memory_free(void *memory);
 
 /* Widens n values of dtype (16-bit types) to float32, exactly. x and y don't overlap. */
 void ll_widen(const void *x, int dtype, float *y, size_t n);

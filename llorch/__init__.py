@@ -9,16 +9,19 @@ True
 from llorch import _threadpoolctl, reference, testing
 from llorch._config import __version__, config, show_config
 from llorch._core import (
+    PackedLinear,
     add_layer_norm,
     available_isas,
     get_num_threads,
     isa,
     layer_norm,
+    linear,
     rms_norm,
     set_num_threads,
 )
 
 __all__ = [
+    "PackedLinear",
     "__version__",
     "add_layer_norm",
     "available_isas",
@@ -26,6 +29,7 @@ __all__ = [
     "get_num_threads",
     "isa",
     "layer_norm",
+    "linear",
     "reference",
     "rms_norm",
     "set_num_threads",

@@ -61,15 +61,11 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
             raise ValueError(f"x has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")
         a.rows = <size_t>count // a.n if a.n else 0
         a.dtype = ox.dtype
-        a.weight = _vector(&oweight, weight, "weight", a.n, keep)
-        a.bias = _vector(&obias, bias, "bias", a.n, keep)
+        a.weight = _vector(&oweight, weight, "weight", a.n, "of the last axis of x", keep)
+        a.bias = _vector(&obias, bias, "bias", a.n, "of the last axis of x", keep)
         if op == ADD_LAYER_NORM:
             _take(&oresidual, residual, "residual", False, keep)
-            if oresidual.dtype != ox.dtype:
-                raise TypeError(f"residual is {_dtype_name(oresidual.dtype)}, it must have the type of x, "
-                                f"{_dtype_name(ox.dtype)}")
-            if _shape(&oresidual) != _shape(&ox):
-                raise ValueError(f"residual has shape {_shape(&oresidual)}, it must have the shape of x, {_shape(&ox)}")
+            _check_like(&oresidual, "residual", ox.dtype, _shape(&ox))
             if sum_out is None:
                 sum_out = _new(&ox, x)
                 _take(&osum, sum_out, "sum_out", True, keep)

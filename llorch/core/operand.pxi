@@ -310,24 +310,41 @@ cdef bint _overlaps_itself(Operand *o) noexcept:
     return False
 
 
-cdef int _check_out(Operand *out, str name, Operand *x, Operand *residual, Operand *weight, Operand *bias) except -1:
-    """out has x's type and shape and may be x (or residual) itself, but overlaps nothing in another way."""
-    cdef Py_ssize_t i
-    if out.dtype != x.dtype:
-        raise TypeError(f"{name} is {_dtype_name(out.dtype)}, it must have the type of x, {_dtype_name(x.dtype)}")
-    if _shape(out) != _shape(x):
-        raise ValueError(f"{name} has shape {_shape(out)}, it must have the shape of x, {_shape(x)}")
+cdef int _check_like(Operand *o, str name, int dtype, tuple shape, str of="x") except -1:
+    """o has the type of the argument `of`, and this shape."""
+    if o.dtype != dtype:
+        raise TypeError(f"{name} is {_dtype_name(o.dtype)}, it must have the type of {of}, {_dtype_name(dtype)}")
+    if _shape(o) != shape:
+        raise ValueError(f"{name} has shape {_shape(o)}, it must be {shape}")
+    return 0
+
+
+cdef int _check_places(Operand *out, str name) except -1:
     if _overlaps_itself(out):
         raise ValueError(f"{name} overlaps itself (strides {tuple([out.strides[i] for i in range(out.ndim)])} bytes), "
                          "each of its elements must have a place of its own")
-    if not _same_layout(out, x) and _overlap(out, x):
-        raise ValueError(f"{name} overlaps x in part: it must be x itself or share no memory with it")
-    if residual != NULL and not _same_layout(out, residual) and _overlap(out, residual):
-        raise ValueError(f"{name} overlaps residual in part: it must be residual itself or share no memory with it")
-    if weight.ndim and _overlap(out, weight):
-        raise ValueError(f"{name} overlaps weight, it must share no memory with it")
-    if bias.ndim and _overlap(out, bias):
-        raise ValueError(f"{name} overlaps bias, it must share no memory with it")
+    return 0
+
+
+cdef int _check_apart(Operand *out, str name, Operand *other, str other_name, bint may_be) except -1:
+    """out shares no memory with other (no array at all if its ndim is 0), or, if it may, is other itself."""
+    if other.ndim == 0 or (may_be and _same_layout(out, other)) or not _overlap(out, other):
+        return 0
+    if may_be:
+        raise ValueError(f"{name} overlaps {other_name} in part: it must be {other_name} itself or share no memory "
+                         "with it")
+    raise ValueError(f"{name} overlaps {other_name}, it must share no memory with it")
+
+
+cdef int _check_out(Operand *out, str name, Operand *x, Operand *residual, Operand *weight, Operand *bias) except -1:
+    """out has x's type and shape and may be x (or residual) itself, but overlaps nothing in another way."""
+    _check_like(out, name, x.dtype, _shape(x))
+    _check_places(out, name)
+    _check_apart(out, name, x, "x", True)
+    if residual != NULL:
+        _check_apart(out, name, residual, "residual", True)
+    _check_apart(out, name, weight, "weight", False)
+    _check_apart(out, name, bias, "bias", False)
     return 0
 
 
@@ -338,7 +355,7 @@ cdef enum:
     RELEASE_FROM = 4096
 
 
-cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, list keep) except? NULL:
+cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, str each, list keep) except? NULL:
     """weight or bias as n contiguous float32: its own memory, or a widened copy. NULL for None."""
     cdef char *packed
     cdef float *wide
@@ -346,7 +363,7 @@ cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, list keep) ex
         return NULL
     _take(o, obj, name, False, keep)
     if o.ndim != 1 or o.shape[0] != n:
-        raise ValueError(f"{name} has shape {_shape(o)}, it must be ({n},), one value for each of the last axis of x")
+        raise ValueError(f"{name} has shape {_shape(o)}, it must be ({n},), one value for each {each}")
     if o.dtype == LL_F32 and (n <= 1 or o.strides[0] == o.itemsize):
         return <const float *>o.data
     # n float32, and behind them the packed 16-bit values, if they have gaps
@@ -367,9 +384,14 @@ cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, list keep) ex
 
 cdef object _new(Operand *like, obj):
     """An uninitialised array of the type and shape of obj."""
-    if like.dtype == LL_F32:
+    return _new_array(like.dtype, _shape(like), obj)
+
+
+cdef object _new_array(int kind, tuple shape, obj):
+    """An uninitialised array of this type and shape; obj is an argument of that type."""
+    if kind == LL_F32:
         dtype = _float32
-    elif like.dtype == LL_F16:
+    elif kind == LL_F16:
         dtype = _float16
     elif isinstance(obj, _ndarray):
         dtype = obj.dtype
@@ -380,4 +402,4 @@ cdef object _new(Operand *like, obj):
             raise TypeError("a bfloat16 result needs the package ml_dtypes (pip install ml_dtypes), "
                             "or an array of your own as out") from None
         dtype = np.dtype(ml_dtypes.bfloat16)
-    return _empty(_shape(like), dtype)
+    return _empty(shape, dtype)

@@ -1,8 +1,15 @@
-/* scratch.c: working memory of a call, kept for the next one. A fresh block of some megabytes costs a page fault
+/* memory.c: what is allocated for kernels, by their drivers and by Cython.
+ *
+ * Working memory of a call is kept for the next one. A fresh block of some megabytes costs a page fault
  * every 4 KB, which is more than packing into it; so one block waits here. Two callers at once: the second gets a
  * block of its own. */
+#define _GNU_SOURCE
 #include <stdatomic.h>
 #include <stdlib.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "llorch.h"
 
@@ -41,3 +48,22 @@ void ll_scratch_give(void *scratch)
         b = atomic_exchange_explicit(&spare, b, memory_order_acq_rel);
     free(b);
 }
+
+/* Weights are read from front to back again and again: large pages save a walk through the page tables every 4 KB. */
+#define LARGE_PAGE ((size_t)2 << 20)
+
+void *ll_memory_new(size_t bytes)
+{
+    size_t alignment = bytes >= 2 * LARGE_PAGE ? LARGE_PAGE : ALIGNMENT;
+    if (bytes > SIZE_MAX - 2 * alignment)
+        return NULL;
+    size_t rounded = (bytes + alignment) / alignment * alignment; /* one byte at least */
+    void *memory = aligned_alloc(alignment, rounded);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (memory && alignment == LARGE_PAGE)
+        (void)madvise(memory, rounded, MADV_HUGEPAGE); /* a wish: small pages do as well */
+#endif
+    return memory;
+}
+
+void ll_memory_free(void *memory) { free(memory); }
