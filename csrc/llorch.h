@@ -63,6 +63,9 @@ void ll_rms_norm(ll_norm_args *a);
  * reads it from front to back. The layout is the same for every instruction set. */
 #define LL_PANEL 16
 
+/* Length of a chain of fma in every inner product (dot128). */
+#define LL_BLOCK 128
+
 enum { LL_NONE = 0, LL_GELU = 1, LL_GELU_TANH = 2, LL_SILU = 3 }; /* activation */
 
 typedef struct ll_linear_args {
@@ -88,6 +91,94 @@ void ll_pack(const void *weight, int from, ptrdiff_t weight_k, ptrdiff_t weight_
 /* Column n (K values), or row k (N values), of a packed matrix, widened. */
 void ll_packed_column(const void *packed, int dtype, size_t K, size_t N, size_t n, float *y);
 void ll_packed_row(const void *packed, int dtype, size_t K, size_t N, size_t k, float *y);
+
+/* ---- softmax (ops/softmax.c) ---------------------------------------------------------------- */
+
+typedef struct ll_softmax_args {
+    const void *x; /* [rows, n] of dtype */
+    void *y;       /* [rows, n] of dtype; may be x itself, row on row */
+    ptrdiff_t x_stride, y_stride; /* bytes from row to row */
+    size_t rows, n;               /* n <= LL_MAX_ROW */
+    int dtype;
+} ll_softmax_args;
+
+void ll_softmax(ll_softmax_args *a);
+
+/* ---- causal attention (ops/attention.c) ------------------------------------------------------ *
+ *   D      values of a query, key and value;  Dp  D rounded up to whole panels
+ *   Tq, Tk positions of the queries; of the keys and values, Tk >= Tq. Query i is at position Tk - Tq + i        */
+
+/* A chunk holds LL_BLOCK positions of one head, packed: keys [panel of positions][D][16], then values
+ * [panel of D][LL_BLOCK][16], columns past D zero. A kernel reads both from front to back. The layout is the same for
+ * every instruction set. */
+size_t ll_chunk_floats(size_t D);
+
+/* One head of one sequence. Keys and values are rows, or chunks: chunk i is at blocks[i] + offset. */
+typedef struct ll_attention_head {
+    const void *q;        /* [Tq, D] of dtype */
+    void *y;              /* [Tq, D] of dtype; may be q itself, row on row */
+    const void *k, *v;    /* [Tk, D] of dtype; unused when blocks isn't NULL */
+    float *const *blocks; /* of a cache; for rows NULL, and the driver may set it */
+    size_t offset, Tk;
+} ll_attention_head;
+
+typedef struct ll_attention_args {
+    ll_attention_head *heads; /* [count]: of any sequences, also of different lengths where they lie in chunks */
+    size_t count, Tq, D;      /* D, Tk <= LL_MAX_ROW */
+    ptrdiff_t q_stride, k_stride, v_stride, y_stride; /* bytes from row to row */
+    double scale;             /* rounded to float32 once; with default_scale 1 / sqrt(D) instead */
+    int default_scale, dtype;
+    /* the driver's plan: the longest Tk; tiles of queries in a head, how many go together; values between rows of
+     * scores; whether the keys come as rows */
+    size_t Tk, tiles, together, score_stride;
+    int rows;
+} ll_attention_args;
+
+/* 0, or -1: no memory to work in. */
+int ll_attention(ll_attention_args *a);
+
+/* ---- the cache of keys and values (ops/attention.c) ------------------------------------------- */
+
+/* A block: LL_BLOCK positions of all heads, a chunk each. It begins with one owner; NULL without memory. */
+float *ll_block_new(size_t heads, size_t D);
+float *ll_block_share(float *block);   /* one owner more; block itself */
+void ll_block_release(float *block);   /* one less; the last frees it. NULL is fine */
+int ll_block_shared(const float *block);
+
+typedef struct ll_cache_rows {
+    const void *k, *v;                             /* [heads, T, D] of k_dtype and v_dtype */
+    ptrdiff_t k_head, k_stride, v_head, v_stride;  /* bytes from head to head, from row to row */
+    int k_dtype, v_dtype;
+    size_t heads, D, first, T;                     /* they become positions [first, first + T) */
+} ll_cache_rows;
+
+void ll_cache_append(const ll_cache_rows *rows, float *const *blocks);
+/* Positions [0, T) as float32 [heads, T, D]: the keys, or the values. */
+void ll_cache_read(float *const *blocks, size_t heads, size_t D, size_t T, int values, float *to);
+
+/* ---- rows by number, the largest of a row (ops/select.c) -------------------------------------- */
+
+typedef struct ll_embedding_args {
+    const void *table; /* [length, n] of dtype at two strides */
+    const int64_t *ids;
+    float *y;          /* [rows, n], contiguous */
+    ptrdiff_t table_stride, table_value; /* bytes from row to row, from value to value */
+    size_t rows, n, length;
+    int dtype;
+} ll_embedding_args;
+
+/* rows, when all is done; else the place of the first id that is not in [0, length), and nothing is written. */
+size_t ll_embedding(const ll_embedding_args *a);
+
+typedef struct ll_argmax_args {
+    const void *x;   /* [rows, n] of dtype */
+    ptrdiff_t x_stride;
+    size_t rows, n;  /* n >= 1 */
+    int dtype;
+    int64_t *y;      /* [rows]: the first place of the largest value, or -1 - the place of the first NaN */
+} ll_argmax_args;
+
+void ll_argmax(const ll_argmax_args *a);
 
 /* ---- memory (memory.c) ------------------------------------------------------------------------ */
 

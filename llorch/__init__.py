@@ -9,23 +9,32 @@ True
 from llorch import _threadpoolctl, reference, testing
 from llorch._config import __version__, config, show_config
 from llorch._core import (
+    KVCache,
     PackedLinear,
     add_layer_norm,
+    argmax,
+    attention,
     available_isas,
+    embedding,
     get_num_threads,
     isa,
     layer_norm,
     linear,
     rms_norm,
     set_num_threads,
+    softmax,
 )
 
 __all__ = [
+    "KVCache",
     "PackedLinear",
     "__version__",
     "add_layer_norm",
+    "argmax",
+    "attention",
     "available_isas",
     "config",
+    "embedding",
     "get_num_threads",
     "isa",
     "layer_norm",
@@ -34,6 +43,7 @@ __all__ = [
     "rms_norm",
     "set_num_threads",
     "show_config",
+    "softmax",
     "testing",
 ]
 

@@ -4,6 +4,7 @@
 Arrays come in by the buffer protocol, raw (typed memoryviews cost three times as much), or by DLPack. One included
 file a family (core/*.pxi), so that there is one module and no call between modules on the way to a kernel.
 """
+cimport cython
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
@@ -26,4 +27,7 @@ cdef extern from "llorch.h" nogil:
 include "core/operand.pxi"
 include "core/norm.pxi"
 include "core/linear.pxi"
+include "core/softmax.pxi"
+include "core/attention.pxi"
+include "core/select.pxi"
 include "core/control.pxi"

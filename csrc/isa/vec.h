@@ -15,11 +15,12 @@
  *   vf_stream(p, v)                           store around the caches; p aligned to the vector's size
  *   vf_load_f16(p)  vf_store_f16(p, v)        LL_VL float16: widened exactly, rounded once to nearest even
  *   vf_load_bf16(p)  vf_store_bf16(p, v)      the same for bfloat16
- *   vf_add  vf_sub  vf_mul  vf_fma(a, b, c)   lane by lane; vf_fma rounds a * b + c once
+ *   vf_add  vf_sub  vf_mul  vf_div  vf_fma(a, b, c)   lane by lane; vf_fma rounds a * b + c once
  *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
  *   vf_join(a, b, m)                          the first m lanes of a, then the first of b
  *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
  *   vf_max(a, b)                              lane by lane the larger; where one is a NaN, either of them
+ *   vf_equal(a, b)                            a bit for each lane, 1 where a == b (never where one is a NaN)
  *   vf_transpose(v)                           of LL_VL vectors: v[i] lane j becomes v[j] lane i
  *
  * Everything below is made of these and is the same for every instruction set.

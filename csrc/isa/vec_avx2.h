@@ -24,8 +24,10 @@ LL_FN void vf_stream(void *p, vf v) { _mm256_stream_ps(p, v); }
 LL_FN vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 LL_FN vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+LL_FN vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 LL_FN vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+LL_FN unsigned vf_equal(vf a, vf b) { return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
 LL_FN vf vf_first(vf v, size_t m) { return _mm256_and_ps(v, _mm256_castsi256_ps(vf_mask(m))); }
 LL_FN vf vf_join(vf a, vf b, size_t m)
 {

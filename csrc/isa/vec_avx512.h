@@ -18,8 +18,10 @@ LL_FN void vf_stream(void *p, vf v) { _mm512_stream_ps(p, v); }
 LL_FN vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 LL_FN vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+LL_FN vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 LL_FN vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+LL_FN unsigned vf_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 LL_FN vf vf_first(vf v, size_t m) { return _mm512_maskz_mov_ps((__mmask16)((1u << m) - 1), v); }
 LL_FN vf vf_join(vf a, vf b, size_t m) { return _mm512_mask_expand_ps(a, (__mmask16)(0xffffu << m), b); }
 

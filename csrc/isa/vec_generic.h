@@ -84,12 +84,19 @@ LL_FN void vf_stream(void *p, vf v) { vf_store(p, v); }
 LL_FN vf vf_add(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] + b.lane[l]; return a; }
 LL_FN vf vf_sub(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] - b.lane[l]; return a; }
 LL_FN vf vf_mul(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] * b.lane[l]; return a; }
+LL_FN vf vf_div(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] / b.lane[l]; return a; }
 LL_FN vf vf_fma(vf a, vf b, vf c)
 {
     LL_EACH a.lane[l] = ll_fma_emulated(a.lane[l], b.lane[l], c.lane[l]);
     return a;
 }
 LL_FN vf vf_max(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]; return a; }
+LL_FN unsigned vf_equal(vf a, vf b)
+{
+    unsigned bits = 0;
+    LL_EACH bits |= (unsigned)(a.lane[l] == b.lane[l]) << l;
+    return bits;
+}
 LL_FN vf vf_first(vf v, size_t m) { LL_EACH v.lane[l] = (size_t)l < m ? v.lane[l] : 0.0f; return v; }
 LL_FN vf vf_join(vf a, vf b, size_t m) { LL_EACH if ((size_t)l >= m) a.lane[l] = b.lane[(size_t)l - m]; return a; }
 

@@ -29,8 +29,14 @@ LL_FN void vf_stream(void *p, vf v) { vf_store(p, v); } /* a hint like STNP has 
 LL_FN vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 LL_FN vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 LL_FN vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+LL_FN vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
 LL_FN vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 LL_FN vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
+LL_FN unsigned vf_equal(vf a, vf b)
+{
+    const uint32_t bit[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(vceqq_f32(a, b), vld1q_u32(bit)));
+}
 LL_FN vf vf_first(vf v, size_t m)
 {
     const uint32_t index[4] = {0, 1, 2, 3};

@@ -1,6 +1,9 @@
 /* all.h: every kernel family, then the table. LL_ISA and the primitives are defined by the includer. */
+#include "attention.h"
 #include "linear.h"
 #include "norm.h"
+#include "select.h"
+#include "softmax.h"
 #include "table.h"
 #include "widen.h"
 
@@ -15,4 +18,12 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .linear_pack_x = LL_SYMBOL(linear_pack_x),
     .linear_pack = LL_SYMBOL(linear_pack),
     .linear = LL_SYMBOL(linear),
+    .softmax = LL_SYMBOL(softmax),
+    .tile_rows = LL_TILE_ROWS,
+    .attention_together = MOST_TOGETHER,
+    .attention_room = LL_SYMBOL(attention_room),
+    .attention_keys = LL_SYMBOL(attention_keys),
+    .attention_values = LL_SYMBOL(attention_values),
+    .attention = LL_SYMBOL(attention),
+    .argmax = LL_SYMBOL(argmax),
 };

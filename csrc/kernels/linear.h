@@ -15,24 +15,13 @@
 #include "tile.h"
 #include "table.h"
 
-/* Vectors of a panel; the most panels at once; rows of k that a block of the weight has in the first cache. */
-#define PANEL_VECTORS (LL_PANEL / LL_VL)
-#define MOST_PANELS (8 / PANEL_VECTORS)
+/* Rows of k that a block of the weight has in the first cache. */
 #define DEPTH (LL_VL == 16 ? 128 : 256)
 /* Bytes of packed x that stay in the second cache while the weight streams by; rows of x in one go. */
 #define NEAR_BYTES (256 * 1024)
 #define BLOCK_ROWS 252
 
-/* How many panels R rows take together. */
-#define PANELS(R) \
-    (LL_TILE_ROWS * LL_TILE_PANELS / (R) < MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : MOST_PANELS)
-
-LL_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
-/* ---- rows of x in tiles: as even as can be, so that no tile has one row and waits for its own chains ---- */
-
-LL_INLINE size_t tiles_of(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
-LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + least(tile, M % tiles); }
+/* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
 static size_t LL_SYMBOL(linear_tiles)(size_t M) { return tiles_of(M); }
 

@@ -19,6 +19,14 @@ typedef struct ll_kernels {
     void (*linear_pack)(const ll_linear_args *a, int dtype, char *packed, size_t begin, size_t end);
     void (*linear)(const ll_linear_args *a, const float *x, float *sum, size_t tile_begin, size_t tile_end,
                    size_t panel_begin, size_t panel_end);
+    void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
+    /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of working memory; rows into chunks; units */
+    size_t tile_rows, attention_together;
+    size_t (*attention_room)(const ll_attention_args *a);
+    void (*attention_keys)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count, float *to);
+    void (*attention_values)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count, float *to);
+    void (*attention)(const ll_attention_args *a, size_t begin, size_t end, float *room);
+    void (*argmax)(const ll_argmax_args *a, size_t begin, size_t end);
 } ll_kernels;
 
 /* The active table (dispatch.c). */

@@ -17,8 +17,17 @@
 
 #include "../isa/vec.h"
 
-/* Length of a chain. */
-#define LL_BLOCK 128
+/* Vectors of a panel; the most panels at once; how many panels R rows take together. */
+#define PANEL_VECTORS (LL_PANEL / LL_VL)
+#define MOST_PANELS (8 / PANEL_VECTORS)
+#define PANELS(R) \
+    (LL_TILE_ROWS * LL_TILE_PANELS / (R) < MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : MOST_PANELS)
+
+LL_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* M rows in tiles: as even as can be, so that no tile has one row and waits for its own chains. */
+LL_INLINE size_t tiles_of(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
+LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + least(tile, M % tiles); }
 
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]

@@ -18,17 +18,8 @@ cdef extern from "llorch.h" nogil:
 
 
 cdef double _eps(eps) except? -1.0:
-    cdef double value
-    if type(eps) is not float:
-        try:
-            if isinstance(eps, (str, bytes)):
-                raise TypeError
-            eps = float(eps)
-        except (TypeError, ValueError):
-            raise TypeError(f"eps must be a number, got {type(eps).__name__}") from None
-    value = eps
-    # also false for NaN; 0x1.ffffffp127 is the first float64 that rounds to infinity in float32
-    if not (value >= 0.0 and value < 3.4028235677973366e38):
+    cdef double value = _number(eps, "eps")
+    if not (value >= 0.0 and value < FLOAT32_END):  # also false for NaN
         raise ValueError(f"eps must be finite in float32 and not negative, got {eps!r}")
     return value
 

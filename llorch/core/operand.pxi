@@ -355,6 +355,22 @@ cdef enum:
     RELEASE_FROM = 4096
 
 
+# The least float64 that rounds to infinity in float32.
+cdef double FLOAT32_END = 3.4028235677973366e38
+
+
+cdef double _number(value, str name) except? -1.0:
+    """A float, or what makes one; not a string."""
+    if type(value) is not float:
+        try:
+            if isinstance(value, (str, bytes)):
+                raise TypeError
+            value = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+    return value
+
+
 cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, str each, list keep) except? NULL:
     """weight or bias as n contiguous float32: its own memory, or a widened copy. NULL for None."""
     cdef char *packed

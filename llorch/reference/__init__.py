@@ -7,7 +7,22 @@ in the default floating-point environment.
 """
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
+from llorch.reference._attention import argmax, attention, embedding, softmax
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
 
-__all__ = ["add_layer_norm", "dot128", "fma", "layer_norm", "linear", "narrow", "rms_norm", "sum64", "widen"]
+__all__ = [
+    "add_layer_norm",
+    "argmax",
+    "attention",
+    "dot128",
+    "embedding",
+    "fma",
+    "layer_norm",
+    "linear",
+    "narrow",
+    "rms_norm",
+    "softmax",
+    "sum64",
+    "widen",
+]

@@ -1,0 +1,99 @@
+/* softmax.h: y_j = e_j / Z over the rows of x [rows, n]; its passes are attention's too.
+ *
+ *   m = max_j x_j        e_j = exp(x_j - m)        Z = sum64(e)        y_j = e_j / Z
+ *
+ * Order:    the maximum has none. Z is sum64: lane j mod 64 adds its values in order of j, then the halving tree.
+ * Rounding: one subtraction, the correctly rounded exp, the adds, one division; 16-bit results once more.
+ * Edges:    a NaN, a +infinity or nothing but -infinity makes the row NaN: some x_j - m is NaN then, so Z is. A
+ *           single -infinity weighs +0. n = 0: nothing to do. y may be x.
+ * Cost:     three passes over a row, which stays in the caches. float32 keeps e in y between the passes. 16 bits can't
+ *           hold it: there the exponential is taken twice.
+ * Oracle:   llorch.reference.softmax. Tests: tests/test_softmax.py.
+ */
+#ifndef LL_SOFTMAX_H
+#define LL_SOFTMAX_H
+
+#include "exp.h"
+#include "table.h"
+
+/* The largest of n >= 1 values; where one is a NaN, anything. Four chains, as a maximum has a latency. */
+LL_INLINE float row_max(const char *x, size_t n, int dtype)
+{
+    vf m[4];
+    float lane[LL_VL], most;
+    size_t j = 0;
+    m[0] = m[1] = m[2] = m[3] = vf_set1(-INFINITY);
+    for (; j + 4 * LL_VL <= n; j += 4 * LL_VL)
+        LL_UNROLL
+        for (size_t i = 0; i < 4; i++)
+            m[i] = vf_max(m[i], row_load(x, j + i * LL_VL, dtype));
+    for (; j + LL_VL <= n; j += LL_VL)
+        m[0] = vf_max(m[0], row_load(x, j, dtype));
+    if (j < n)
+        m[1] = vf_max(m[1], vf_join(row_load_n(x, j, n - j, dtype), vf_set1(-INFINITY), n - j));
+    vf_store(lane, vf_max(vf_max(m[0], m[1]), vf_max(m[2], m[3])));
+    most = lane[0];
+    for (size_t l = 1; l < LL_VL; l++)
+        most = lane[l] > most ? lane[l] : most;
+    return most;
+}
+
+/* sum64 of exp(x_j - m), which go to e as float32 unless it is NULL. whole: there is room behind x and e for whole
+ * vectors; e gets +0 there. */
+LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, int dtype)
+{
+    vf p[LL_REGS], most = vf_set1(m);
+    size_t j = 0, k = 0;
+    for (size_t i = 0; i < LL_REGS; i++)
+        p[i] = vf_zero();
+    for (; j + LL_VL <= n; j += LL_VL) {
+        vf v = vf_exp(vf_sub(row_load(x, j, dtype), most));
+        if (e)
+            vf_store(e + j * sizeof(float), v);
+        p[k] = vf_add(p[k], v);
+        k = (k + 1) % LL_REGS;
+    }
+    if (j < n) {
+        /* in the lanes past n there is m: nothing there is hard for exp */
+        size_t count = n - j;
+        vf v = whole ? row_load(x, j, dtype) : row_load_n(x, j, count, dtype);
+        v = vf_first(vf_exp(vf_sub(vf_join(v, most, count), most)), count);
+        if (e && whole)
+            vf_store(e + j * sizeof(float), v);
+        else if (e)
+            vf_store_n(e + j * sizeof(float), v, count);
+        p[k] = vf_add(p[k], v);
+    }
+    return ll_fold64(p);
+}
+
+LL_INLINE void softmax_row(const char *x, char *y, size_t n, int dtype)
+{
+    float m = row_max(x, n, dtype);
+    vf z = vf_set1(row_exp(x, n, m, dtype == LL_F32 ? y : NULL, 0, dtype)), most = vf_set1(m);
+    for (size_t j = 0; j < n; j += LL_VL) {
+        size_t count = n - j < LL_VL ? n - j : LL_VL;
+        vf e;
+        if (dtype == LL_F32)
+            e = row_load_n(y, j, count, LL_F32);
+        else
+            e = vf_exp(vf_sub(vf_join(row_load_n(x, j, count, dtype), most, count), most));
+        row_store_n(y, j, vf_div(e, z), count, dtype);
+    }
+}
+
+static void LL_SYMBOL(softmax)(const ll_softmax_args *a, size_t begin, size_t end)
+{
+    for (size_t i = begin; i < end; i++) {
+        const char *x = (const char *)a->x + (ptrdiff_t)i * a->x_stride;
+        char *y = (char *)a->y + (ptrdiff_t)i * a->y_stride;
+        if (a->dtype == LL_F32)
+            softmax_row(x, y, a->n, LL_F32);
+        else if (a->dtype == LL_F16)
+            softmax_row(x, y, a->n, LL_F16);
+        else
+            softmax_row(x, y, a->n, LL_BF16);
+    }
+}
+
+#endif

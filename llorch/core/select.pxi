@@ -1,0 +1,161 @@
+"""embedding, argmax."""
+
+cdef extern from "llorch.h" nogil:
+    ctypedef struct ll_embedding_args:
+        const void *table
+        const int64_t *ids
+        float *y
+        Py_ssize_t table_stride, table_value
+        size_t rows, n, length
+        int dtype
+    ctypedef struct ll_argmax_args:
+        const void *x
+        Py_ssize_t x_stride
+        size_t rows, n
+        int dtype
+        int64_t *y
+    size_t ll_embedding(const ll_embedding_args *)
+    void ll_argmax(const ll_argmax_args *)
+
+
+cdef object _int64 = np.dtype(np.int64)
+
+
+cdef tuple _place(size_t flat, tuple shape):
+    """The index of an element of an array of this shape, by its place in C order."""
+    index = []
+    for length in reversed(shape):
+        index.append(flat % length)
+        flat //= length
+    return tuple(index[::-1])
+
+
+cdef str _at(size_t flat, tuple shape):
+    if not shape:
+        return ""
+    place = _place(flat, shape)
+    return f"[{', '.join([str(i) for i in place])}]"
+
+
+def embedding(table, ids):
+    """Rows of a table by number, widened to float32: ``table[ids]``.
+
+    Parameters
+    ----------
+    table : array (V, E) of float32, float16 or bfloat16
+        Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory, at any strides.
+    ids : int, or integers of any shape (an array, a list, a nested list)
+        Each in [0, V).
+
+    Returns
+    -------
+    A new float32 array of shape (\\*ids.shape, E): exactly the rows of the table.
+
+    Raises
+    ------
+    TypeError
+        ids that aren't integers; a table of another element type.
+    ValueError
+        A table that isn't (V, E).
+    IndexError
+        An id that is negative or not less than V: names the first one, and where it is.
+    """
+    cdef Operand otable
+    cdef ll_embedding_args a
+    cdef size_t first
+    cdef list keep = []
+    _clear(&otable)
+    try:
+        _take(&otable, table, "table", False, keep)
+        if otable.ndim != 2:
+            raise ValueError(f"table has shape {_shape(&otable)}, it must be (V, E)")
+        given = np.asarray(ids)
+        if given.size == 0 and given.dtype == np.float64 and not isinstance(ids, _ndarray):
+            given = given.astype(_int64)  # an empty list
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"ids must be integers, got {given.dtype.name}")
+        places = np.ascontiguousarray(given, _int64)  # ids of 2**63 and more become negative: refused as well
+        shape = given.shape
+        y = _empty((*shape, otable.shape[1]), _float32)
+        a.table = otable.data
+        a.table_stride = otable.strides[0]
+        a.table_value = otable.strides[1] if otable.shape[1] > 1 else otable.itemsize
+        a.length = otable.shape[0]
+        a.n = otable.shape[1]
+        a.rows = places.size
+        a.dtype = otable.dtype
+        a.ids = <const int64_t *><uintptr_t>places.ctypes.data
+        a.y = <float *><uintptr_t>y.ctypes.data
+        if a.rows * a.n < RELEASE_FROM:
+            first = ll_embedding(&a)
+        else:
+            with nogil:
+                first = ll_embedding(&a)
+        if first < a.rows:
+            raise IndexError(f"ids{_at(first, shape)} is {given.reshape(-1)[first]}, the table has {a.length} rows: "
+                             f"ids must be in [0, {a.length})")
+    finally:
+        _drop(&otable)
+    return y
+
+
+def argmax(logits):
+    """The place of the largest value along the last axis; the lowest of equals (+0 and -0 are equal).
+
+    Parameters
+    ----------
+    logits : array (..., n) of float32, float16 or bfloat16, n >= 1
+        Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory, at any strides.
+
+    Returns
+    -------
+    int for one axis, else an int64 array of the shape without the last axis.
+
+    Raises
+    ------
+    TypeError
+        Another element type.
+    ValueError
+        No axis, empty rows, or a NaN: names the first one's place. Infinities are values like others.
+    """
+    cdef Operand o
+    cdef ll_argmax_args a
+    cdef Py_ssize_t i, count = 1
+    cdef int64_t one = 0
+    cdef size_t row
+    cdef list keep = []
+    _clear(&o)
+    try:
+        _take(&o, logits, "logits", False, keep)
+        if o.ndim == 0:
+            raise ValueError("logits has no axis: its shape is (), it must be (..., n)")
+        for i in range(o.ndim):
+            count *= o.shape[i]
+        shape = _shape(&o)
+        a.n = o.shape[o.ndim - 1]
+        if a.n == 0:
+            raise ValueError(f"logits has shape {shape}: an empty row has no largest value")
+        if a.n > LL_MAX_ROW:
+            raise ValueError(f"logits has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")
+        a.rows = <size_t>count // a.n
+        a.dtype = o.dtype
+        a.y = &one
+        y = None
+        if o.ndim > 1:
+            y = _empty(shape[:-1], _int64)
+            a.y = <int64_t *><uintptr_t>y.ctypes.data
+        if count:
+            a.x = _rows(&o, count, True)
+            a.x_stride = o.row_stride
+            if count < RELEASE_FROM:
+                ll_argmax(&a)
+            else:
+                with nogil:
+                    ll_argmax(&a)
+            for row in range(a.rows):
+                if a.y[row] < 0:
+                    raise ValueError(f"logits{_at(row * a.n + <size_t>(-1 - a.y[row]), shape)} is NaN: there is no "
+                                     "largest value")
+    finally:
+        _drop(&o)
+    return one if y is None else y

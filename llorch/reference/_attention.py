@@ -1,0 +1,113 @@
+"""Softmax, causal attention, embedding and argmax, as specified."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch.reference._arithmetic import fma, narrow, sum64, widen
+from llorch.reference._exp_placeholder import exp
+from llorch.reference._linear import BLOCK
+
+Array = NDArray[Any]
+
+
+def softmax(x: Array, *, out: Array | None = None) -> Array:
+    """Softmax over the last axis of x (..., n). See `llorch.softmax`."""
+    if x.ndim == 0:
+        raise ValueError("x has no axis to take the softmax over: its shape is (), it must be (..., n)")
+    n = x.shape[-1]
+    v = widen(x).reshape(x.size // n if n else 0, n)
+    e = _weights(v)
+    with np.errstate(all="ignore"):
+        y = narrow(e / sum64(e), x.dtype).reshape(x.shape)
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
+def _weights(s: Array) -> Array:
+    """exp(s - max) of each row of s (rows, n). Which value the maximum has beside a NaN is of no account."""
+    if s.shape[1] == 0:
+        return s
+    with np.errstate(all="ignore"):
+        m = s[:, :1]
+        for t in range(1, s.shape[1]):
+            column = s[:, t : t + 1]
+            m = np.where(column > m, column, m)
+        return exp(s - m)
+
+
+def attention(q: Array, k: Array, v: Array, *, scale: float | None = None, out: Array | None = None) -> Array:
+    """Causal attention of q (..., H, Tq, D) to k, v (..., H, Tk, D). See `llorch.attention`."""
+    if q.ndim < 2 or k.ndim < 2:
+        raise ValueError(f"q has shape {q.shape} and k {k.shape}, they must be (..., H, Tq, D) and (..., H, Tk, D)")
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise TypeError(f"k is {k.dtype} and v is {v.dtype}, they must have the type of q, {q.dtype}")
+    if k.shape != v.shape or k.shape[:-2] != q.shape[:-2] or k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"q has shape {q.shape}, k {k.shape} and v {v.shape}: k and v must be (..., H, Tk, D)")
+    (Tq, D), Tk = q.shape[-2:], k.shape[-2]
+    if Tk < Tq:
+        raise ValueError(f"k has {Tk} positions, fewer than the {Tq} queries: query i is at position Tk - Tq + i")
+    if q.size == 0:
+        y = np.zeros(q.shape, q.dtype)
+    else:
+        factor = np.float32(np.float64(1) / np.sqrt(np.float64(D)) if scale is None else scale)
+        heads = q.size // (Tq * D)
+        a, b, c = (widen(x).reshape(heads, x.shape[-2], D) for x in (q, k, v))
+        o = np.zeros((heads, Tq, D), np.float32)
+        for i in range(Tq):
+            seen = Tk - Tq + i + 1  # later positions don't exist
+            o[:, i] = _one_query(a[:, i], b[:, :seen], c[:, :seen], factor)
+        y = narrow(o, q.dtype).reshape(q.shape)
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
+def _one_query(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
+    """One query of each head, q (heads, D), and all it sees, k and v (heads, T, D)."""
+    heads, T, D = k.shape
+    with np.errstate(all="ignore"):
+        s = np.zeros((heads, T), np.float32)
+        for first in range(0, D, BLOCK):
+            p = np.zeros((heads, T), np.float32)
+            for d in range(first, min(first + BLOCK, D)):
+                p = fma(*np.broadcast_arrays(q[:, d : d + 1], k[:, :, d]), p)
+            s = s + p
+        e = _weights(s * factor)
+        o = np.zeros((heads, D), np.float32)
+        for first in range(0, T, BLOCK):
+            p = np.zeros((heads, D), np.float32)
+            for t in range(first, min(first + BLOCK, T)):
+                p = fma(*np.broadcast_arrays(e[:, t : t + 1], v[:, t]), p)
+            o = o + p
+        return o / sum64(e)
+
+
+def embedding(table: Array, ids: Any) -> Array:
+    """Rows of table (V, E) by number, as float32 (*ids.shape, E). See `llorch.embedding`."""
+    if table.ndim != 2:
+        raise ValueError(f"table has shape {table.shape}, it must be (V, E)")
+    places = np.asarray(ids)
+    if ((places < 0) | (places >= table.shape[0])).any():
+        raise IndexError(f"ids must be in [0, {table.shape[0]})")
+    return widen(table, "table")[places]
+
+
+def argmax(logits: Array) -> Any:
+    """The lowest place of the largest value along the last axis. See `llorch.argmax`."""
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits has shape {logits.shape}, it must be (..., n) with n >= 1")
+    v = widen(logits, "logits")
+    if (v != v).any():
+        raise ValueError("logits has a NaN: there is no largest value")
+    most = v[..., 0]
+    place = np.zeros(most.shape, np.int64)
+    for j in range(1, v.shape[-1]):
+        more = v[..., j] > most
+        most = np.where(more, v[..., j], most)
+        place = np.where(more, np.int64(j), place)
+    return int(place) if logits.ndim == 1 else place
