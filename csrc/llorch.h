@@ -55,6 +55,31 @@ void ll_add_layer_norm(ll_norm_args *a);
 /* y = rms_norm(x); bias is ignored */
 void ll_rms_norm(ll_norm_args *a);
 
+/* ---- functions of one variable (ops/unary.c, exact.c) --------------------------------------- */
+
+enum { LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_UNARY_OPS };
+
+typedef struct ll_unary_args {
+    const void *x;                /* [rows, n] of dtype */
+    void *y;                      /* [rows, n] of dtype; may be x itself, row on row */
+    ptrdiff_t x_stride, y_stride; /* bytes from row to row */
+    size_t rows, n;               /* any number: each value is for itself */
+    int dtype;                    /* LL_F32, LL_F16, LL_BF16 */
+    int op;                       /* LL_EXP and so on */
+} ll_unary_args;
+
+/* y = op(x), correctly rounded to float32, then to dtype */
+void ll_unary(const ll_unary_args *a);
+
+/* The same for one value, slowly, by itself: what the kernels take where float64 can't decide the rounding. */
+float ll_exact_exp(float x);
+float ll_exact_tanh(float x);
+float ll_exact_erf(float x);
+float ll_exact_sigmoid(float x);
+float ll_exact_silu(float x);
+float ll_exact_gelu(float x);
+float ll_exact_gelu_tanh(float x);
+
 /* Widens n values of dtype (16-bit types) to float32, exactly. x and y don't overlap. */
 void ll_widen(const void *x, int dtype, float *y, size_t n);
 

@@ -11,11 +11,17 @@ from llorch._config import __version__, config, show_config
 from llorch._core import (
     add_layer_norm,
     available_isas,
+    erf,
+    exp,
+    gelu,
     get_num_threads,
     isa,
     layer_norm,
     rms_norm,
     set_num_threads,
+    sigmoid,
+    silu,
+    tanh,
 )
 
 __all__ = [
@@ -23,6 +29,9 @@ __all__ = [
     "add_layer_norm",
     "available_isas",
     "config",
+    "erf",
+    "exp",
+    "gelu",
     "get_num_threads",
     "isa",
     "layer_norm",
@@ -30,6 +39,9 @@ __all__ = [
     "rms_norm",
     "set_num_threads",
     "show_config",
+    "sigmoid",
+    "silu",
+    "tanh",
     "testing",
 ]
 

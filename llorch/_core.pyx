@@ -25,4 +25,5 @@ cdef extern from "llorch.h" nogil:
 
 include "core/operand.pxi"
 include "core/norm.pxi"
+include "core/unary.pxi"
 include "core/control.pxi"
