@@ -66,7 +66,7 @@ void ll_rms_norm(ll_norm_args *a);
 /* Length of a chain of fma in every inner product (dot128). */
 #define LL_BLOCK 128
 
-enum { LL_NONE = 0, LL_GELU = 1, LL_GELU_TANH = 2, LL_SILU = 3 }; /* activation */
+enum { LL_LINEAR_NONE = 0, LL_LINEAR_GELU = 1, LL_LINEAR_GELU_TANH = 2, LL_LINEAR_SILU = 3 }; /* activation */
 
 typedef struct ll_linear_args {
     const void *x;           /* [M, K] of dtype */
@@ -190,6 +190,31 @@ void ll_scratch_give(void *scratch);
 /* Memory for weights and caches, aligned to 64 at least; NULL when there is none. */
 void *ll_memory_new(size_t bytes);
 void ll_memory_free(void *memory);
+
+/* ---- functions of one variable (ops/unary.c, exact.c) --------------------------------------- */
+
+enum { LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_UNARY_OPS };
+
+typedef struct ll_unary_args {
+    const void *x;                /* [rows, n] of dtype */
+    void *y;                      /* [rows, n] of dtype; may be x itself, row on row */
+    ptrdiff_t x_stride, y_stride; /* bytes from row to row */
+    size_t rows, n;               /* any number: each value is for itself */
+    int dtype;                    /* LL_F32, LL_F16, LL_BF16 */
+    int op;                       /* LL_EXP and so on */
+} ll_unary_args;
+
+/* y = op(x), correctly rounded to float32, then to dtype */
+void ll_unary(const ll_unary_args *a);
+
+/* The same for one value, slowly, by itself: what the kernels take where float64 can't decide the rounding. */
+float ll_exact_exp(float x);
+float ll_exact_tanh(float x);
+float ll_exact_erf(float x);
+float ll_exact_sigmoid(float x);
+float ll_exact_silu(float x);
+float ll_exact_gelu(float x);
+float ll_exact_gelu_tanh(float x);
 
 /* Widens n values of dtype (16-bit types) to float32, exactly. x and y don't overlap. */
 void ll_widen(const void *x, int dtype, float *y, size_t n);

@@ -16,13 +16,19 @@ from llorch._core import (
     attention,
     available_isas,
     embedding,
+    erf,
+    exp,
+    gelu,
     get_num_threads,
     isa,
     layer_norm,
     linear,
     rms_norm,
     set_num_threads,
+    sigmoid,
+    silu,
     softmax,
+    tanh,
 )
 
 __all__ = [
@@ -35,6 +41,9 @@ __all__ = [
     "available_isas",
     "config",
     "embedding",
+    "erf",
+    "exp",
+    "gelu",
     "get_num_threads",
     "isa",
     "layer_norm",
@@ -43,7 +52,10 @@ __all__ = [
     "rms_norm",
     "set_num_threads",
     "show_config",
+    "sigmoid",
+    "silu",
     "softmax",
+    "tanh",
     "testing",
 ]
 

@@ -19,9 +19,19 @@
  *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
  *   vf_join(a, b, m)                          the first m lanes of a, then the first of b
  *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
- *   vf_max(a, b)                              lane by lane the larger; where one is a NaN, either of them
+ *   vf_min(a, b)  vf_max(a, b)                lane by lane; NaN where b is NaN; of two zeros any
+ *   vf_abs(v)  vf_or_sign(v, s)               without the sign bit; with it where s has it (else v's own)
+ *   vf_differ(a, b)                           not 0 if a != b in any lane; a NaN differs from everything
  *   vf_equal(a, b)                            a bit for each lane, 1 where a == b (never where one is a NaN)
  *   vf_transpose(v)                           of LL_VL vectors: v[i] lane j becomes v[j] lane i
+ *
+ *   vd                                        a vector of LL_VL / 2 float64
+ *   vd_set1(a)  vd_add  vd_sub  vd_mul  vd_div
+ *   vd_fma(a, b, c)                           a * b + c rounded once, or (generic) twice: for results that are
+ *                                             rounded to float32 with a margin, never for ones that are bits
+ *   vd_scale(v, t)                            v * 2^k for t = 1.5 * 2^52 + k; v and the result are normal numbers
+ *   vd_low(v)  vd_high(v)                     the first half of a vf's lanes, and the other, exactly
+ *   vf_narrow(a, b)                           back to float32, rounded to nearest even
  *
  * Everything below is made of these and is the same for every instruction set.
  */
@@ -100,5 +110,21 @@ LL_INLINE float ll_fold64(vf p[LL_REGS])
             p[k] = vf_add(p[k], p[k + h]);
     return vf_fold(p[0]);
 }
+
+/* ---- vw: LL_VL float64 -------------------------------------------------------------------------
+ *
+ * As many as a vf has lanes, in two vd, so that what is written on them reads like code on vf. Every step is
+ * done for both halves before the next: they are independent, and share the constants. */
+typedef struct vw { vd l, h; } vw;
+
+LL_INLINE vw vw_set1(double a) { return (vw){vd_set1(a), vd_set1(a)}; }
+LL_INLINE vw vw_widen(vf v) { return (vw){vd_low(v), vd_high(v)}; }
+LL_INLINE vf vw_narrow(vw v) { return vf_narrow(v.l, v.h); }
+LL_INLINE vw vw_add(vw a, vw b) { return (vw){vd_add(a.l, b.l), vd_add(a.h, b.h)}; }
+LL_INLINE vw vw_sub(vw a, vw b) { return (vw){vd_sub(a.l, b.l), vd_sub(a.h, b.h)}; }
+LL_INLINE vw vw_mul(vw a, vw b) { return (vw){vd_mul(a.l, b.l), vd_mul(a.h, b.h)}; }
+LL_INLINE vw vw_div(vw a, vw b) { return (vw){vd_div(a.l, b.l), vd_div(a.h, b.h)}; }
+LL_INLINE vw vw_fma(vw a, vw b, vw c) { return (vw){vd_fma(a.l, b.l, c.l), vd_fma(a.h, b.h, c.h)}; }
+LL_INLINE vw vw_scale(vw v, vw t) { return (vw){vd_scale(v.l, t.l), vd_scale(v.h, t.h)}; }
 
 #endif

@@ -77,4 +77,24 @@ LL_FN void vf_transpose(vf v[LL_VL])
         v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
     }
 }
+LL_FN vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); } /* b where one is NaN */
+LL_FN vf vf_abs(vf v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+LL_FN vf vf_or_sign(vf v, vf s) { return _mm256_or_ps(v, _mm256_and_ps(_mm256_set1_ps(-0.0f), s)); }
+LL_FN int vf_differ(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ)); }
+
+typedef __m256d vd;
+LL_FN vd vd_set1(double a) { return _mm256_set1_pd(a); }
+LL_FN vd vd_add(vd a, vd b) { return _mm256_add_pd(a, b); }
+LL_FN vd vd_sub(vd a, vd b) { return _mm256_sub_pd(a, b); }
+LL_FN vd vd_mul(vd a, vd b) { return _mm256_mul_pd(a, b); }
+LL_FN vd vd_div(vd a, vd b) { return _mm256_div_pd(a, b); }
+LL_FN vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
+LL_FN vd vd_scale(vd v, vd t)
+{
+    __m256i k = _mm256_slli_epi64(_mm256_castpd_si256(t), 52); /* 1.5 * 2^52 has nothing in these bits */
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(v), k));
+}
+LL_FN vd vd_low(vf v) { return _mm256_cvtps_pd(_mm256_castps256_ps128(v)); }
+LL_FN vd vd_high(vf v) { return _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)); }
+LL_FN vf vf_narrow(vd a, vd b) { return _mm256_set_m128(_mm256_cvtpd_ps(b), _mm256_cvtpd_ps(a)); }
 #undef LL_FN

@@ -76,4 +76,28 @@ LL_FN void vf_transpose(vf v[LL_VL])
         v[j + 8] = _mm512_shuffle_f32x4(a[j], a[j + 8], 0xdd);
     }
 }
+
+LL_FN vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); } /* b where one is NaN */
+LL_FN vf vf_abs(vf v) { return _mm512_abs_ps(v); }
+LL_FN vf vf_or_sign(vf v, vf s) { return _mm512_or_ps(v, _mm512_and_ps(_mm512_set1_ps(-0.0f), s)); }
+LL_FN int vf_differ(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+
+typedef __m512d vd;
+LL_FN vd vd_set1(double a) { return _mm512_set1_pd(a); }
+LL_FN vd vd_add(vd a, vd b) { return _mm512_add_pd(a, b); }
+LL_FN vd vd_sub(vd a, vd b) { return _mm512_sub_pd(a, b); }
+LL_FN vd vd_mul(vd a, vd b) { return _mm512_mul_pd(a, b); }
+LL_FN vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
+LL_FN vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
+LL_FN vd vd_scale(vd v, vd t)
+{
+    __m512i k = _mm512_slli_epi64(_mm512_castpd_si512(t), 52); /* 1.5 * 2^52 has nothing in these bits */
+    return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(v), k));
+}
+LL_FN vd vd_low(vf v) { return _mm512_cvtps_pd(_mm512_castps512_ps256(v)); }
+LL_FN vd vd_high(vf v) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)); }
+LL_FN vf vf_narrow(vd a, vd b)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(a)), _mm512_cvtpd_ps(b), 1);
+}
 #undef LL_FN

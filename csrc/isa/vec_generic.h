@@ -141,5 +141,40 @@ LL_FN void vf_transpose(vf v[LL_VL])
             v[j].lane[i] = a;
         }
 }
+
+LL_FN vf vf_min(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] < b.lane[l] ? a.lane[l] : b.lane[l]; return a; }
+LL_FN vf vf_abs(vf v) { LL_EACH v.lane[l] = fabsf(v.lane[l]); return v; }
+LL_FN vf vf_or_sign(vf v, vf s) { LL_EACH v.lane[l] = signbit(s.lane[l]) ? -fabsf(v.lane[l]) : v.lane[l]; return v; }
+LL_FN int vf_differ(vf a, vf b) { int any = 0; LL_EACH any |= !(a.lane[l] == b.lane[l]); return any; }
+
+#define LL_EACH2 for (int l = 0; l < LL_VL / 2; l++)
+typedef struct { double lane[LL_VL / 2]; } vd;
+LL_FN vd vd_set1(double a) { vd v; LL_EACH2 v.lane[l] = a; return v; }
+LL_FN vd vd_add(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] + b.lane[l]; return a; }
+LL_FN vd vd_sub(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] - b.lane[l]; return a; }
+LL_FN vd vd_mul(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] * b.lane[l]; return a; }
+LL_FN vd vd_div(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] / b.lane[l]; return a; }
+LL_FN vd vd_fma(vd a, vd b, vd c) { LL_EACH2 a.lane[l] = a.lane[l] * b.lane[l] + c.lane[l]; return a; }
+LL_FN vd vd_scale(vd v, vd t)
+{
+    LL_EACH2 {
+        uint64_t u, k;
+        memcpy(&u, &v.lane[l], sizeof u);
+        memcpy(&k, &t.lane[l], sizeof k);
+        u += k << 52; /* 1.5 * 2^52 has nothing in these bits */
+        memcpy(&v.lane[l], &u, sizeof u);
+    }
+    return v;
+}
+LL_FN vd vd_low(vf v) { vd w; LL_EACH2 w.lane[l] = (double)v.lane[l]; return w; }
+LL_FN vd vd_high(vf v) { vd w; LL_EACH2 w.lane[l] = (double)v.lane[l + LL_VL / 2]; return w; }
+LL_FN vf vf_narrow(vd a, vd b)
+{
+    vf v;
+    LL_EACH2 v.lane[l] = (float)a.lane[l];
+    LL_EACH2 v.lane[l + LL_VL / 2] = (float)b.lane[l];
+    return v;
+}
+#undef LL_EACH2
 #undef LL_EACH
 #undef LL_FN

@@ -79,4 +79,28 @@ LL_FN void vf_transpose(vf v[LL_VL])
     v[2] = vzip1q_f32(b, d);
     v[3] = vzip2q_f32(b, d);
 }
+LL_FN vf vf_min(vf a, vf b) { return vminq_f32(a, b); } /* NaN where either is */
+LL_FN vf vf_abs(vf v) { return vabsq_f32(v); }
+LL_FN vf vf_or_sign(vf v, vf s)
+{
+    uint32x4_t sign = vandq_u32(vreinterpretq_u32_f32(s), vdupq_n_u32(0x80000000));
+    return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(v), sign));
+}
+LL_FN int vf_differ(vf a, vf b) { return vminvq_u32(vceqq_f32(a, b)) == 0; }
+
+typedef float64x2_t vd;
+LL_FN vd vd_set1(double a) { return vdupq_n_f64(a); }
+LL_FN vd vd_add(vd a, vd b) { return vaddq_f64(a, b); }
+LL_FN vd vd_sub(vd a, vd b) { return vsubq_f64(a, b); }
+LL_FN vd vd_mul(vd a, vd b) { return vmulq_f64(a, b); }
+LL_FN vd vd_div(vd a, vd b) { return vdivq_f64(a, b); }
+LL_FN vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
+LL_FN vd vd_scale(vd v, vd t)
+{
+    uint64x2_t k = vshlq_n_u64(vreinterpretq_u64_f64(t), 52); /* 1.5 * 2^52 has nothing in these bits */
+    return vreinterpretq_f64_u64(vaddq_u64(vreinterpretq_u64_f64(v), k));
+}
+LL_FN vd vd_low(vf v) { return vcvt_f64_f32(vget_low_f32(v)); }
+LL_FN vd vd_high(vf v) { return vcvt_high_f64_f32(v); }
+LL_FN vf vf_narrow(vd a, vd b) { return vcvt_high_f32_f64(vcvt_f32_f64(a), b); }
 #undef LL_FN

@@ -5,6 +5,7 @@
 #include "select.h"
 #include "softmax.h"
 #include "table.h"
+#include "unary.h"
 #include "widen.h"
 
 const ll_kernels LL_PASTE(kernels, LL_ISA) = {
@@ -13,6 +14,15 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .layer_norm = LL_EACH_DTYPE(layer_norm),
     .add_layer_norm = LL_EACH_DTYPE(add_layer_norm),
     .rms_norm = LL_EACH_DTYPE(rms_norm),
+    .unary = {
+        [LL_EXP] = LL_EACH_DTYPE(exp),
+        [LL_TANH] = LL_EACH_DTYPE(tanh),
+        [LL_ERF] = LL_EACH_DTYPE(erf),
+        [LL_SIGMOID] = LL_EACH_DTYPE(sigmoid),
+        [LL_SILU] = LL_EACH_DTYPE(silu),
+        [LL_GELU] = LL_EACH_DTYPE(gelu),
+        [LL_GELU_TANH] = LL_EACH_DTYPE(gelu_tanh),
+    },
     .widen = LL_SYMBOL(widen),
     .linear_tiles = LL_SYMBOL(linear_tiles),
     .linear_pack_x = LL_SYMBOL(linear_pack_x),

@@ -13,7 +13,7 @@
 #ifndef LL_SOFTMAX_H
 #define LL_SOFTMAX_H
 
-#include "exp.h"
+#include "unary.h"
 #include "table.h"
 
 /* The largest of n >= 1 values; where one is a NaN, anything. Four chains, as a maximum has a latency. */
@@ -47,7 +47,7 @@ LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, in
     for (size_t i = 0; i < LL_REGS; i++)
         p[i] = vf_zero();
     for (; j + LL_VL <= n; j += LL_VL) {
-        vf v = vf_exp(vf_sub(row_load(x, j, dtype), most));
+        vf v = ll_exp_vf(vf_sub(row_load(x, j, dtype), most));
         if (e)
             vf_store(e + j * sizeof(float), v);
         p[k] = vf_add(p[k], v);
@@ -57,7 +57,7 @@ LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, in
         /* in the lanes past n there is m: nothing there is hard for exp */
         size_t count = n - j;
         vf v = whole ? row_load(x, j, dtype) : row_load_n(x, j, count, dtype);
-        v = vf_first(vf_exp(vf_sub(vf_join(v, most, count), most)), count);
+        v = vf_first(ll_exp_vf(vf_sub(vf_join(v, most, count), most)), count);
         if (e && whole)
             vf_store(e + j * sizeof(float), v);
         else if (e)
@@ -77,7 +77,7 @@ LL_INLINE void softmax_row(const char *x, char *y, size_t n, int dtype)
         if (dtype == LL_F32)
             e = row_load_n(y, j, count, LL_F32);
         else
-            e = vf_exp(vf_sub(vf_join(row_load_n(x, j, count, dtype), most, count), most));
+            e = ll_exp_vf(vf_sub(vf_join(row_load_n(x, j, count, dtype), most, count), most));
         row_store_n(y, j, vf_div(e, z), count, dtype);
     }
 }

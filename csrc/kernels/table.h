@@ -7,11 +7,14 @@
 
 /* A kernel on rows [begin, end) of its arguments. */
 typedef void (*ll_norm_kernel)(const ll_norm_args *a, size_t begin, size_t end);
+/* A function of every value of x [n]; y may be x. */
+typedef void (*ll_unary_kernel)(const void *x, void *y, size_t n);
 
 typedef struct ll_kernels {
     const char *name;
     int (*supported)(void);
     ll_norm_kernel layer_norm[LL_DTYPES], add_layer_norm[LL_DTYPES], rms_norm[LL_DTYPES];
+    ll_unary_kernel unary[LL_UNARY_OPS][LL_DTYPES];
     void (*widen)(const void *x, int dtype, float *y, size_t n);
     /* kernels/linear.h says what these do */
     size_t (*linear_tiles)(size_t M);
