@@ -17,8 +17,8 @@ typedef struct ll_kernels {
     size_t (*linear_tiles)(size_t M);
     void (*linear_pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
     void (*linear_pack)(const ll_linear_args *a, int dtype, char *packed, size_t begin, size_t end);
-    void (*linear)(const ll_linear_args *a, const float *x, float *sum, size_t tile_begin, size_t tile_end,
-                   size_t panel_begin, size_t panel_end);
+    void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
+                   size_t panel_end);
 } ll_kernels;
 
 /* The active table (dispatch.c). */
