@@ -20,7 +20,6 @@
 
 /* The largest float scratch a unit needs, in this order: a chunk; then for each tile q, scores, sums, Z. */
 LL_INLINE size_t whole_panels(size_t n) { return (n + LL_PANEL - 1) / LL_PANEL * LL_PANEL; }
-LL_INLINE size_t chunk_keys(size_t D) { return LL_BLOCK * D; }
 
 typedef struct attention_tile {
     float *q;                /* [D][R] */
@@ -43,14 +42,28 @@ static size_t LL_SYMBOL(attention_room)(const ll_attention_args *a)
 
 /* ---- packing ------------------------------------------------------------------------------------ */
 
+/* Rows may lie pages apart, where no processor guesses what comes next: one row is called for while another is read. */
+LL_INLINE void call_row(const char *row, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(row + i, 0, 3);
+}
+#define ROWS_AHEAD 8
+
 /* Keys at positions [first, first + count) of a chunk. */
 LL_INLINE void pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first, size_t count, float *keys, int dtype)
 {
+    const size_t bytes = D * ll_dtype_size(dtype);
     size_t t = first;
+    for (size_t i = 0; i < least(ROWS_AHEAD, count); i++)
+        call_row(k + (ptrdiff_t)i * stride, bytes);
     while (t < first + count) {
+        const size_t step = t % LL_VL == 0 && first + count - t >= LL_VL ? LL_VL : 1;
+        for (size_t i = 0; i < step && t + i + ROWS_AHEAD < first + count; i++)
+            call_row(k + (ptrdiff_t)(i + ROWS_AHEAD) * stride, bytes);
         float *to = keys + t / LL_PANEL * LL_PANEL * D + t % LL_PANEL;
         size_t d = 0;
-        if (t % LL_VL == 0 && first + count - t >= LL_VL) {
+        if (step > 1) {
             for (; d + LL_VL <= D; d += LL_VL) {
                 vf square[LL_VL];
                 LL_UNROLL
@@ -85,11 +98,15 @@ LL_INLINE void pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first
 
 LL_INLINE void pack_values(const char *v, ptrdiff_t stride, size_t D, size_t first, size_t count, float *values, int dtype)
 {
-    for (size_t t = first; t < first + count; t++, v += stride)
+    const size_t bytes = D * ll_dtype_size(dtype);
+    for (size_t t = first; t < first + count; t++, v += stride) {
+        if (t + ROWS_AHEAD < first + count)
+            call_row(v + ROWS_AHEAD * stride, bytes);
         for (size_t d = 0; d < whole_panels(D); d += LL_VL) {
             vf w = d < D ? row_load_n(v, d, least(LL_VL, D - d), dtype) : vf_zero();
             vf_store(values + (d / LL_PANEL * LL_BLOCK + t) * LL_PANEL + d % LL_PANEL, w);
         }
+    }
 }
 
 #define LL_CASE(pack) \
@@ -136,25 +153,32 @@ LL_INLINE void scores_part(const float *q, const float *keys, size_t D, float sc
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS], c = vf_set1(scale);
     for (size_t i = 0; i < R * V; i++)
         y[i] = vf_zero();
-    tile_dot(R, V, PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, y);
+    tile_dot(R, V, PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, NULL, 0, y);
     for (size_t r = 0; r < R; r++)
         for (size_t v = 0; v < V; v++)
             vf_store(s + r * s_stride + v * LL_VL, vf_mul(y[r * V + v], c));
 }
 
+/* Values of a chunk: packed, panels of columns a whole block apart; or rows of float32 as they lie. */
+typedef struct attention_values {
+    const char *at;
+    size_t stride, panel; /* floats from position to position, from panel to panel */
+} attention_values;
+
 /* o [R][P * 16] += one block of dot128(e, values), count positions */
-LL_INLINE void values_part(const float *e, size_t e_stride, const float *values, size_t count, float *o, size_t o_stride,
-                           size_t R, size_t P)
+LL_INLINE void values_part(const float *e, size_t e_stride, const attention_values *v, size_t column, size_t count,
+                           float *o, size_t o_stride, size_t R, size_t P)
 {
     const size_t V = P * PANEL_VECTORS;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS];
     for (size_t r = 0; r < R; r++)
-        for (size_t v = 0; v < V; v++)
-            y[r * V + v] = vf_load(o + r * o_stride + v * LL_VL);
-    tile_dot(R, V, PANEL_VECTORS, e, e_stride, 1, (const char *)values, LL_PANEL, LL_BLOCK * LL_PANEL, LL_F32, count, y);
+        for (size_t i = 0; i < V; i++)
+            y[r * V + i] = vf_load(o + r * o_stride + i * LL_VL);
+    tile_dot(R, V, PANEL_VECTORS, e, e_stride, 1, v->at + column * v->panel * sizeof(float), v->stride, v->panel, LL_F32,
+             count, NULL, 0, y);
     for (size_t r = 0; r < R; r++)
-        for (size_t v = 0; v < V; v++)
-            vf_store(o + r * o_stride + v * LL_VL, y[r * V + v]);
+        for (size_t i = 0; i < V; i++)
+            vf_store(o + r * o_stride + i * LL_VL, y[r * V + i]);
 }
 
 /* As many panels at a time as R rows take, then one by one. */
@@ -169,20 +193,20 @@ LL_INLINE void scores_panels(const float *q, const float *keys, size_t D, float 
         scores_part(q, keys + panel * LL_PANEL * D, D, scale, s + panel * LL_PANEL, s_stride, R, 1);
 }
 
-LL_INLINE void values_panels(const float *e, size_t e_stride, const float *values, size_t count, float *o,
+LL_INLINE void values_panels(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o,
                              size_t o_stride, size_t panels, size_t R)
 {
     const size_t P = PANELS(R);
     size_t panel = 0;
     for (; panel + P <= panels; panel += P)
-        values_part(e, e_stride, values + panel * LL_BLOCK * LL_PANEL, count, o + panel * LL_PANEL, o_stride, R, P);
+        values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, P);
     for (; panel < panels; panel++)
-        values_part(e, e_stride, values + panel * LL_BLOCK * LL_PANEL, count, o + panel * LL_PANEL, o_stride, R, 1);
+        values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, 1);
 }
 
 typedef struct attention_products {
     void (*scores)(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride, size_t panels);
-    void (*values)(const float *e, size_t e_stride, const float *values, size_t count, float *o, size_t o_stride,
+    void (*values)(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o, size_t o_stride,
                    size_t panels);
 } attention_products;
 #define LL_DEFINE(R) \
@@ -191,10 +215,10 @@ typedef struct attention_products {
     { \
         scores_panels(q, keys, D, scale, s, s_stride, panels, R); \
     } \
-    LL_NOINLINE void values_##R(const float *e, size_t e_stride, const float *values, size_t count, float *o, \
+    LL_NOINLINE void values_##R(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o, \
                                 size_t o_stride, size_t panels) \
     { \
-        values_panels(e, e_stride, values, count, o, o_stride, panels, R); \
+        values_panels(e, e_stride, v, count, o, o_stride, panels, R); \
     }
 #define LL_ROW(R) {scores_##R, values_##R}
 LL_DEFINE(1)
@@ -238,34 +262,41 @@ LL_NOINLINE void weigh(const ll_attention_args *a, const attention_tile *t)
 }
 
 /* Whether the values at positions [begin, end) of a chunk are all finite: 0 times them is 0. */
-LL_INLINE int finite_values(const float *values, size_t D, size_t begin, size_t end)
+LL_INLINE int finite_values(const attention_values *v, size_t panels, size_t begin, size_t end)
 {
-    vf sum = vf_zero();
-    for (size_t d = 0; d < whole_panels(D); d += LL_VL)
-        for (size_t t = begin; t < end; t++)
-            sum = vf_fma(vf_load(values + (d / LL_PANEL * LL_BLOCK + t) * LL_PANEL + d % LL_PANEL), vf_zero(), sum);
-    return vf_fold(sum) == 0.0f;
+    vf sum[PANEL_VECTORS];
+    for (size_t i = 0; i < PANEL_VECTORS; i++)
+        sum[i] = vf_zero();
+    for (size_t t = begin; t < end; t++)
+        for (size_t panel = 0; panel < panels; panel++)
+            LL_UNROLL
+            for (size_t i = 0; i < PANEL_VECTORS; i++)
+                sum[i] = vf_fma(vf_load(v->at + (t * v->stride + panel * v->panel + i * LL_VL) * sizeof(float)), vf_zero(),
+                                sum[i]);
+    for (size_t i = 1; i < PANEL_VECTORS; i++)
+        sum[0] = vf_add(sum[0], sum[i]);
+    return vf_fold(sum[0]) == 0.0f;
 }
 
 /* The tile's sums over the chunk of positions from `first` on. */
-static void weighted_values(const ll_attention_args *a, const attention_tile *t, const float *values, size_t first)
+static void weighted_values(const ll_attention_args *a, const attention_tile *t, const attention_values *v, size_t first)
 {
     const size_t o_stride = whole_panels(a->D), panels = o_stride / LL_PANEL;
     const size_t end = least(t->longest - first, LL_BLOCK);
     const size_t all = t->shortest > first ? least(t->shortest - first, LL_BLOCK) : 0; /* seen by every row */
-    if (all == end || finite_values(values, a->D, all, end)) {
-        products[t->R - 1].values(t->s + first, a->score_stride, values, end, t->o, o_stride, panels);
+    if (all == end || finite_values(v, panels, all, end)) {
+        products[t->R - 1].values(t->s + first, a->score_stride, v, end, t->o, o_stride, panels);
         return;
     }
     for (size_t r = 0; r < t->R; r++) {
         const size_t seen = t->shortest + r;
         if (seen > first)
-            products[0].values(t->s + r * a->score_stride + first, a->score_stride, values, least(seen - first, LL_BLOCK),
+            products[0].values(t->s + r * a->score_stride + first, a->score_stride, v, least(seen - first, LL_BLOCK),
                                t->o + r * o_stride, o_stride, panels);
     }
 }
 
-static void finish(const ll_attention_args *a, const ll_attention_head *h, const attention_tile *t)
+static void attention_finish(const ll_attention_args *a, const ll_attention_head *h, const attention_tile *t)
 {
     for (size_t r = 0; r < t->R; r++) {
         const float *o = t->o + r * whole_panels(a->D);
@@ -299,10 +330,14 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_hea
         t->q = t->s + LL_TILE_ROWS * a->score_stride;
         t->o = t->q + LL_TILE_ROWS * Dp;
         t->z = t->o + LL_TILE_ROWS * Dp;
-        pack_queries(a, h, t);
         memset(t->o, 0, t->R * Dp * sizeof *t->o);
     }
-    const size_t end = tile[tiles - 1].longest;
+    const size_t row_end = tile_row(tile_end, a->tiles, a->Tq);
+    for (size_t i = tile_row(tile_begin, a->tiles, a->Tq); i < row_end; i++)
+        call_row((const char *)h->q + (ptrdiff_t)i * a->q_stride, D * ll_dtype_size(a->dtype));
+    for (size_t i = 0; i < tiles; i++)
+        pack_queries(a, h, &tile[i]);
+    const size_t end = before + row_end; /* positions that the last query sees */
     for (size_t first = 0; first < end; first += LL_BLOCK) {
         const float *keys = chunk;
         if (a->rows)
@@ -319,19 +354,23 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_hea
     }
     for (size_t i = 0; i < tiles; i++)
         weigh(a, &tile[i]);
+    /* whole panels of float32 at whole floats can be read as they lie */
+    const int as_they_lie = a->rows && a->dtype == LL_F32 && D == Dp && a->v_stride >= 0 && a->v_stride % sizeof(float) == 0;
     for (size_t first = 0; first < end; first += LL_BLOCK) {
-        const float *values = chunk;
-        if (a->rows)
-            LL_SYMBOL(attention_values)((const char *)h->v + (ptrdiff_t)first * a->v_stride, a->v_stride, a->dtype, D, 0,
-                                        least(end - first, LL_BLOCK), chunk);
+        attention_values v = {(const char *)chunk, LL_PANEL, LL_BLOCK * LL_PANEL};
+        const char *rows = (const char *)h->v + (ptrdiff_t)first * a->v_stride;
+        if (as_they_lie)
+            v = (attention_values){rows, (size_t)a->v_stride / sizeof(float), LL_PANEL};
+        else if (a->rows)
+            LL_SYMBOL(attention_values)(rows, a->v_stride, a->dtype, D, 0, least(end - first, LL_BLOCK), chunk);
         else
-            values = h->blocks[first / LL_BLOCK] + h->offset + chunk_keys(D);
+            v.at = (const char *)(h->blocks[first / LL_BLOCK] + h->offset + LL_BLOCK * D);
         for (size_t i = 0; i < tiles; i++)
             if (tile[i].longest > first)
-                weighted_values(a, &tile[i], values, first);
+                weighted_values(a, &tile[i], &v, first);
     }
     for (size_t i = 0; i < tiles; i++)
-        finish(a, h, &tile[i]);
+        attention_finish(a, h, &tile[i]);
 }
 
 /* Units [begin, end) of all heads. The last queries of a head, which see most, come first. */

@@ -6,7 +6,7 @@
  * Rounding: dot128; the activation is correctly rounded; the residual is one add; 16-bit results are rounded once,
  *           at the very end.
  * Edges:    K = 0 gives the bias. A NaN or infinity stays in its own row (of x) or column (of weight).
- * Cost:     weight is read from memory once for every BLOCK rows of x. x is copied into tiles [K][R] first, so that
+ * Cost:     weight is read from memory once for every BLOCK_ROWS rows of x, y is written once. x is copied into tiles [K][R] first, so that
  *           a tile reads one sequence; weights that are not packed, or have 16 bits and meet several tiles, go
  *           through a buffer of panels in the second cache. Few rows (one tile) widen 16 bits in registers.
  *           A tile takes more panels when it has fewer rows, so that there are always enough chains.
@@ -17,9 +17,9 @@
 
 /* Rows of k that a block of the weight has in the first cache. */
 #define DEPTH (LL_VL == 16 ? 128 : 256)
-/* Bytes of packed x that stay in the second cache while the weight streams by; rows of x in one go. */
-#define NEAR_BYTES (256 * 1024)
-#define BLOCK_ROWS 252
+/* Rows of x and panels whose sums stay in the second cache, beside the rows' values of DEPTH k, while k goes on. */
+#define BLOCK_ROWS 120
+#define PANEL_GROUP 4
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
@@ -31,10 +31,25 @@ static void LL_SYMBOL(linear_pack_x)(const ll_linear_args *a, float *packed, siz
     const size_t tiles = tiles_of(a->M), K = a->K;
     for (size_t tile = begin; tile < end; tile++) {
         size_t m = tile_row(tile, tiles, a->M), R = tile_row(tile + 1, tiles, a->M) - m;
+        size_t k0 = 0;
+        /* Transposed squares, each stored over the unused end of the one before; the last values one by one, as
+         * what lies behind them is another thread's. */
+        if (LL_VL >= LL_TILE_ROWS)
+            for (; k0 + 2 * LL_VL <= K; k0 += LL_VL) {
+                vf square[LL_VL];
+                LL_UNROLL
+                for (size_t r = 0; r < LL_VL; r++)
+                    square[r] = r < R ? row_load((const char *)a->x + (ptrdiff_t)(m + r) * a->x_stride, k0, a->dtype)
+                                      : vf_zero();
+                vf_transpose(square);
+                LL_UNROLL
+                for (size_t l = 0; l < LL_VL; l++)
+                    vf_store(packed + m * K + (k0 + l) * R, square[l]);
+            }
         for (size_t r = 0; r < R; r++) {
             const char *x = (const char *)a->x + (ptrdiff_t)(m + r) * a->x_stride;
             float *to = packed + m * K + r;
-            for (size_t k = 0; k < K; k += LL_VL) {
+            for (size_t k = k0; k < K; k += LL_VL) {
                 float v[LL_VL];
                 size_t count = least(LL_VL, K - k);
                 vf_store(v, row_load_n(x, k, count, a->dtype));
@@ -53,10 +68,13 @@ typedef struct linear_part {
     const float *x;     /* [kc][R] */
     const char *b;      /* [panel][.][16] of dtype, panels b_panel values apart */
     size_t b_panel, kc;
+    const char *ahead;  /* where the tile calls for the next part of the weight, */
+    size_t ahead_k;     /* and how far it goes in a step of k */
     size_t m, n;        /* the tile's first row and column */
     int first, last;    /* of the parts along k */
-    char *sum;          /* [., N] float32, rows sum_stride bytes apart: y between the parts */
-    ptrdiff_t sum_stride;
+    int again;          /* another tile is finished on these panels next */
+    float *sums;        /* y between the parts: [.][16] from the tile's first row on, panels sums_panel values apart */
+    size_t sums_panel;
 } linear_part;
 
 LL_INLINE vf activate(vf v, int activation)
@@ -65,36 +83,66 @@ LL_INLINE vf activate(vf v, int activation)
     return v;
 }
 
+/* What comes after the sum: columns [n, n + count) of a row of y, count <= LL_VL. */
+LL_NOINLINE void finish(const ll_linear_args *a, vf v, ptrdiff_t row, size_t n, size_t count)
+{
+    if (a->activation)
+        v = activate(v, a->activation);
+    if (a->residual)
+        v = vf_add(v, row_load_n((const char *)a->residual + row * a->residual_stride, n, count, a->dtype));
+    row_store_n((char *)a->y + row * a->y_stride, n, v, count, a->dtype);
+}
+
+/* Where vector i of a tile [R][V] waits. */
+LL_INLINE float *tile_sum(const linear_part *t, size_t V, size_t i)
+{
+    return t->sums + i % V / PANEL_VECTORS * t->sums_panel + i / V * LL_PANEL + i % PANEL_VECTORS * LL_VL;
+}
+
 LL_INLINE void tile_part(const linear_part *t, size_t R, size_t P, int dtype)
 {
     const size_t V = P * PANEL_VECTORS, N = t->args->N;
     const ll_linear_args *a = t->args;
+    const int whole = t->n + V * LL_VL <= N; /* no column past N: constant loops, which keep to registers */
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS];
-    for (size_t r = 0; r < R; r++)
+    if (!t->first) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = vf_load(tile_sum(t, V, i));
+    } else if (!a->bias) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = vf_zero();
+    } else {
         for (size_t v = 0; v < V; v++) {
             size_t n = t->n + v * LL_VL, count = n < N ? least(LL_VL, N - n) : 0;
-            if (!t->first)
-                y[r * V + v] = count ? row_load_n(t->sum + (ptrdiff_t)(t->m + r) * t->sum_stride, n, count, LL_F32) : vf_zero();
-            else
-                y[r * V + v] = a->bias && count ? row_load_n((const char *)a->bias, n, count, LL_F32) : vf_zero();
+            vf bias = count ? row_load_n((const char *)a->bias, n, count, LL_F32) : vf_zero();
+            for (size_t r = 0; r < R; r++)
+                y[r * V + v] = bias;
         }
-    tile_dot(R, V, PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, y);
-    for (size_t r = 0; r < R; r++)
-        for (size_t v = 0; v < V; v++) {
-            size_t n = t->n + v * LL_VL, count = n < N ? least(LL_VL, N - n) : 0;
-            if (!count)
-                break;
-            vf out = y[r * V + v];
-            if (!t->last) {
-                row_store_n(t->sum + (ptrdiff_t)(t->m + r) * t->sum_stride, n, out, count, LL_F32);
-                continue;
-            }
-            if (a->activation)
-                out = activate(out, a->activation);
-            if (a->residual)
-                out = vf_add(out, row_load_n((const char *)a->residual + (ptrdiff_t)(t->m + r) * a->residual_stride, n, count, a->dtype));
-            row_store_n((char *)a->y + (ptrdiff_t)(t->m + r) * a->y_stride, n, out, count, a->dtype);
+    }
+    char *to = (char *)a->y + (ptrdiff_t)t->m * a->y_stride + t->n * ll_dtype_size(a->dtype);
+    if (t->again) /* the next tile's rows of y lie far apart, no processor guesses that they are needed */
+        for (size_t r = R; r < 2 * R; r++)
+            __builtin_prefetch(to + (ptrdiff_t)r * a->y_stride, 1, 3);
+
+    tile_dot(R, V, PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k, y);
+
+    if (!t->last) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            vf_store(tile_sum(t, V, i), y[i]);
+    } else if (whole && a->dtype == LL_F32 && !a->activation && !a->residual) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            vf_store(to + (ptrdiff_t)(i / V) * a->y_stride + i % V * LL_VL * sizeof(float), y[i]);
+    } else {
+        for (size_t i = 0; i < R * V; i++) {
+            size_t n = t->n + i % V * LL_VL;
+            if (n < N)
+                finish(a, y[i], (ptrdiff_t)(t->m + i / V), n, least(LL_VL, N - n));
         }
+    }
 }
 
 /* R rows on `panels` panels, as many at a time as R rows take. */
@@ -111,6 +159,7 @@ LL_INLINE void tile_panels(const linear_part *part, size_t R, size_t panels, int
         panels -= taken;
         t.n += taken * LL_PANEL;
         t.b += taken * t.b_panel * ll_dtype_size(dtype);
+        t.sums += taken * t.sums_panel;
     }
 }
 
@@ -149,14 +198,6 @@ static const tile_function tile_functions[LL_TILE_ROWS][LL_DTYPES] = {
 #undef LL_ROW
 
 /* ---- panels of the weight ------------------------------------------------------------------------ */
-
-/* Rows [k, k + kc) of `panels` packed 16-bit panels, widened: [panel][kc][16]. */
-LL_INLINE void widen_panels(const char *from, size_t from_panel, size_t panels, size_t kc, int dtype, float *to)
-{
-    for (size_t p = 0; p < panels; p++)
-        for (size_t j = 0; j < kc * LL_PANEL; j += LL_VL)
-            vf_store(to + p * kc * LL_PANEL + j, row_load(from + p * from_panel * 2, j, dtype));
-}
 
 /* Panel values (k, n .. n + 16) of a weight at any strides, k in [k0, k0 + kc), columns past N zero, as `to`
  * [kc][16] of dtype. */
@@ -212,64 +253,77 @@ static void LL_SYMBOL(linear_pack)(const ll_linear_args *a, int dtype, char *pac
 
 /* ---- a range of tiles on a range of panels --------------------------------------------------------- */
 
-/* x: the tiles of linear_pack_x. sum: [M, N] float32 for what y can't hold between parts of k, or NULL: y can. */
-static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, float *sum, size_t tile_begin, size_t tile_end,
+/* Rows [k, k + kc) of `panels` panels from `panel` on, as float32 [panel][kc][16] in room. */
+LL_INLINE void fetch_panels(const ll_linear_args *a, size_t panel, size_t panels, size_t k, size_t kc, float *room)
+{
+    const size_t size = ll_dtype_size(a->weight_dtype);
+    for (size_t p = 0; p < panels; p++, panel++) {
+        float *to = room + p * kc * LL_PANEL;
+        const char *packed = (const char *)a->weight + (panel * a->K + k) * LL_PANEL * size;
+#define LL_CASE(type) \
+    if (a->weight_dtype == type && a->packed) \
+        for (size_t j = 0; j < kc * LL_PANEL; j += LL_VL) \
+            vf_store(to + j, row_load(packed, j, type)); \
+    else if (a->weight_dtype == type) \
+        gather_panel(a->weight, type, a->weight_k, a->weight_n, a->N, panel * LL_PANEL, k, kc, LL_F32, (char *)to);
+        LL_CASE(LL_F32) LL_CASE(LL_F16) LL_CASE(LL_BF16)
+#undef LL_CASE
+    }
+}
+
+/* x: the tiles of linear_pack_x. */
+static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                               size_t panel_begin, size_t panel_end)
 {
-    _Alignas(64) float room[MOST_PANELS * DEPTH * LL_PANEL];
-    const size_t tiles = tiles_of(a->M), K = a->K, block_tiles = BLOCK_ROWS / LL_TILE_ROWS;
-    const size_t size = ll_dtype_size(a->weight_dtype);
-    linear_part part = {.args = a, .sum = sum ? (char *)sum : (char *)a->y,
-                        .sum_stride = sum ? (ptrdiff_t)(a->N * sizeof(float)) : a->y_stride};
+    _Alignas(64) float room[(MOST_PANELS > PANEL_GROUP ? MOST_PANELS : PANEL_GROUP) * DEPTH * LL_PANEL];
+    _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
+    const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
+    /* blocks of tiles as even as can be: each reads the weight once more */
+    const size_t blocks = (tile_end - tile_begin + BLOCK_ROWS / LL_TILE_ROWS - 1) / (BLOCK_ROWS / LL_TILE_ROWS);
+    const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
-        const size_t block_end = least(block + block_tiles, tile_end);
+        const size_t block_end = least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
-        const int alone = block_end - block == 1;
-        const int direct = a->packed && (alone || a->weight_dtype == LL_F32);
-        const size_t depth = alone && direct ? K : DEPTH;
-        const size_t wide = rows * K * sizeof(float) <= NEAR_BYTES ? K : depth;
-        const size_t most = tile_row(block + 1, tiles, a->M) - m;
-        const size_t together = a->packed ? PANELS(most) : MOST_PANELS;
-        size_t kw = 0;
-        do {
-            for (size_t panel = panel_begin; panel < panel_end; panel += together) {
-                const size_t panels = least(together, panel_end - panel);
-                size_t k = kw;
-                do {
-                    const char *packed = (const char *)a->weight + (panel * K + k) * LL_PANEL * size;
-                    part.kc = least(depth, K - k);
-                    part.n = panel * LL_PANEL;
-                    part.first = k == 0;
-                    part.last = k + part.kc == K;
-                    part.b = direct ? packed : (const char *)room;
-                    part.b_panel = (direct ? K : part.kc) * LL_PANEL;
-                    if (!direct && a->packed) {
-                        if (a->weight_dtype == LL_F16)
-                            widen_panels(packed, K * LL_PANEL, panels, part.kc, LL_F16, room);
-                        else
-                            widen_panels(packed, K * LL_PANEL, panels, part.kc, LL_BF16, room);
-                    } else if (!direct) {
-                        for (size_t p = 0; p < panels; p++) {
-                            char *to = (char *)(room + p * part.b_panel);
-                            size_t n = (panel + p) * LL_PANEL;
-                            if (a->weight_dtype == LL_F32)
-                                gather_panel(a->weight, LL_F32, a->weight_k, a->weight_n, a->N, n, k, part.kc, LL_F32, to);
-                            else if (a->weight_dtype == LL_F16)
-                                gather_panel(a->weight, LL_F16, a->weight_k, a->weight_n, a->N, n, k, part.kc, LL_F32, to);
-                            else
-                                gather_panel(a->weight, LL_BF16, a->weight_k, a->weight_n, a->N, n, k, part.kc, LL_F32, to);
-                        }
+        const int direct = a->packed && (count == 1 || a->weight_dtype == LL_F32);
+        const size_t depth = count == 1 && direct ? K : DEPTH;
+        const size_t together = PANELS(tile_row(block + 1, tiles, a->M) - m);
+        const size_t group = together > PANEL_GROUP ? together : PANEL_GROUP;
+        for (size_t panel = panel_begin; panel < panel_end; panel += group) {
+            const size_t panels = least(group, panel_end - panel);
+            size_t k = 0;
+            do {
+                const size_t kc = least(depth, K - k);
+                const int last = k + kc == K;
+                if (!direct)
+                    fetch_panels(a, panel, panels, k, kc, room);
+                for (size_t p = 0; p < panels; p += together) {
+                    const char *packed = (const char *)a->weight + ((panel + p) * K + k) * LL_PANEL * size;
+                    linear_part part = {.args = a, .kc = kc, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
+                                        .b = direct ? packed : (const char *)(room + p * kc * LL_PANEL),
+                                        .b_panel = (direct ? K : kc) * LL_PANEL, .ahead = (const char *)x,
+                                        .sums_panel = rows * LL_PANEL, .m = m};
+                    part.sums = sums + p * part.sums_panel;
+                    if (direct && count > 1) { /* the tiles share the calls for what comes after */
+                        const ptrdiff_t whole = (ptrdiff_t)(K * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
+                        part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
+                                     : !last ? packed - (ptrdiff_t)p * whole + (ptrdiff_t)(kc * LL_PANEL * size)
+                                     : panel + group < panel_end ? packed + (ptrdiff_t)(group - p) * whole - in
+                                                                 : packed;
+                        part.ahead_k = LL_PANEL * size / count;
                     }
+                    const size_t now = least(together, panels - p);
                     for (size_t tile = block; tile < block_end; tile++) {
-                        part.m = tile_row(tile, tiles, a->M);
                         const size_t R = tile_row(tile + 1, tiles, a->M) - part.m;
                         part.x = x + part.m * K + k * R;
-                        tile_functions[R - 1][direct ? a->weight_dtype : LL_F32](&part, panels);
+                        part.again = tile + 1 < block_end && last;
+                        tile_functions[R - 1][direct ? a->weight_dtype : LL_F32](&part, now);
+                        part.m += R;
+                        part.sums += R * LL_PANEL;
+                        part.ahead += part.ahead_k * kc;
                     }
-                    k += depth;
-                } while (k < least(kw + wide, K));
-            }
-            kw += wide;
-        } while (kw < K);
+                }
+                k += depth;
+            } while (k < K);
+        }
     }
 }

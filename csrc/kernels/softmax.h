@@ -16,6 +16,9 @@
 #include "unary.h"
 #include "table.h"
 
+/* Vectors whose exponentials are taken together. */
+#define TOGETHER 2
+
 /* The largest of n >= 1 values; where one is a NaN, anything. Four chains, as a maximum has a latency. */
 LL_INLINE float row_max(const char *x, size_t n, int dtype)
 {
@@ -46,6 +49,20 @@ LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, in
     size_t j = 0, k = 0;
     for (size_t i = 0; i < LL_REGS; i++)
         p[i] = vf_zero();
+    for (; j + TOGETHER * LL_VL <= n; j += TOGETHER * LL_VL) {
+        vf v[TOGETHER];
+        LL_UNROLL
+        for (size_t i = 0; i < TOGETHER; i++)
+            v[i] = vf_sub(row_load(x, j + i * LL_VL, dtype), most);
+        ll_exp_vfs(v, TOGETHER);
+        LL_UNROLL
+        for (size_t i = 0; i < TOGETHER; i++) {
+            if (e)
+                vf_store(e + (j + i * LL_VL) * sizeof(float), v[i]);
+            p[k + i] = vf_add(p[k + i], v[i]);
+        }
+        k = (k + TOGETHER) % LL_REGS;
+    }
     for (; j + LL_VL <= n; j += LL_VL) {
         vf v = ll_exp_vf(vf_sub(row_load(x, j, dtype), most));
         if (e)

@@ -20,8 +20,8 @@ typedef struct ll_kernels {
     size_t (*linear_tiles)(size_t M);
     void (*linear_pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
     void (*linear_pack)(const ll_linear_args *a, int dtype, char *packed, size_t begin, size_t end);
-    void (*linear)(const ll_linear_args *a, const float *x, float *sum, size_t tile_begin, size_t tile_end,
-                   size_t panel_begin, size_t panel_end);
+    void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
+                   size_t panel_end);
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
     /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of working memory; rows into chunks; units */
     size_t tile_rows, attention_together;

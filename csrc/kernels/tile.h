@@ -29,17 +29,30 @@ LL_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
 LL_INLINE size_t tiles_of(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
 LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + least(tile, M % tiles); }
 
+#ifdef __clang__
+#define LL_UNROLL_K _Pragma("clang loop unroll_count(4)")
+#else
+#define LL_UNROLL_K _Pragma("GCC unroll 4")
+#endif
+
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]
  *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
  *          dtype, which widen exactly; panel is how many vectors lie side by side
+ *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k; or the
+ *          constant NULL
  * R, V, panel and dtype are constants wherever this is called: p then stays in registers. */
 LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t kc, vf *p)
+                        size_t b_k, size_t b_panel, int dtype, size_t kc, const char *ahead, size_t ahead_k, vf *p)
 {
     const size_t size = ll_dtype_size(dtype);
+    LL_UNROLL_K
     for (size_t k = 0; k < kc; k++) {
         vf w[8];
+        if (ahead) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += ahead_k;
+        }
         LL_UNROLL
         for (size_t v = 0; v < V; v++)
             w[v] = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
@@ -57,15 +70,19 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
 
 /* y += dot128 over K values of k that begin at a boundary of blocks: y [R * V] vectors, in memory. */
 LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t K, vf *y)
+                        size_t b_k, size_t b_panel, int dtype, size_t K, const char *ahead, size_t ahead_k, vf *y)
 {
     for (size_t k = 0; k < K; k += LL_BLOCK) {
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL];
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             p[i] = vf_zero();
-        tile_fma(R, V, panel, a + k * a_k, a_row, a_k, b + k * b_k * ll_dtype_size(dtype), b_k, b_panel, dtype,
-                 K - k < LL_BLOCK ? K - k : LL_BLOCK, p);
+        const float *ak = a + k * a_k;
+        const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
+        if (K - k >= LL_BLOCK) /* a constant length: fewer branches, and one that is foreseen */
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, p);
+        else
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, p);
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_add(y[i], p[i]);

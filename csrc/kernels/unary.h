@@ -160,6 +160,32 @@ LL_INLINE vf ll_exp_vf(vf x)
     return unary_round(x, exp_vw(vw_widen(at_least(at_most(x, 89.0f), -104.0f))), ll_exact_exp);
 }
 
+/* exp of `count` vectors in place, a constant: step by step for all, as one vector's chain is longer than what the
+ * processor looks ahead. */
+LL_INLINE void ll_exp_vfs(vf *v, size_t count)
+{
+    const double chain[] = {EXPM1_P7, EXPM1_P6, EXPM1_P5, EXPM1_P4, EXPM1_P3, EXPM1_P2, EXPM1_P1, EXPM1_P0, 1.0};
+    vw k[4], r[4], q[4];
+    LL_UNROLL
+    for (size_t i = 0; i < count; i++) {
+        r[i] = vw_widen(at_least(at_most(v[i], 89.0f), -104.0f));
+        k[i] = vw_fma(r[i], vw_set1(LOG2_E), vw_set1(TO_INTEGER));
+    }
+    LL_UNROLL
+    for (size_t i = 0; i < count; i++) {
+        r[i] = vw_fma(vw_sub(k[i], vw_set1(TO_INTEGER)), vw_set1(-LN_2), r[i]);
+        q[i] = vw_set1(EXPM1_P8);
+    }
+    LL_UNROLL
+    for (size_t c = 0; c < sizeof chain / sizeof *chain; c++)
+        LL_UNROLL
+        for (size_t i = 0; i < count; i++)
+            CHAIN(q[i], r[i], chain[c]);
+    LL_UNROLL
+    for (size_t i = 0; i < count; i++)
+        v[i] = unary_round(v[i], vw_scale(q[i], k[i]), ll_exact_exp);
+}
+
 LL_INLINE vf ll_tanh_vf(vf x)
 {
     vf c = at_least(at_most(x, 10.0f), -10.0f);

@@ -9,14 +9,11 @@
 #define GRAIN_PANELS 8
 /* From so many values of x on, packing them is shared too. */
 #define PACK_VALUES 65536
-/* No part along k is shorter (DEPTH of kernels/linear.h is this or twice it). */
-#define LEAST_DEPTH 128
 
 typedef struct linear_job {
     const ll_linear_args *args;
     const ll_kernels *kernels;
-    float *x, *sum;
-    char *packed;
+    float *x;
     size_t tiles, panels;
 } linear_job;
 
@@ -25,16 +22,7 @@ static size_t panels_of(size_t N) { return (N + LL_PANEL - 1) / LL_PANEL; }
 /* One row of contiguous float32 is a tile as it lies. */
 static int x_is_packed(const ll_linear_args *a) { return a->M == 1 && a->dtype == LL_F32; }
 
-/* Sums wait in y between the parts along k, unless y is narrower or is the residual, which is needed at the end. */
-static int needs_sum(const ll_linear_args *a)
-{
-    return a->K > LEAST_DEPTH && (a->dtype != LL_F32 || (a->residual && a->residual == a->y));
-}
-
-size_t ll_linear_scratch(const ll_linear_args *a)
-{
-    return ((x_is_packed(a) ? 0 : a->M * a->K) + (needs_sum(a) ? a->M * a->N : 0)) * sizeof(float);
-}
+size_t ll_linear_scratch(const ll_linear_args *a) { return x_is_packed(a) ? 0 : a->M * a->K * sizeof(float); }
 
 static void pack_x_task(void *context, size_t begin, size_t end)
 {
@@ -45,13 +33,13 @@ static void pack_x_task(void *context, size_t begin, size_t end)
 static void panels_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
-    job->kernels->linear(job->args, job->x, job->sum, 0, job->tiles, begin, end);
+    job->kernels->linear(job->args, job->x, 0, job->tiles, begin, end);
 }
 
 static void tiles_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
-    job->kernels->linear(job->args, job->x, job->sum, begin, end, 0, job->panels);
+    job->kernels->linear(job->args, job->x, begin, end, 0, job->panels);
 }
 
 void ll_linear(ll_linear_args *a)
@@ -62,9 +50,7 @@ void ll_linear(ll_linear_args *a)
     job.tiles = job.kernels->linear_tiles(a->M);
     if (x_is_packed(a)) {
         job.x = (float *)(uintptr_t)a->x;
-        job.sum = needs_sum(a) ? a->scratch : NULL;
     } else {
-        job.sum = needs_sum(a) ? job.x + a->M * a->K : NULL;
         ll_parallel_for(job.tiles, PACK_VALUES * job.tiles / (a->M * (a->K + 1)) + 1, pack_x_task, &job);
     }
     if (job.panels >= 4 * GRAIN_PANELS || job.panels >= job.tiles) {
