@@ -56,35 +56,52 @@ def attention(q: Array, k: Array, v: Array, *, scale: float | None = None, out: 
         factor = np.float32(np.float64(1) / np.sqrt(np.float64(D)) if scale is None else scale)
         heads = q.size // (Tq * D)
         a, b, c = (widen(x).reshape(heads, x.shape[-2], D) for x in (q, k, v))
-        o = np.zeros((heads, Tq, D), np.float32)
-        for i in range(Tq):
-            seen = Tk - Tq + i + 1  # later positions don't exist
-            o[:, i] = _one_query(a[:, i], b[:, :seen], c[:, :seen], factor)
-        y = narrow(o, q.dtype).reshape(q.shape)
+        y = narrow(_heads(a, b, c, factor), q.dtype).reshape(q.shape)
     if out is None:
         return y
     out[...] = y
     return out
 
 
-def _one_query(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
-    """One query of each head, q (heads, D), and all it sees, k and v (heads, T, D)."""
-    heads, T, D = k.shape
+def _heads(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
+    """Attention of q (heads, Tq, D) to k and v (heads, Tk, D), all float32.
+
+    A position is looked at only by the queries that see it, [i:] below: for the others it doesn't exist.
+    """
+    (heads, Tq, D), Tk = q.shape, k.shape[1]
+    first_query = [max(t - (Tk - Tq), 0) for t in range(Tk)]  # the first that sees position t
     with np.errstate(all="ignore"):
-        s = np.zeros((heads, T), np.float32)
+        # s_t = dot128(q, k_t) * scale
+        s = np.zeros((heads, Tq, Tk), np.float32)
         for first in range(0, D, BLOCK):
-            p = np.zeros((heads, T), np.float32)
+            p = np.zeros(s.shape, np.float32)
             for d in range(first, min(first + BLOCK, D)):
-                p = fma(*np.broadcast_arrays(q[:, d : d + 1], k[:, :, d]), p)
+                p = fma(*np.broadcast_arrays(q[:, :, d : d + 1], k[:, None, :, d]), p)
             s = s + p
-        e = _weights(s * factor)
-        o = np.zeros((heads, D), np.float32)
-        for first in range(0, T, BLOCK):
-            p = np.zeros((heads, D), np.float32)
-            for t in range(first, min(first + BLOCK, T)):
-                p = fma(*np.broadcast_arrays(e[:, t : t + 1], v[:, t]), p)
+        s = s * factor
+
+        # m = max s_t, e_t = exp(s_t - m)
+        m = np.zeros((heads, Tq), np.float32)
+        m[:] = s[:, :, 0]
+        for t, i in zip(range(Tk), first_query, strict=True):
+            m[:, i:] = np.where(s[:, i:, t] > m[:, i:], s[:, i:, t], m[:, i:])
+        e = exp(s - m[:, :, None])
+
+        # Z = sum64(e): lane t mod 64
+        lanes = np.zeros((heads, Tq, 64), np.float32)
+        for t, i in zip(range(Tk), first_query, strict=True):
+            lanes[:, i:, t % 64] = lanes[:, i:, t % 64] + e[:, i:, t]
+        Z = sum64(lanes.reshape(heads * Tq, 64)).reshape(heads, Tq, 1)
+
+        # o_d = dot128(e, v_d), a block of positions at a time
+        o = np.zeros((heads, Tq, D), np.float32)
+        for first in range(0, Tk, BLOCK):
+            p = np.zeros(o.shape, np.float32)
+            for t in range(first, min(first + BLOCK, Tk)):
+                i = first_query[t]
+                p[:, i:] = fma(*np.broadcast_arrays(e[:, i:, t : t + 1], v[:, None, t]), p[:, i:])
             o = o + p
-        return o / sum64(e)
+        return o / Z
 
 
 def embedding(table: Array, ids: Any) -> Array:
