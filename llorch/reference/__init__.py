@@ -8,6 +8,7 @@ in the default floating-point environment.
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
+from llorch.reference._exp_placeholder import exp
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
 
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "dot128",
     "embedding",
+    "exp",
     "fma",
     "layer_norm",
     "linear",

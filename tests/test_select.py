@@ -1,0 +1,129 @@
+"""embedding and argmax: exact, and what they refuse."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import LONG, SEAMS, assert_same_bits, normal, num_threads, rng
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import llorch
+from llorch import reference
+from llorch.testing import use_isa
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+# ---- embedding --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_embedding_is_the_oracle(isa, dtype):
+    for E in (1, 5, 16, 67, 768):
+        table = normal(50, E).astype(dtype)
+        for ids in (3, [0, 49, 49, 1], np.array([[1, 2], [3, 4]], np.uint8), np.arange(50)[::-1], np.int16(7), (1, 2),
+                    np.zeros((0,), np.int64), np.zeros((2, 0), np.int32), [], np.array([5], np.uint64)):  # fmt: skip
+            assert_same_bits(llorch.embedding(table, ids), reference.embedding(table, np.asarray(ids, np.int64)), f"{ids}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_embedding_of_any_layout(dtype):
+    table = normal(40, 140).astype(dtype)
+    ids = rng(1).integers(0, 40, (3, 7))
+    for view in (table[:, ::2], table[::-1, 3:], table[:, ::-1], np.asfortranarray(table), table.T[:, :40][:40]):
+        assert_same_bits(llorch.embedding(view, ids), reference.embedding(view.copy(), ids), f"strides {view.strides}")
+    with num_threads(2):
+        many = rng(2).integers(0, 40, 3000)
+        assert_same_bits(llorch.embedding(table, many), reference.embedding(table, many))
+
+
+TABLE = normal(10, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: llorch.embedding(TABLE, 10), IndexError, r"ids is 10, the table has 10 rows"),
+        (lambda: llorch.embedding(TABLE, [1, 2, -1, 11]), IndexError, r"ids\[2\] is -1, the table has 10 rows"),
+        (lambda: llorch.embedding(TABLE, [[1, 2], [30, 11]]), IndexError, r"ids\[1, 0\] is 30"),
+        (lambda: llorch.embedding(TABLE, np.array([2**63], np.uint64)), IndexError, r"ids\[0\] is 9223372036854775808"),
+        (lambda: llorch.embedding(TABLE[:0], [0]), IndexError, r"ids\[0\] is 0, the table has 0 rows"),
+        (lambda: llorch.embedding(TABLE, [1.0]), TypeError, "ids must be integers, got float64"),
+        (lambda: llorch.embedding(TABLE, True), TypeError, "ids must be integers, got bool"),
+        (lambda: llorch.embedding(TABLE, "1"), TypeError, "ids must be integers, got str"),
+        (lambda: llorch.embedding(TABLE[0], [0]), ValueError, r"table has shape \(4,\), it must be \(V, E\)"),
+        (lambda: llorch.embedding(TABLE.astype(np.float64), [0]), TypeError, "table is float64"),
+        (lambda: llorch.argmax(np.float32(1)), ValueError, "logits has no axis"),
+        (lambda: llorch.argmax(TABLE[:, :0]), ValueError, r"logits has shape \(10, 0\): an empty row"),
+        (lambda: llorch.argmax(np.float32([1, np.nan, np.nan])), ValueError, r"logits\[1\] is NaN"),
+        (lambda: llorch.argmax(np.float32([[[1, 2]], [[3, np.nan]]])), ValueError, r"logits\[1, 0, 1\] is NaN"),
+        (lambda: llorch.argmax(TABLE.astype(np.float64)), TypeError, "logits is float64"),
+    ],
+)
+def test_message(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_the_first_bad_id_is_named_and_no_other_row_is_read():
+    ids = np.zeros(5000, np.int64)
+    ids[[4000, 4001]] = 2**40, -5
+    with pytest.raises(IndexError, match=r"ids\[4000\] is 1099511627776"):
+        llorch.embedding(TABLE, ids)
+
+
+# ---- argmax -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_argmax_is_the_oracle(isa, dtype):
+    for n in (*SEAMS, 3, 9, 31, 33, 1023, 1025, 2047, LONG):
+        x = normal(3, n, seed=n).astype(dtype)
+        got = llorch.argmax(x)
+        assert got.dtype == np.int64 and got.shape == (3,)
+        assert (got == np.argmax(x.astype(np.float32), axis=1)).all(), n
+        if n < 2000:
+            assert (got == reference.argmax(x)).all(), n
+
+
+def test_argmax_at_every_place(isa):
+    for n in (1, 7, 16, 33, 64, 100, 1030):
+        for at in range(n) if n < 1000 else (0, 1, 1021, 1023, 1024, 1029):
+            x = np.full(n, -1, np.float32)
+            x[at:] = -0.5  # the lowest of equals
+            assert llorch.argmax(x) == at
+            x[at] = np.inf
+            assert llorch.argmax(x) == at
+            x[at:] = np.nan
+            with pytest.raises(ValueError, match=rf"logits\[{at}\] is NaN"):
+                llorch.argmax(x)
+
+
+def test_argmax_of_special_values(isa):
+    low, inf = np.float32(-3.4028235e38), np.inf
+    for x, wanted in (([-inf, -inf], 0), ([-inf, low], 1), ([-0.0, 0.0], 0), ([0.0, -0.0], 0), ([-1, -0.0, 0.0], 1),
+                      ([inf, inf], 0), ([1e-45, 3e-45], 1), ([0, 1e-45], 1), ([low] * 5, 0)):  # fmt: skip
+        got = llorch.argmax(np.float32(x))
+        assert got == wanted and type(got) is int, f"{x}"
+        assert reference.argmax(np.float32(x)) == wanted
+        long = np.full(1500, -np.inf, np.float32)
+        long[-len(x) :] = x
+        assert llorch.argmax(long) == (wanted + 1500 - len(x) if max(x) > -inf else 0)
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=40), elements=st.floats(-2, 2, width=16)))
+def test_argmax_any(x):
+    for name in llorch.available_isas():
+        with use_isa(name):
+            assert np.array_equal(llorch.argmax(x), np.argmax(x, axis=-1))
+
+
+def test_argmax_of_any_layout():
+    x = normal(5, 6, 300)
+    for view in (x[:, ::2], x[..., ::3], x[..., ::-1], x.transpose(2, 0, 1), np.broadcast_to(x[0, 0], (4, 300))):
+        assert np.array_equal(llorch.argmax(view), np.argmax(view, axis=-1))
+    assert llorch.argmax(x[:0]).shape == (0, 6)
+    big = normal(40, 20000)
+    with num_threads(2):
+        assert np.array_equal(llorch.argmax(big), big.argmax(axis=1))
