@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import datetime
 import functools
+import itertools
 import json
 import subprocess
 import tempfile
@@ -113,7 +114,7 @@ def edges(checker, function):
     for sign in (0, 1 << 31):
         # magnitudes on a coarse grid; between two whose kind differs, the place by bisection
         grid = [sign + e for e in [1, *range(1 << 16, 0x7F800000, 1 << 16), 0x7F7FFFFF]]
-        for low, high in zip(grid, grid[1:], strict=False):
+        for low, high in itertools.pairwise(grid):
             if kind(low) != kind(high):
                 while high - low > 1:
                     middle = (low + high) // 2
@@ -137,14 +138,17 @@ def run(checker, function, isa, share, threads):
     state = load(STATE)
     part = state.setdefault(key, {"next": 0, "inputs": 0, "wrong": 0, "open": 0, "shown": [], "hardest": []})
     chunks = (1 << 32) // CHUNK
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
     with use_isa(isa), ThreadPoolExecutor(threads) as pool, Progress(*columns) as progress:
         task = progress.add_task(key, total=chunks, completed=part["next"])
         while part["next"] < chunks:
             batch = range(part["next"], min(part["next"] + 4 * threads, chunks))
-            for shown, count, open_, hards in pool.map(
-                lambda index: one_chunk(checker, function, index, share), batch
-            ):
+            for shown, count, open_, hards in pool.map(lambda index: one_chunk(checker, function, index, share), batch):
                 part["wrong"] += count
                 part["open"] += open_
                 part["shown"] = (part["shown"] + shown)[:ROOM]
@@ -183,9 +187,9 @@ def markdown(results):
         "Every float32 as input of each function, the output compared with the correctly rounded one: by float64 where",
         "that decides, by MPFR where it doesn't (`tools/exhaustive/check.c`). `python tools/exhaustive.py` repeats it.",
         "",
-        "*open*: inputs whose result float64 leaves open by 2^-42, the margin the kernels have too: for these they take",
-        "the double-double path. *Hardest*: the input whose true value is closest to the middle of two float32, among",
-        "those of at least 2^-30, and how close, relative to the value.",
+        "*open*: inputs whose result float64 leaves open by 2^-42. It is the kernels' margin too: for about as many they",
+        "take the double-double path. *Hardest*: the input whose true value is closest to the middle of two float32,",
+        "among those of at least 2^-30, and how close, relative to the value.",
         "",
         "| function | instruction set | inputs | misrounded | open | hardest | distance | date | machine |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |",
@@ -193,8 +197,8 @@ def markdown(results):
     for r in results:
         distance, x, _ = r["hardest"][0] if r["hardest"] else (float("nan"), "", "")
         lines.append(
-            f"| {r['function']} | {r['isa']} | {r['inputs']:,} | {r['wrong']} | {r['open']:,} | `{x}` | 2^{distance:.1f} |"
-            f" {r['date']} | {r['machine']} |"
+            f"| {r['function']} | {r['isa']} | {r['inputs']:,} | {r['wrong']} | {r['open']:,} | `{x}` |"
+            f" 2^{distance:.1f} | {r['date']} | {r['machine']} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -205,7 +209,9 @@ def main():
     parser.add_argument("--isa", default=llorch.isa(), choices=llorch.available_isas())
     parser.add_argument("--share", type=int, default=1, help="take every SHARE-th input")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--spoil", action="store_true", help="spoil one result of each function; succeed if it is found")
+    parser.add_argument(
+        "--spoil", action="store_true", help="spoil one result of each function; succeed if it is found"
+    )
     arguments = parser.parse_args()
     checker = build()
     llorch.set_num_threads(1)

@@ -9,5 +9,22 @@ in the default floating-point environment.
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
-__all__ = ["add_layer_norm", "dot128", "fma", "layer_norm", "linear", "narrow", "rms_norm", "sum64", "widen"]
+__all__ = [
+    "add_layer_norm",
+    "dot128",
+    "erf",
+    "exp",
+    "fma",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "narrow",
+    "rms_norm",
+    "sigmoid",
+    "silu",
+    "sum64",
+    "tanh",
+    "widen",
+]
