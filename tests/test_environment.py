@@ -77,6 +77,25 @@ def test_environment(host, isa, setting):
         assert_same_bits(g, v, f"{setting}, shape {x.shape}")
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_functions(host, isa, setting):
+    """Subnormal inputs and results, and values whose results need the slow path, in the hosts' environments."""
+    rows = (Path(__file__).parent / "data" / "unary_hard" / "exp.txt").read_text().split()
+    x = np.concatenate([normal(3000, scale=3), normal(500, scale=1e-39), normal(500, scale=5, shift=-95),
+                        np.array([float.fromhex(v) for v in rows[::2]], np.float32)])  # fmt: skip
+    names = ("exp", "tanh", "erf", "sigmoid", "silu", "gelu")
+    wanted = [getattr(reference, name)(x) for name in names]
+    before = host.get_env()
+    with num_threads(2):
+        try:
+            host.set_env(SETTINGS[setting])
+            got = [getattr(llorch, name)(x) for name in names]
+        finally:
+            host.set_env(before)
+    for name, g, v in zip(names, got, wanted, strict=True):
+        assert_same_bits(g, v, f"{setting}, {name}")
+
+
 def test_the_host_really_flushes(host):
     """Negative control: in the flushing environment plain C loses a subnormal."""
     before = host.get_env()

@@ -28,8 +28,8 @@ def horner(coefficients, x):
 def fit(f, low, high, numerator, denominator, rounds=8):
     """P, Q of these degrees (Q[0] = 1) with P(x)/Q(x) near f(x), relatively, in [low, high].
 
-    Least squares of (P - f Q) / (f Q_before), repeated until Q stays (Loeb); the points' weights grow where the error is
-    large (Lawson), which brings it near to the smallest largest error.
+    Least squares of (P - f Q) / (f Q_before), repeated until Q stays (Loeb); the points' weights grow where the error
+    is large (Lawson), which brings it near to the smallest largest error.
     """
     unknowns = numerator + denominator + 1
     points = chebyshev(6 * unknowns, low, high)
@@ -63,7 +63,8 @@ def show(name, f, low, high, numerator, denominator):
     P, Q = [mpf(float(c)) for c in P], [mpf(float(c)) for c in Q]
     grid = [x for x in chebyshev(2003, low, high) if x != 0]
     worst = max(abs(horner(P, x) / horner(Q, x) / f(x) - 1) for x in grid)
-    print(f"/* {name}: on [{mp.nstr(mpf(low), 5)}, {mp.nstr(mpf(high), 5)}], relative error 2^{float(mp.log(worst, 2)):.1f} */")
+    interval = f"[{mp.nstr(mpf(low), 5)}, {mp.nstr(mpf(high), 5)}]"
+    print(f"/* {name}: on {interval}, relative error 2^{float(mp.log(worst, 2)):.1f} */")
     for what, coefficients in (("p", P), ("q", Q if denominator else [])):
         for i, c in enumerate(coefficients):
             print(f"#define {name}_{what.upper()}{i} {float(c).hex()}")

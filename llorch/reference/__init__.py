@@ -8,9 +8,9 @@ in the default floating-point environment.
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
-from llorch.reference._exp_placeholder import exp
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 __all__ = [
     "add_layer_norm",
@@ -18,13 +18,18 @@ __all__ = [
     "attention",
     "dot128",
     "embedding",
+    "erf",
     "exp",
     "fma",
+    "gelu",
     "layer_norm",
     "linear",
     "narrow",
     "rms_norm",
+    "sigmoid",
+    "silu",
     "softmax",
     "sum64",
+    "tanh",
     "widen",
 ]

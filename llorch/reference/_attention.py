@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
-from llorch.reference._exp_placeholder import exp
 from llorch.reference._linear import BLOCK
+from llorch.reference._unary import exp
 
 Array = NDArray[Any]
 

@@ -1,0 +1,249 @@
+"""Compares llorch's functions of one variable with MPFR for every float32 there is.
+
+    python tools/exhaustive.py                             # all seven on the active instruction set: some 20 minutes
+    python tools/exhaustive.py --function exp --isa generic --share 16     # every 16th input
+    python tools/exhaustive.py --spoil                     # the control: one wrong bit must be found
+
+Writes docs/exhaustive.json and docs/exhaustive.md, and after a full run without a misrounding the hardest inputs into
+tests/data/unary_hard/. An interrupted run goes on where it was (build/exhaustive.state.json). Needs gcc and MPFR
+(apt: libmpfr-dev). How an output is judged: tools/exhaustive/check.c.
+"""
+
+import argparse
+import ctypes
+import datetime
+import functools
+import itertools
+import json
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import llorch
+from llorch.testing import use_isa
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / "build" / "exhaustive.state.json"
+RESULT = ROOT / "docs" / "exhaustive.json"
+HARD = ROOT / "tests" / "data" / "unary_hard"
+CHUNK = 1 << 22
+ROOM, HARDEST = 16, 80
+FUNCTIONS = {
+    "exp": llorch.exp,
+    "tanh": llorch.tanh,
+    "erf": llorch.erf,
+    "sigmoid": llorch.sigmoid,
+    "silu": llorch.silu,
+    "gelu": llorch.gelu,
+    "gelu_tanh": functools.partial(llorch.gelu, approximate="tanh"),
+}
+CODES = {name: code for code, name in enumerate(FUNCTIONS)}  # as check.c's enum
+
+
+class Wrong(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_float), ("y", ctypes.c_float), ("wanted", ctypes.c_float))
+
+
+class Hard(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_float), ("wanted", ctypes.c_float), ("distance", ctypes.c_double))
+
+
+def build():
+    """check.c, compiled and loaded."""
+    with tempfile.TemporaryDirectory() as directory:
+        library = Path(directory) / "check.so"
+        source = ROOT / "tools" / "exhaustive" / "check.c"
+        flags = ["-O2", "-std=gnu11", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+        subprocess.run(["gcc", *flags, source, "-o", library, "-lmpfr", "-lgmp", "-lm"], check=True)
+        checker = ctypes.CDLL(str(library))
+    checker.set_up()
+    checker.check.restype = ctypes.c_uint64
+    checker.wanted_of.restype = ctypes.c_float
+    checker.wanted_of.argtypes = [ctypes.c_int, ctypes.c_float]
+    return checker
+
+
+def check(checker, function, first, step, y):
+    """(wrong ones, their number, inputs float64 leaves open, hardest of these) of y = f(first, first + step, ..)."""
+    wrongs, hards = (Wrong * ROOM)(), (Hard * HARDEST)()
+    open_, found = ctypes.c_uint64(), ctypes.c_uint64()
+    count = checker.check(
+        ctypes.c_int(CODES[function]),
+        ctypes.c_uint32(first),
+        ctypes.c_uint32(step),
+        ctypes.c_void_p(y.ctypes.data),
+        ctypes.c_uint64(len(y)),
+        wrongs,
+        ctypes.c_uint64(ROOM),
+        ctypes.byref(open_),
+        hards,
+        ctypes.c_uint64(HARDEST),
+        ctypes.byref(found),
+    )
+    shown = [[w.x.hex(), w.y.hex(), w.wanted.hex()] for w in wrongs[: min(count, ROOM)]]
+    return shown, count, open_.value, [[h.distance, h.x.hex(), h.wanted.hex()] for h in hards[: found.value]]
+
+
+def one_chunk(checker, function, index, share, spoil=False):
+    """Inputs [index CHUNK, (index + 1) CHUNK) of the 2^32, every share-th of them, from an offset that changes."""
+    first = index * CHUNK + index * 7 % share
+    encodings = np.arange(first, (index + 1) * CHUNK, share, dtype=np.uint64).astype(np.uint32)
+    x = encodings.view(np.float32)
+    y = FUNCTIONS[function](x, out=np.empty_like(x))
+    if spoil:  # the last bit of one result that is a number
+        at = np.flatnonzero(np.isfinite(y))[len(y) // 3]
+        y.view(np.uint32)[at] ^= 1
+    return check(checker, function, first, share, y)
+
+
+def edges(checker, function):
+    """Inputs around the thresholds: where the wanted result becomes 0, a normal number, its limit or infinity."""
+
+    def wanted(encoding):
+        return np.float32(checker.wanted_of(CODES[function], float(np.uint32(encoding).view(np.float32))))
+
+    def kind(encoding):
+        v, x = wanted(encoding), np.uint32(encoding).view(np.float32)
+        return bool(v == 0), bool(abs(v) < np.float32(2.0**-126)), bool(np.isinf(v)), bool(abs(v) == 1), bool(v == x)
+
+    found = set()
+    for sign in (0, 1 << 31):
+        # magnitudes on a coarse grid; between two whose kind differs, the place by bisection
+        grid = [sign + e for e in [1, *range(1 << 16, 0x7F800000, 1 << 16), 0x7F7FFFFF]]
+        for low, high in itertools.pairwise(grid):
+            if kind(low) != kind(high):
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if kind(middle) == kind(low) else (low, middle)
+                found |= {low - 1, low, high, high + 1}
+    numbers = [np.uint32(e).view(np.float32) for e in sorted(found) if e & 0x7FFFFFFF <= 0x7F800000]
+    return [(float(x), checker.wanted_of(CODES[function], float(x))) for x in numbers]
+
+
+def load(path):
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save(path, value):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n")
+
+
+def run(checker, function, isa, share, threads):
+    key = f"{function} {isa} 1/{share}"
+    state = load(STATE)
+    part = state.setdefault(key, {"next": 0, "inputs": 0, "wrong": 0, "open": 0, "shown": [], "hardest": []})
+    chunks = (1 << 32) // CHUNK
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with use_isa(isa), ThreadPoolExecutor(threads) as pool, Progress(*columns) as progress:
+        task = progress.add_task(key, total=chunks, completed=part["next"])
+        while part["next"] < chunks:
+            batch = range(part["next"], min(part["next"] + 4 * threads, chunks))
+            for shown, count, open_, hards in pool.map(lambda index: one_chunk(checker, function, index, share), batch):
+                part["wrong"] += count
+                part["open"] += open_
+                part["shown"] = (part["shown"] + shown)[:ROOM]
+                part["hardest"] = sorted(part["hardest"] + hards)[:HARDEST]
+                part["inputs"] += CHUNK // share
+            part["next"] = batch.stop
+            progress.update(task, completed=part["next"])
+            save(STATE, state)
+    del state[key]
+    save(STATE, state)
+    del part["next"]
+    return {"function": function, "isa": isa, "share": share, "date": str(datetime.date.today()), **part}
+
+
+def machine():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def write_hard(checker, result):
+    """tests/data/unary_hard/<function>.txt: input and output, one pair a line, hardest first, then the thresholds."""
+    HARD.mkdir(parents=True, exist_ok=True)
+    function = result["function"]
+    pairs = [f"{x} {y}" for _, x, y in result["hardest"]]
+    pairs += [f"{x.hex()} {y.hex()}" for x, y in edges(checker, function)]
+    (HARD / f"{function}.txt").write_text("\n".join(pairs) + "\n")
+
+
+def markdown(results):
+    lines = [
+        "# The exhaustive check",
+        "",
+        "Every float32 as input of each function, the output compared with the correctly rounded one: by float64 where",
+        "that decides, by MPFR where it doesn't (`tools/exhaustive/check.c`). `python tools/exhaustive.py` repeats it.",
+        "",
+        "*open*: inputs whose result float64 leaves open by 2^-42. It is the kernels' margin too: for about as many they",
+        "take the double-double path. *Hardest*: the input whose true value is closest to the middle of two float32,",
+        "among those of at least 2^-30, and how close, relative to the value.",
+        "",
+        "| function | instruction set | inputs | misrounded | open | hardest | distance | date | machine |",
+        "| --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |",
+    ]
+    for r in results:
+        distance, x, _ = r["hardest"][0] if r["hardest"] else (float("nan"), "", "")
+        lines.append(
+            f"| {r['function']} | {r['isa']} | {r['inputs']:,} | {r['wrong']} | {r['open']:,} | `{x}` |"
+            f" 2^{distance:.1f} | {r['date']} | {r['machine']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--function", action="append", choices=FUNCTIONS, help="default: all; may be repeated")
+    parser.add_argument("--isa", default=llorch.isa(), choices=llorch.available_isas())
+    parser.add_argument("--share", type=int, default=1, help="take every SHARE-th input")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--spoil", action="store_true", help="spoil one result of each function; succeed if it is found"
+    )
+    arguments = parser.parse_args()
+    checker = build()
+    llorch.set_num_threads(1)
+    functions = arguments.function or list(FUNCTIONS)
+    if arguments.spoil:
+        for function in functions:
+            with use_isa(arguments.isa):
+                clean = one_chunk(checker, function, 0x3F800000 // CHUNK, arguments.share)[1]
+                spoilt = one_chunk(checker, function, 0x3F800000 // CHUNK, arguments.share, spoil=True)[1]
+            print(f"{function}: {clean} wrong as it is, {spoilt} with one bit spoilt")
+            if (clean, spoilt) != (0, 1):
+                raise SystemExit("the control failed")
+        return
+    failed = False
+    for function in functions:
+        result = run(checker, function, arguments.isa, arguments.share, arguments.threads)
+        result["machine"] = machine()
+        print(f"{function} {arguments.isa}: {result['wrong']} of {result['inputs']} misrounded, {result['open']} open")
+        for x, y, wanted in result["shown"]:
+            print(f"  x {x} got {y} wanted {wanted}")
+        failed |= result["wrong"] > 0
+        results = load(RESULT).get("results", [])
+        same = ("function", "isa", "share")
+        results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
+        results.sort(key=lambda r: (r["share"], r["isa"], CODES[r["function"]]))
+        save(RESULT, {"results": results})
+        RESULT.with_suffix(".md").write_text(markdown(results))
+        if arguments.share == 1 and not result["wrong"]:
+            write_hard(checker, result)
+    if failed:
+        raise SystemExit("misrounded results: see above")
+
+
+if __name__ == "__main__":
+    main()
