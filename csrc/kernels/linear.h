@@ -304,6 +304,66 @@ LL_INLINE void fetch_panels(const ll_linear_args *a, size_t panel, size_t panels
 #undef LL_CASE
 }
 
+/* Few rows of x on a weight whose rows are contiguous: nothing is copied. A strip of columns keeps its chains and sums
+ * in the first cache while STEP rows of the weight stream past it at a time. */
+#define FEW_ROWS 2
+#define STRIP 512
+#define STEP 8
+
+LL_INLINE void few_rows_step(const float *x, size_t R, const char *row, ptrdiff_t stride, size_t steps, size_t columns,
+                             int type, float *p)
+{
+    vf xs[FEW_ROWS * STEP];
+    for (size_t i = 0; i < steps; i++)
+        for (size_t r = 0; r < R; r++)
+            xs[i * R + r] = vf_set1(x[i * R + r]);
+    for (size_t j = 0; j < columns; j += LL_VL) {
+        const size_t count = least(LL_VL, columns - j);
+        vf v[FEW_ROWS];
+        for (size_t r = 0; r < R; r++)
+            v[r] = vf_load(p + r * STRIP + j);
+        for (size_t i = 0; i < steps; i++) {
+            const char *at = row + (ptrdiff_t)i * stride;
+            __builtin_prefetch(at + STEP * stride + j * ll_dtype_size(type), 0, 3);
+            vf w = count == LL_VL ? row_load(at, j, type) : row_load_n(at, j, count, type);
+            for (size_t r = 0; r < R; r++)
+                v[r] = vf_fma(xs[i * R + r], w, v[r]);
+        }
+        for (size_t r = 0; r < R; r++)
+            vf_store(p + r * STRIP + j, v[r]);
+    }
+}
+
+LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_t begin, size_t end, int type)
+{
+    _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
+    for (size_t n = begin; n < end; n += STRIP) {
+        const size_t columns = least(STRIP, end - n), padded = (columns + LL_VL - 1) / LL_VL * LL_VL;
+        for (size_t r = 0; r < R; r++) {
+            memset(y + r * STRIP, 0, padded * sizeof *y);
+            if (a->bias)
+                memcpy(y + r * STRIP, a->bias + n, columns * sizeof *y);
+        }
+        for (size_t k = 0; k < a->K; k += LL_BLOCK) {
+            const size_t kc = least(LL_BLOCK, a->K - k);
+            memset(p, 0, sizeof p);
+            for (size_t i = 0; i < kc; i += STEP) {
+                const char *row = (const char *)a->weight + (ptrdiff_t)(k + i) * a->weight_k + n * ll_dtype_size(type);
+                if (kc - i >= STEP) /* a constant length: registers */
+                    few_rows_step(x + (k + i) * R, R, row, a->weight_k, STEP, columns, type, p);
+                else
+                    few_rows_step(x + (k + i) * R, R, row, a->weight_k, kc - i, columns, type, p);
+            }
+            for (size_t r = 0; r < R; r++)
+                for (size_t j = 0; j < padded; j += LL_VL)
+                    vf_store(y + r * STRIP + j, vf_add(vf_load(y + r * STRIP + j), vf_load(p + r * STRIP + j)));
+        }
+        for (size_t r = 0; r < R; r++)
+            for (size_t j = 0; j < columns; j += LL_VL)
+                finish(a, vf_load(y + r * STRIP + j), (ptrdiff_t)r, n + j, least(LL_VL, columns - j));
+    }
+}
+
 /* x: the tiles of linear_pack_x. */
 static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                               size_t panel_begin, size_t panel_end)
@@ -311,6 +371,16 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     _Alignas(64) float room[(MOST_PANELS > PANEL_GROUP ? MOST_PANELS : PANEL_GROUP) * DEPTH * LL_PANEL];
     _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
+    const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
+    if (by_rows && a->M <= FEW_ROWS) {
+        const size_t begin = panel_begin * LL_PANEL, end = least(panel_end * LL_PANEL, a->N);
+#define LL_CASE(rows, type) \
+    if (a->M == rows && a->weight_dtype == type) \
+        few_rows(a, x, rows, begin, end, type);
+        LL_CASE(1, LL_F32) LL_CASE(1, LL_F16) LL_CASE(1, LL_BF16) LL_CASE(2, LL_F32) LL_CASE(2, LL_F16) LL_CASE(2, LL_BF16)
+#undef LL_CASE
+        return;
+    }
     /* blocks of tiles as even as can be: each reads the weight once more */
     const size_t blocks = (tile_end - tile_begin + BLOCK_ROWS / LL_TILE_ROWS - 1) / (BLOCK_ROWS / LL_TILE_ROWS);
     const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
@@ -345,11 +415,15 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         part.ahead_k = LL_PANEL * size / count;
                     }
                     const size_t now = least(together, panels - p);
-                    const int by_rows = !direct && !a->packed && a->weight_n == (ptrdiff_t)size;
-                    if (by_rows) { /* the first tile calls for these panels' rows of the next part, a line each */
-                        const size_t k_next = last ? 0 : k + kc, n = (panel + p + (last ? group : 0)) * LL_PANEL;
-                        part.ahead = (const char *)a->weight + (ptrdiff_t)k_next * a->weight_k + (ptrdiff_t)n * a->weight_n;
-                        part.ahead_k = (size_t)a->weight_k;
+                    if (!direct) { /* the same panels of the next part; of plain rows the first tile alone, a line each */
+                        const size_t k_next = last ? 0 : k + kc, next = panel + p + (last ? group : 0);
+                        if (by_rows) {
+                            part.ahead = (const char *)a->weight + (ptrdiff_t)k_next * a->weight_k + next * LL_PANEL * size;
+                            part.ahead_k = (size_t)a->weight_k;
+                        } else if (a->packed) {
+                            part.ahead = (const char *)a->weight + (next * K + k_next) * LL_PANEL * size;
+                            part.ahead_k = LL_PANEL * size / count;
+                        }
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
                         const size_t R = tile_row(tile + 1, tiles, a->M) - part.m;
