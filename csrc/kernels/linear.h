@@ -199,51 +199,74 @@ static const tile_function tile_functions[LL_TILE_ROWS][LL_DTYPES] = {
 
 /* ---- panels of the weight ------------------------------------------------------------------------ */
 
-/* Panel values (k, n .. n + 16) of a weight at any strides, k in [k0, k0 + kc), columns past N zero, as `to`
- * [kc][16] of dtype. */
-LL_INLINE void gather_panel(const char *weight, int from, ptrdiff_t weight_k, ptrdiff_t weight_n, size_t N, size_t n,
-                            size_t k0, size_t kc, int dtype, char *to)
+/* How many rows ahead the next are called for: they lie in other pages, where no processor looks for them. */
+#define ROWS_AHEAD 16
+
+/* `panels` panels from column n on, of a weight whose rows are contiguous: rows [k, k + kc) as [panel][kc][16] of dtype,
+ * panels to_panel values apart. Every column there is < N. */
+LL_INLINE void gather_rows(const ll_linear_args *a, int from, size_t n, size_t panels, size_t k, size_t kc, int dtype,
+                           char *to, size_t to_panel)
 {
-    const size_t size = ll_dtype_size(from), columns = least(LL_PANEL, N - n);
-    const char *w = weight + (ptrdiff_t)n * weight_n + (ptrdiff_t)k0 * weight_k;
-    size_t k = 0;
-    if (weight_n == (ptrdiff_t)size && columns == LL_PANEL) {
-        for (; k < kc; k++)
+    const char *row = (const char *)a->weight + (ptrdiff_t)k * a->weight_k + n * ll_dtype_size(from);
+    for (size_t i = 0; i < kc; i++, row += a->weight_k)
+        for (size_t p = 0; p < panels; p++) {
+            __builtin_prefetch(row + ROWS_AHEAD * a->weight_k + p * LL_PANEL * ll_dtype_size(from), 0, 3);
             LL_UNROLL
             for (size_t j = 0; j < LL_PANEL; j += LL_VL)
-                row_store(to, k * LL_PANEL + j, row_load(w + (ptrdiff_t)k * weight_k, j, from), dtype);
-        return;
-    }
-    if (weight_k == (ptrdiff_t)size && columns == LL_PANEL) /* columns lie in rows: transpose squares */
-        for (; k + LL_VL <= kc; k += LL_VL)
-            for (size_t j = 0; j < LL_PANEL; j += LL_VL) {
-                vf square[LL_VL];
-                LL_UNROLL
-                for (size_t i = 0; i < LL_VL; i++)
-                    square[i] = row_load(w + (ptrdiff_t)(j + i) * weight_n, k, from);
-                vf_transpose(square);
-                LL_UNROLL
-                for (size_t i = 0; i < LL_VL; i++)
-                    row_store(to, (k + i) * LL_PANEL + j, square[i], dtype);
-            }
-    for (; k < kc; k++) /* what is left, value by value */
-        for (size_t j = 0; j < LL_PANEL; j += LL_VL) {
-            float values[LL_VL] = {0.0f};
-            for (size_t i = 0; i < LL_VL && j + i < columns; i++)
-                vf_store_n(values + i, row_load_n(w + (ptrdiff_t)k * weight_k + (ptrdiff_t)(j + i) * weight_n, 0, 1, from), 1);
-            row_store(to, k * LL_PANEL + j, vf_load(values), dtype);
+                row_store(to, p * to_panel + i * LL_PANEL + j, row_load(row, p * LL_PANEL + j, from), dtype);
         }
 }
 
+/* One panel of a weight at any strides: rows [k, k + kc) as [kc][16]; columns past N are zero. */
+LL_INLINE void gather_panel(const ll_linear_args *a, int from, size_t n, size_t k, size_t kc, int dtype, char *to)
+{
+    const size_t size = ll_dtype_size(from), columns = least(LL_PANEL, a->N - n);
+    const char *w = (const char *)a->weight + (ptrdiff_t)n * a->weight_n + (ptrdiff_t)k * a->weight_k;
+    size_t i = 0;
+    if (a->weight_k == (ptrdiff_t)size && columns == LL_PANEL) /* columns lie in rows: transpose squares */
+        for (; i + LL_VL <= kc; i += LL_VL)
+            for (size_t j = 0; j < LL_PANEL; j += LL_VL) {
+                vf square[LL_VL];
+                LL_UNROLL
+                for (size_t l = 0; l < LL_VL; l++)
+                    square[l] = row_load(w + (ptrdiff_t)(j + l) * a->weight_n, i, from);
+                vf_transpose(square);
+                LL_UNROLL
+                for (size_t l = 0; l < LL_VL; l++)
+                    row_store(to, (i + l) * LL_PANEL + j, square[l], dtype);
+            }
+    for (; i < kc; i++) /* what is left, value by value */
+        for (size_t j = 0; j < LL_PANEL; j += LL_VL) {
+            float values[LL_VL] = {0.0f};
+            for (size_t l = 0; l < LL_VL && j + l < columns; l++)
+                vf_store_n(values + l, row_load_n(w + (ptrdiff_t)i * a->weight_k + (ptrdiff_t)(j + l) * a->weight_n, 0, 1, from), 1);
+            row_store(to, i * LL_PANEL + j, vf_load(values), dtype);
+        }
+}
+
+/* The same for several panels, by whichever way the weight lies. The types are constants. */
+LL_INLINE void gather(const ll_linear_args *a, int from, size_t panel, size_t panels, size_t k, size_t kc, int dtype,
+                      char *to, size_t to_panel)
+{
+    size_t p = 0;
+    if (a->weight_n == (ptrdiff_t)ll_dtype_size(from)) {
+        p = panel + panels <= a->N / LL_PANEL ? panels : panels - 1;
+        gather_rows(a, from, panel * LL_PANEL, p, k, kc, dtype, to, to_panel);
+    }
+    for (; p < panels; p++)
+        gather_panel(a, from, (panel + p) * LL_PANEL, k, kc, dtype, to + p * to_panel * ll_dtype_size(dtype));
+}
+
+/* Panels [begin, end) of a weight, packed as dtype. */
 static void LL_SYMBOL(linear_pack)(const ll_linear_args *a, int dtype, char *packed, size_t begin, size_t end)
 {
-    const size_t size = ll_dtype_size(dtype);
-    for (size_t panel = begin; panel < end; panel++) {
-        char *to = packed + panel * a->K * LL_PANEL * size;
-        /* the types as constants: three that come in, three that are kept */
+    const size_t to_panel = a->K * LL_PANEL;
+    for (size_t panel = begin; panel < end; panel += PANEL_GROUP) {
+        const size_t panels = least(PANEL_GROUP, end - panel);
+        char *to = packed + panel * to_panel * ll_dtype_size(dtype);
 #define LL_CASE(in, out) \
     if (a->weight_dtype == in && dtype == out) \
-        gather_panel(a->weight, in, a->weight_k, a->weight_n, a->N, panel * LL_PANEL, 0, a->K, out, to);
+        gather(a, in, panel, panels, 0, a->K, out, to, to_panel);
         LL_CASE(LL_F32, LL_F32) LL_CASE(LL_F32, LL_F16) LL_CASE(LL_F32, LL_BF16)
         LL_CASE(LL_F16, LL_F32) LL_CASE(LL_F16, LL_F16) LL_CASE(LL_F16, LL_BF16)
         LL_CASE(LL_BF16, LL_F32) LL_CASE(LL_BF16, LL_F16) LL_CASE(LL_BF16, LL_BF16)
@@ -256,18 +279,77 @@ static void LL_SYMBOL(linear_pack)(const ll_linear_args *a, int dtype, char *pac
 /* Rows [k, k + kc) of `panels` panels from `panel` on, as float32 [panel][kc][16] in room. */
 LL_INLINE void fetch_panels(const ll_linear_args *a, size_t panel, size_t panels, size_t k, size_t kc, float *room)
 {
-    const size_t size = ll_dtype_size(a->weight_dtype);
-    for (size_t p = 0; p < panels; p++, panel++) {
-        float *to = room + p * kc * LL_PANEL;
-        const char *packed = (const char *)a->weight + (panel * a->K + k) * LL_PANEL * size;
+    const size_t size = ll_dtype_size(a->weight_dtype), to_panel = kc * LL_PANEL;
 #define LL_CASE(type) \
-    if (a->weight_dtype == type && a->packed) \
-        for (size_t j = 0; j < kc * LL_PANEL; j += LL_VL) \
-            vf_store(to + j, row_load(packed, j, type)); \
+    if (a->weight_dtype == type && !a->packed) \
+        gather(a, type, panel, panels, k, kc, LL_F32, (char *)room, to_panel); \
     else if (a->weight_dtype == type) \
-        gather_panel(a->weight, type, a->weight_k, a->weight_n, a->N, panel * LL_PANEL, k, kc, LL_F32, (char *)to);
-        LL_CASE(LL_F32) LL_CASE(LL_F16) LL_CASE(LL_BF16)
+        for (size_t p = 0; p < panels; p++) { \
+            const char *packed = (const char *)a->weight + ((panel + p) * a->K + k) * LL_PANEL * size; \
+            for (size_t j = 0; j < to_panel; j += LL_VL) \
+                vf_store(room + p * to_panel + j, row_load(packed, j, type)); \
+        }
+    LL_CASE(LL_F32) LL_CASE(LL_F16) LL_CASE(LL_BF16)
 #undef LL_CASE
+}
+
+/* Few rows of x on a weight whose rows are contiguous: nothing is copied. A strip of columns keeps its chains and sums
+ * in the first cache while STEP rows of the weight stream past it at a time. */
+#define FEW_ROWS 2
+#define STRIP 512
+#define STEP 8
+
+LL_INLINE void few_rows_step(const float *x, size_t R, const char *row, ptrdiff_t stride, size_t steps, size_t columns,
+                             int type, float *p)
+{
+    vf xs[FEW_ROWS * STEP];
+    for (size_t i = 0; i < steps; i++)
+        for (size_t r = 0; r < R; r++)
+            xs[i * R + r] = vf_set1(x[i * R + r]);
+    for (size_t j = 0; j < columns; j += LL_VL) {
+        const size_t count = least(LL_VL, columns - j);
+        vf v[FEW_ROWS];
+        for (size_t r = 0; r < R; r++)
+            v[r] = vf_load(p + r * STRIP + j);
+        for (size_t i = 0; i < steps; i++) {
+            const char *at = row + (ptrdiff_t)i * stride;
+            __builtin_prefetch(at + STEP * stride + j * ll_dtype_size(type), 0, 3);
+            vf w = count == LL_VL ? row_load(at, j, type) : row_load_n(at, j, count, type);
+            for (size_t r = 0; r < R; r++)
+                v[r] = vf_fma(xs[i * R + r], w, v[r]);
+        }
+        for (size_t r = 0; r < R; r++)
+            vf_store(p + r * STRIP + j, v[r]);
+    }
+}
+
+LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_t begin, size_t end, int type)
+{
+    _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
+    for (size_t n = begin; n < end; n += STRIP) {
+        const size_t columns = least(STRIP, end - n), padded = (columns + LL_VL - 1) / LL_VL * LL_VL;
+        for (size_t r = 0; r < R; r++) {
+            memset(y + r * STRIP, 0, padded * sizeof *y);
+            if (a->bias)
+                memcpy(y + r * STRIP, a->bias + n, columns * sizeof *y);
+        }
+        for (size_t k = 0; k < a->K; k += LL_BLOCK) {
+            const size_t kc = least(LL_BLOCK, a->K - k);
+            memset(p, 0, sizeof p);
+            for (size_t i = 0; i < kc; i += STEP) {
+                const char *row = (const char *)a->weight + (ptrdiff_t)(k + i) * a->weight_k + n * ll_dtype_size(type);
+                if (kc - i >= STEP) /* a constant length: registers */
+                    few_rows_step(x + (k + i) * R, R, row, a->weight_k, STEP, columns, type, p);
+                else
+                    few_rows_step(x + (k + i) * R, R, row, a->weight_k, kc - i, columns, type, p);
+            }
+            for (size_t r = 0; r < R; r++)
+                for (size_t j = 0; j < padded; j += LL_VL)
+                    vf_store(y + r * STRIP + j, vf_add(vf_load(y + r * STRIP + j), vf_load(p + r * STRIP + j)));
+        }
+        for (size_t r = 0; r < R; r++)
+            for (size_t j = 0; j < columns; j += LL_VL)
+                finish(a, vf_load(y + r * STRIP + j), (ptrdiff_t)r, n + j, least(LL_VL, columns - j));
     }
 }
 
@@ -278,6 +360,16 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     _Alignas(64) float room[(MOST_PANELS > PANEL_GROUP ? MOST_PANELS : PANEL_GROUP) * DEPTH * LL_PANEL];
     _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
+    const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
+    if (by_rows && a->M <= FEW_ROWS) {
+        const size_t begin = panel_begin * LL_PANEL, end = least(panel_end * LL_PANEL, a->N);
+#define LL_CASE(rows, type) \
+    if (a->M == rows && a->weight_dtype == type) \
+        few_rows(a, x, rows, begin, end, type);
+        LL_CASE(1, LL_F32) LL_CASE(1, LL_F16) LL_CASE(1, LL_BF16) LL_CASE(2, LL_F32) LL_CASE(2, LL_F16) LL_CASE(2, LL_BF16)
+#undef LL_CASE
+        return;
+    }
     /* blocks of tiles as even as can be: each reads the weight once more */
     const size_t blocks = (tile_end - tile_begin + BLOCK_ROWS / LL_TILE_ROWS - 1) / (BLOCK_ROWS / LL_TILE_ROWS);
     const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
@@ -312,6 +404,16 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         part.ahead_k = LL_PANEL * size / count;
                     }
                     const size_t now = least(together, panels - p);
+                    if (!direct) { /* the same panels of the next part; of plain rows the first tile alone, a line each */
+                        const size_t k_next = last ? 0 : k + kc, next = panel + p + (last ? group : 0);
+                        if (by_rows) {
+                            part.ahead = (const char *)a->weight + (ptrdiff_t)k_next * a->weight_k + next * LL_PANEL * size;
+                            part.ahead_k = (size_t)a->weight_k;
+                        } else if (a->packed) {
+                            part.ahead = (const char *)a->weight + (next * K + k_next) * LL_PANEL * size;
+                            part.ahead_k = LL_PANEL * size / count;
+                        }
+                    }
                     for (size_t tile = block; tile < block_end; tile++) {
                         const size_t R = tile_row(tile + 1, tiles, a->M) - part.m;
                         part.x = x + part.m * K + k * R;
@@ -319,6 +421,8 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         tile_functions[R - 1][direct ? a->weight_dtype : LL_F32](&part, now);
                         part.m += R;
                         part.sums += R * LL_PANEL;
+                        if (by_rows)
+                            part.ahead = (const char *)x, part.ahead_k = 0;
                         part.ahead += part.ahead_k * kc;
                     }
                 }

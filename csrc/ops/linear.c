@@ -7,13 +7,19 @@
 /* Multiplications a thread must have to be worth waking: some 10 us of work; and panels it likes to have together. */
 #define GRAIN_FMA ((size_t)1 << 19)
 #define GRAIN_PANELS 8
+/* Panels that are packed and used in turn. */
+#define TOGETHER 4
+/* From so many rows on, a weight that is not packed is packed first. */
+#define PACK_ROWS 96
 /* From so many values of x on, packing them is shared too. */
 #define PACK_VALUES 65536
 
 typedef struct linear_job {
     const ll_linear_args *args;
     const ll_kernels *kernels;
-    float *x;
+    float *x;     /* in tiles */
+    char *packed; /* where the weight is packed first, or NULL */
+    ll_linear_args with_packed;
     size_t tiles, panels;
 } linear_job;
 
@@ -22,7 +28,14 @@ static size_t panels_of(size_t N) { return (N + LL_PANEL - 1) / LL_PANEL; }
 /* One row of contiguous float32 is a tile as it lies. */
 static int x_is_packed(const ll_linear_args *a) { return a->M == 1 && a->dtype == LL_F32; }
 
-size_t ll_linear_scratch(const ll_linear_args *a) { return x_is_packed(a) ? 0 : a->M * a->K * sizeof(float); }
+/* Many rows read the weight several times: it is packed first. */
+static int weight_is_packed_first(const ll_linear_args *a) { return !a->packed && a->M > PACK_ROWS; }
+
+size_t ll_linear_scratch(const ll_linear_args *a)
+{
+    return (x_is_packed(a) ? 0 : a->M * a->K * sizeof(float))
+           + (weight_is_packed_first(a) ? ll_packed_bytes(a->K, a->N, LL_F32) : 0);
+}
 
 static void pack_x_task(void *context, size_t begin, size_t end)
 {
@@ -33,13 +46,27 @@ static void pack_x_task(void *context, size_t begin, size_t end)
 static void panels_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
-    job->kernels->linear(job->args, job->x, 0, job->tiles, begin, end);
+    if (!job->packed) {
+        job->kernels->linear(job->args, job->x, 0, job->tiles, begin, end);
+        return;
+    }
+    for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
+        size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
+        job->kernels->linear_pack(job->args, LL_F32, job->packed, panel, stop);
+        job->kernels->linear(&job->with_packed, job->x, 0, job->tiles, panel, stop);
+    }
+}
+
+static void pack_weight_task(void *context, size_t begin, size_t end)
+{
+    const linear_job *job = context;
+    job->kernels->linear_pack(job->args, LL_F32, job->packed, begin, end);
 }
 
 static void tiles_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
-    job->kernels->linear(job->args, job->x, begin, end, 0, job->panels);
+    job->kernels->linear(job->packed ? &job->with_packed : job->args, job->x, begin, end, 0, job->panels);
 }
 
 void ll_linear(ll_linear_args *a)
@@ -53,11 +80,20 @@ void ll_linear(ll_linear_args *a)
     } else {
         ll_parallel_for(job.tiles, PACK_VALUES * job.tiles / (a->M * (a->K + 1)) + 1, pack_x_task, &job);
     }
+    if (weight_is_packed_first(a)) {
+        job.packed = (char *)a->scratch + a->M * a->K * sizeof(float);
+        job.with_packed = *a;
+        job.with_packed.weight = job.packed;
+        job.with_packed.weight_dtype = LL_F32;
+        job.with_packed.packed = 1;
+    }
     if (job.panels >= 4 * GRAIN_PANELS || job.panels >= job.tiles) {
         size_t grain = GRAIN_FMA / (a->M * (a->K + 1) * LL_PANEL) + 1;
         ll_parallel_for(job.panels, (grain + GRAIN_PANELS - 1) / GRAIN_PANELS * GRAIN_PANELS, panels_task, &job);
     } else {
         size_t work = a->M * (a->K + 1) * a->N / job.tiles;
+        if (job.packed)
+            ll_parallel_for(job.panels, PACK_VALUES / (LL_PANEL * (a->K + 1)) + 1, pack_weight_task, &job);
         ll_parallel_for(job.tiles, GRAIN_FMA / work + 1, tiles_task, &job);
     }
 }
