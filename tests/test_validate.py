@@ -12,7 +12,7 @@ import llorch
 import llorch.reference
 from llorch.cli import main
 from llorch.testing import bits
-from llorch.validation import Check, Step, checkpoint_01, determinism, mutations, peers, report, run, sha256
+from llorch.validation import Check, Step, checkpoint_01, determinism, models, mutations, peers, report, run, sha256
 
 GROUPS = [step.group for step in checkpoint_01.steps()]
 
@@ -101,7 +101,7 @@ def only_nan(x, weight=None, bias=None, *, eps=1e-5, out=None):
 
 
 def order_by_batch(x, weight=None, bias=None, *, eps=1e-5, out=None):
-    return determinism.ordinary_kernel(x, weight, bias, eps=eps)
+    return mutations.ordinary_kernel(x, weight, bias, eps=eps)
 
 
 def raises(x, weight=None, bias=None, *, eps=1e-5, out=None):
@@ -193,9 +193,17 @@ def test_a_library_that_breaks_is_one_failed_row(monkeypatch, tmp_path, code, me
     assert (check.status, check.measured) == ("fail", message)
 
 
-def test_hand_made_onnx_model_is_valid():
+@pytest.mark.parametrize(
+    "operator, weight, outputs, attributes",
+    [
+        ("LayerNormalization", (1024,), 1024, {"epsilon": 1e-5}),
+        ("Gemm", (3072, 1024), 3072, {"transB": 1}),
+    ],
+)
+def test_hand_made_onnx_model_is_valid(operator, weight, outputs, attributes):
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(peers.onnx_model((2, 1024), 1e-5))
+    inputs = {"x": (2, 1024), "weight": weight, "bias": (outputs,)}
+    model = onnx.load_from_string(models.onnx_model(operator, inputs, (2, outputs), attributes))
     onnx.checker.check_model(model, full_check=True)
 
 

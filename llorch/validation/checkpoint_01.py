@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 
@@ -76,7 +77,7 @@ def steps(wanted_peers: tuple[str, ...] | None = None) -> list[Step]:
             "against the real libraries",
             lambda: peers.checks(x, weight, bias, EPS, np.array(exact_result(), np.float64), wanted_peers),
         ),
-        Step(determinism.GROUP, "determinism", lambda: determinism.checks(x, weight, bias, EPS)),
+        Step(determinism.GROUP, "determinism", determinism_checks),
         Step(mutations.GROUP, "mutations", lambda: mutations.checks(x, EPS)),
     ]
 
@@ -174,3 +175,13 @@ def published_checks() -> Iterator[Check]:
         "in float32: the difference between the two rows is Candle's rounding.",
         data={"from_exact": distance | {"llorch": own}, "nearer": nearer, "candle_values_equal_to_one_pass": same},
     )
+
+
+def determinism_checks() -> Iterator[Check]:
+    x, weight, bias = inputs()
+    subject = determinism.Subject(functools.partial(llorch.layer_norm, eps=EPS), (x,), (weight, bias))
+    plan = determinism.Plan()
+    fresh = "from llorch.validation import checkpoint_01; print(checkpoint_01.output_hash())"
+    yield from determinism.checks(subject, plan, fresh)
+    control = replace(subject, call=functools.partial(mutations.ordinary_kernel, eps=EPS))
+    yield determinism.control_check(determinism.GROUP, determinism.batch_hashes(control, plan.batches))
