@@ -15,7 +15,7 @@ import llorch
 import llorch.reference
 
 from . import Array, Check, Step, at_most, determinism, mutations, peers, sha256, status
-from .common import EXACT, ORACLE, PUBLISHED, bit_check, hash_checks, largest, load, published_check, wave
+from .common import EXACT, ORACLE, PUBLISHED, bit_check, error_check, hash_checks, load, published_check, wave
 
 TITLE = "Checkpoint 1: LayerNorm"
 INPUT = "x[i, j] = sin((i * 1024 + j) * 0.001) * 0.5, float32 [2, 1024]; weight ones, bias zeros, eps 1e-5"
@@ -100,34 +100,21 @@ def oracle_checks() -> Iterator[Check]:
 
 def exact_checks() -> Iterator[Check]:
     y = llorch.layer_norm(*inputs(), eps=EPS)
-    ulp = np.spacing(np.abs(np.array(exact_result(), np.float64)).astype(np.float32)).astype(np.float64)
-
-    def row(name: str, what: str, error: Array) -> Check:
-        worst, in_ulp, large = largest(error), largest(error / ulp), largest((error / ulp)[ulp >= 2.0**-24])
-        return Check(
-            EXACT,
-            name,
-            status(worst <= LARGEST_ERROR),
-            what,
-            f"{worst:.1e}, {in_ulp:.1f} ULP ({large:.1f} if |y|>=0.5)",
-            at_most(LARGEST_ERROR),
-            "In units in the last place the largest are at outputs near zero, whose own unit is small.",
-            data={"largest_error": worst, "largest_ulp": in_ulp, "largest_ulp_from_0.5": large},
-        )
-
+    exact = np.array(exact_result(), np.float64)
     wide = long_double_result()
     digits = np.finfo(np.longdouble).nmant + 1
     what = f"Two passes of long double ({digits} bits)."
     if wide is None:
         yield Check(EXACT, "long double", "skip", what, "no wider than float64 here", at_most(LARGEST_ERROR))
     else:
-        yield row("long double", what, np.abs(y - wide).astype(np.float64))
+        yield error_check("long double", what, np.abs(y - wide).astype(np.float64), exact, LARGEST_ERROR)
     with localcontext(Context(prec=40)):
         error = [
             [float(abs(Decimal(float(a)) - b)) if math.isfinite(a) else math.inf for a, b in zip(*pair, strict=True)]
             for pair in zip(y, exact_result(), strict=True)
         ]
-    yield row("40 decimal digits", "Exact fractions and 40-digit decimals, on any machine.", np.array(error))
+    what = "Exact fractions and 40-digit decimals, on any machine."
+    yield error_check("40 decimal digits", what, np.array(error), exact, LARGEST_ERROR)
 
 
 def published_checks() -> Iterator[Check]:

@@ -45,8 +45,8 @@ def normal(random: np.random.Generator, *shape: int, scale: float = 1.0) -> Arra
 
 
 def largest(difference: Array) -> float:
-    """The largest of absolute differences as a float; infinite where one is not finite."""
-    return float(difference.max()) if np.isfinite(difference).all() else math.inf
+    """The largest of absolute differences as a float, 0 of none; infinite where one is not finite."""
+    return float(difference.max(initial=0)) if np.isfinite(difference).all() else math.inf
 
 
 def bit_check(group: str, name: str, what: str, got: Array, want: Array) -> Check:
@@ -56,13 +56,13 @@ def bit_check(group: str, name: str, what: str, got: Array, want: Array) -> Chec
     return Check(group, name, status(differ == 0), what, text, "0", data={"differing": differ, "values": int(got.size)})
 
 
-def hash_checks(key: str, found: dict[str, Array]) -> Iterator[Check]:
+def hash_checks(key: str, found: dict[str, Array], group: str = ORACLE) -> Iterator[Check]:
     """A row for each of the arrays, by its name: its hash is the one in data/expected.json below `key`."""
     expected = load("expected.json")[key]
     for name, values in found.items():
         want, value = expected[f"{name.replace(' ', '_')}_sha256"], sha256(values)
         yield Check(
-            ORACLE,
+            group,
             f"SHA-256 of the {name}",
             status(value == want),
             f"The {name} has the hash that is stored in the package: two machines agree without talking.",
@@ -84,4 +84,24 @@ def published_check(name: str, what: str, ours: Array, values: Array, exact: Arr
         f"largest difference {worst:.1e}",
         at_most(tolerance),
         data={"largest_difference": worst, "published_from_exact": float(np.max(np.abs(exact - values)))},
+    )
+
+
+def error_check(name: str, what: str, error: Array, exact: Array, bound: float, group: str = EXACT) -> Check:
+    """A row of llorch's absolute errors from the exact result, both [...] float64."""
+    ulp = np.spacing(np.abs(exact).astype(np.float32)).astype(np.float64)
+    worst, in_ulp, large = largest(error), largest(error / ulp), largest((error / ulp)[ulp >= 2.0**-24])
+    return Check(
+        group,
+        name,
+        status(worst <= bound),
+        what,
+        f"{worst:.1e}, {in_ulp:.1f} ULP ({large:.1f} if |y|>=0.5)"
+        if in_ulp < 100
+        else f"{worst:.1e}, {large:.1f} ULP where |y|>=0.5"
+        if large
+        else f"{worst:.1e}, all of |y|<0.5",
+        at_most(bound),
+        "In units in the last place the largest are at outputs near zero, whose own unit is small.",
+        data={"largest_error": worst, "largest_ulp": in_ulp, "largest_ulp_from_0.5": large},
     )
