@@ -119,18 +119,21 @@ def section(key, title, baseline, samples, traffic=None, **more):
     return {"key": key, "title": title, "baseline": name or bases[0], "repetitions": repetitions, "rows": rows} | more
 
 
-def add_shares(part, peaks, threads, flops, traffic, limit):
-    """GFLOP/s and GB/s of every row of a section, and their shares of the measured peaks.
+def add_shares(parts, peaks):
+    """GFLOP/s and GB/s of every row, and their shares of the measured peaks.
 
-    traffic: {contender: bytes}; limit: "fma" or "read", which of the two shares the plot shows.
+    Every part has "work": {"flops": of a call, "traffic": {contender: bytes}, "threads", "limit": "fma" or "read", the
+    one of the two whose share the plot shows}.
     """
-    part["limit"] = limit
-    for row in part["rows"]:
-        rates = {"fma": flops / row["median_s"] / 1e9, "read": traffic[row["name"]] / row["median_s"] / 1e9}
-        row["rates"] = {
-            kind: {"value": value, "share": value / peaks[kind][str(threads)]} for kind, value in rates.items()
-        }
-    return part
+    for part in parts:
+        work = part["work"]
+        for row in part["rows"]:
+            seconds = row["median_s"] * 1e9
+            rates = {"fma": work["flops"] / seconds, "read": work["traffic"][row["name"]] / seconds}
+            row["rates"] = {
+                kind: {"value": value, "share": value / peaks[kind][str(work["threads"])]}
+                for kind, value in rates.items()
+            }
 
 
 def median_of(part, name):
@@ -250,6 +253,12 @@ def peaks(quick=False):
     lanes = code.lanes() if code else 0
     found["how"] = f"C, vectors of {lanes} float32" if code else "NumPy's maximum and matrix product"
     return found
+
+
+def higher(first, second):
+    """The higher of two measurements of the peaks: a busy neighbour lowers them, nothing raises them."""
+    best = {kind: {t: max(first[kind][t], second[kind][t]) for t in first[kind]} for kind in ("read", "fma")}
+    return best | {"how": first["how"]}
 
 
 def describe(quick, **others):
@@ -383,15 +392,15 @@ def share_panel(axis, parts, colours):
     for part in parts:
         start = y
         for row in part["rows"]:
-            rate = row["rates"][part["limit"]]
+            rate = row["rates"][part["work"]["limit"]]
             axis.barh(y, rate["share"], 0.86, color=colours[row["name"]], edgecolor="#444444", linewidth=0.5)
             label = f"{rate['share']:.0%}  {rate['value']:.0f} {units[part['limit']]}"
             axis.text(rate["share"] + 0.02, y, label, va="center")
             y += 1
-        ticks.append(((start + y - 1) / 2, "fma" if part["limit"] == "fma" else "read"))
+        ticks.append(((start + y - 1) / 2, "fma" if part["work"]["limit"] == "fma" else "read"))
         y += 0.9
     group_axis(axis, ticks)
-    axis.set_xlim(0, max(1.0, *(row["rates"][p["limit"]]["share"] for p in parts for row in p["rows"])) + 0.45)
+    axis.set_xlim(0, max(1.0, *(row["rates"][p["work"]["limit"]]["share"] for p in parts for row in p["rows"])) + 0.45)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axis.axvline(1, color="black", linestyle="--", linewidth=1)
     axis.set_xlabel("share of the machine's measured peak: fma, or reading from memory")
@@ -439,6 +448,25 @@ def in_steps(steps):
         print(f"[{k}/{len(steps)}] {name}", flush=True)
         results.append(step())
     return results
+
+
+def run_with_peaks(doc, operation, steps, note, plot):
+    """The whole of a benchmark whose rows are shares of the peaks, which are measured before and after it.
+
+    steps: {name: function of `quick` that returns a section with its "work"}; note: for the report's first paragraph.
+    """
+    options = arguments(doc)
+    before, *parts, after = in_steps(
+        {"the machine's own peaks": lambda: peaks(options.quick)}
+        | {name: lambda step=step: step(options.quick) for name, step in steps.items()}
+        | {"the peaks again": lambda: peaks(options.quick)}
+    )
+    result = describe(options.quick) | {"peaks": higher(before, after), "sections": parts}
+    add_shares(parts, result["peaks"])
+    lines = head_lines(result, note) + peak_lines(result["peaks"])
+    for part in parts:
+        lines += section_lines(part)
+    publish(operation, result, "\n".join(lines) + "\n", plot, options)
 
 
 def publish(operation, result, text, plot, options):
