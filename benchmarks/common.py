@@ -387,20 +387,20 @@ def time_panel(axis, groups, colours, labels, limit):
 
 def share_panel(axis, parts, colours):
     """Bars of every row's share of the peak that limits its section."""
-    y, ticks = 0.0, []
+    y, ticks, widest = 0.0, [], 1.0
     units = {"fma": "GFLOP/s", "read": "GB/s"}
     for part in parts:
-        start = y
+        start, kind = y, part["work"]["limit"]
         for row in part["rows"]:
-            rate = row["rates"][part["work"]["limit"]]
+            rate = row["rates"][kind]
             axis.barh(y, rate["share"], 0.86, color=colours[row["name"]], edgecolor="#444444", linewidth=0.5)
-            label = f"{rate['share']:.0%}  {rate['value']:.0f} {units[part['limit']]}"
-            axis.text(rate["share"] + 0.02, y, label, va="center")
+            axis.text(rate["share"] + 0.02, y, f"{rate['share']:.0%}  {rate['value']:.0f} {units[kind]}", va="center")
+            widest = max(widest, rate["share"])
             y += 1
-        ticks.append(((start + y - 1) / 2, "fma" if part["work"]["limit"] == "fma" else "read"))
+        ticks.append(((start + y - 1) / 2, kind))
         y += 0.9
     group_axis(axis, ticks)
-    axis.set_xlim(0, max(1.0, *(row["rates"][p["work"]["limit"]]["share"] for p in parts for row in p["rows"])) + 0.45)
+    axis.set_xlim(0, widest + 0.45)
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     axis.axvline(1, color="black", linestyle="--", linewidth=1)
     axis.set_xlabel("share of the machine's measured peak: fma, or reading from memory")
@@ -421,10 +421,13 @@ def share_plot(result, path, colours, labels=None, limit=4.2):
     """The plot of a benchmark whose sections have rates: times and shares, group beside group."""
     parts = [p for p in result["sections"] if all(row["ratio"] is not None for row in p["rows"])]
     rows = sum(len(p["rows"]) + 1 for p in parts)
-    drawn, (left, right) = figure(2, (14, 1.5 + 0.32 * rows), [1.25, 1])
+    height = 1.5 + 0.32 * rows
+    drawn, (left, right) = figure(2, (14, height), [1.25, 1])
+    for axis in (left, right):
+        axis.margins(y=0.5 / rows)
     bars = time_panel(left, [(p["label"], p, p["rows"]) for p in parts], colours, labels or {}, limit)
     share_panel(right, parts, colours)
-    save(drawn, result, bars, path, top=1 - 0.9 / (1.5 + 0.32 * rows))
+    save(drawn, result, bars, path, top=1 - 0.4 / height)
 
 
 # ---- the command line ------------------------------------------------------------------------------------------
