@@ -7,26 +7,30 @@ Every repetition times each contender once, in a rotating order, so that what el
 the tables hold medians. Results are compared before anything is timed. A peer that is not installed is left out.
 """
 
-import argparse
-import datetime
-import gc
-import json
-import os
-import statistics
-import time
-import timeit
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import common
 import numpy as np
+from common import (
+    COPY,
+    COPY2,
+    LLORCH,
+    LLORCH_NEW,
+    NUMPY,
+    ORT,
+    ORT_BOUND,
+    TORCH,
+    check_bits,
+    check_near,
+    interleaved,
+    median_of,
+    section,
+    set_threads,
+    torch,
+)
 
 import llorch
-from llorch.testing import differing_bits
 
-try:
-    import torch
-except ImportError:
-    torch = None
 try:
     import onnx
     import onnxruntime
@@ -36,17 +40,8 @@ try:
     import ml_dtypes
 except ImportError:
     ml_dtypes = None
-try:
-    from rich.console import Console
-    from rich.markdown import Markdown
-except ImportError:
-    Console = None
 
 EPS = 1e-5
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
-LLORCH, LLORCH_NEW = "llorch, `out=`", "llorch"
-TORCH, ORT, ORT_BOUND, NUMPY = "PyTorch", "ONNX Runtime", "ONNX Runtime, bound output", "NumPy, textbook"
-COPY, COPY2 = "np.copyto, 1 thread", "np.copyto, 2 Python threads"
 
 
 def textbook(x, w, b):
@@ -83,65 +78,6 @@ def ort_binding(session, x, w, b, out):
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))
     binding.bind_output("y", "cpu", 0, np.float32, out.shape, out.ctypes.data)
     return binding
-
-
-def check_bits(what, got, wanted):
-    if wrong := differing_bits(got, wanted):
-        raise SystemExit(f"{what}: {wrong} of {wanted.size} elements differ from the oracle")
-
-
-def check_near(what, got, wanted, tolerance=1e-3):
-    worst = float(np.max(np.abs(np.asarray(got, np.float64) - np.asarray(wanted, np.float64))))
-    if not worst <= tolerance:
-        raise SystemExit(f"{what}: {worst:.3g} away from llorch")
-
-
-def set_threads(threads):
-    llorch.set_num_threads(threads)
-    if torch:
-        torch.set_num_threads(threads)
-
-
-def interleaved(contenders, repetitions, sample_seconds, rest=0.0):
-    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}.
-
-    Before each sample one call that is not counted warms the caches for its own contender; `rest` seconds before it
-    let the other libraries' thread pools stop spinning.
-    """
-    timers = {name: timeit.Timer(stmt, globals=env) for name, (stmt, env) in contenders.items()}
-    loops = {}
-    for name, timer in timers.items():
-        timer.timeit(2)
-        once = min(timer.timeit(3) for _ in range(3)) / 3
-        loops[name] = max(1, round(sample_seconds / once))
-    names, samples = list(timers), {name: [] for name in timers}
-    gc.collect()
-    for repetition in range(repetitions):
-        k = repetition % len(names)
-        for name in names[k:] + names[:k]:
-            if rest:
-                time.sleep(rest)
-            timers[name].timeit(1)
-            samples[name].append(timers[name].timeit(loops[name]) / loops[name])
-    return samples
-
-
-def section(key, title, baseline, samples, traffic=None):
-    """One table: median, quartiles and ratio of the medians for each contender."""
-    base = statistics.median(samples[baseline]) if baseline in samples else None
-    rows = []
-    for name, values in samples.items():
-        low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-        row = {"name": name, "median_s": median, "quartiles_s": [low, high], "ratio": median / base if base else None}
-        if traffic:
-            row["gb_per_s"] = traffic / median / 1e9
-        rows.append(row)
-    repetitions = len(next(iter(samples.values())))
-    return {"key": key, "title": title, "baseline": baseline, "repetitions": repetitions, "rows": rows}
-
-
-def median_of(part, name):
-    return next((r["median_s"] for r in part["rows"] if r["name"] == name), None)
 
 
 def arrays(m, n, seed=0):
@@ -336,35 +272,11 @@ def targets(parts, error_table):
     return [{"target": t, "measured": m, "met": met} for t, m, met in found]
 
 
-def show_time(seconds):
-    if seconds < 1e-5:
-        return f"{seconds * 1e6:.2f} us"
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
-
-
 def markdown(result):
-    lines = [
-        f"{result['date']}: {result['cpu']}, {result['cores']} cores, instruction set {result['isa']}; "
-        + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-        + ". Medians of interleaved repetitions, quartiles in brackets; every result compared before it was timed. "
-        "PyTorch and ONNX Runtime without a bound output return a new array, which is part of their time.",
-        "",
-        "| target | measured | |",
-        "| --- | ---: | --- |",
-    ]
-    words = {True: "met", False: "**not met**", None: "not measured"}
-    lines += [f"| {t['target']} | {t['measured']} | {words[t['met']]} |" for t in result["targets"]]
+    note = "PyTorch and ONNX Runtime without a bound output return a new array, which is part of their time."
+    lines = common.head_lines(result, note) + common.target_lines(result["targets"])
     for part in result["sections"]:
-        rate = "gb_per_s" in part["rows"][0]
-        base = "PyTorch" if part["baseline"] == TORCH else "the copy"
-        lines += ["", f"**{part['title']}** ({part['repetitions']} repetitions)", ""]
-        lines += [f"| | time | quartiles |{' GB/s, read + write |' if rate else ''} relative to {base} |"]
-        lines += [f"| --- | ---: | ---: |{' ---: |' if rate else ''} ---: |"]
-        for row in part["rows"]:
-            low, high = map(show_time, row["quartiles_s"])
-            ratio = f"{row['ratio']:.2f}" if row["ratio"] is not None else ""
-            gb = f" {row['gb_per_s']:.1f} |" if rate else ""
-            lines += [f"| {row['name']} | {show_time(row['median_s'])} | [{low}, {high}] |{gb} {ratio} |"]
+        lines += common.section_lines(part)
     libraries = list(next(iter(result["errors"].values())))
     lines += ["", "**Largest absolute error of layer_norm against long double** (n = 1024, weight 1, bias 0, eps 1e-5)"]
     lines += ["", f"| input | {' | '.join(libraries)} |", f"| --- |{' ---: |' * len(libraries)}"]
@@ -376,24 +288,18 @@ def markdown(result):
 
 
 def plot(result, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    # Okabe and Ito's colours, told apart with every kind of colour vision.
     colours = {
-        LLORCH: "#0072B2",
-        LLORCH_NEW: "#56B4E9",
-        TORCH: "#D55E00",
-        ORT: "#E69F00",
-        NUMPY: "#999999",
-        COPY: "#000000",
+        LLORCH: common.BLUE,
+        LLORCH_NEW: common.SKY,
+        TORCH: common.RED,
+        ORT: common.ORANGE,
+        ORT_BOUND: common.YELLOW,
+        NUMPY: common.GREY,
+        COPY: common.BLACK,
+        COPY2: common.BLACK,
     }
-    colours |= {COPY2: colours[COPY], ORT_BOUND: "#F0E442"}
     labels = {COPY: "np.copyto", COPY2: "np.copyto", LLORCH: "llorch, out=", LLORCH_NEW: "llorch"}
-    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 9.5), width_ratios=[1.1, 1])
+    drawn, (left, right) = common.figure(2, (12, 9.5), [1.1, 1])
 
     parts = {p["key"]: p for p in result["sections"]}
     heads = {
@@ -402,35 +308,14 @@ def plot(result, path):
         "memory1": "[32768, 1024]\nfrom memory\n1 thread",
         "memory2": "[32768, 1024]\nfrom memory\n2 threads",
     }
-    limit, y, ticks, seen = 4.2, 0.0, [], {}
+    groups = []
     for key, head in heads.items():
         rows = [r for r in parts[key]["rows"] if r["ratio"] is not None]
         if key == "memory2":
             rows = [r for r in rows if r["name"] != COPY]
-        if not rows:
-            continue
-        base = "PyTorch" if parts[key]["baseline"] == TORCH else "the copy"
-        start = y
-        for row in rows:
-            shown = min(row["ratio"], limit)
-            bar = left.barh(y, shown, 0.86, color=colours[row["name"]], edgecolor="#444444", linewidth=0.5)
-            seen.setdefault(labels.get(row["name"], row["name"]), bar)
-            if row["ratio"] > limit:
-                left.text(limit - 0.3, y, "//", va="center", ha="center", color="white", fontweight="bold")
-            text = f"{row['ratio']:.2f} x  {show_time(row['median_s'])}"
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            left.text(shown + 0.07, y, text, va="center", bbox=box, zorder=5)
-            y += 1
-        left.plot([1, 1], [start - 0.5, y - 0.5], color="black", linestyle="--", linewidth=1)
-        ticks.append(((start + y - 1) / 2, f"{head}\n1 = {base}"))
-        y += 0.9
-    left.set_yticks([t for t, _ in ticks], [t for _, t in ticks])
-    left.tick_params(axis="y", length=0)
-    left.invert_yaxis()
-    left.set_xlim(0, limit + 1.9)
-    left.set_xticks(range(5))
-    left.set_xlabel("time relative to the dashed line; bars marked // are cut")
-    left.set_title("Time", loc="left", fontweight="bold")
+        if rows:
+            groups.append((head, parts[key], rows))
+    bars = common.time_panel(left, groups, colours, labels, 4.2)
 
     classes, y, ticks = result["errors"], 0.0, []
     smallest = min(v for row in classes.values() for v in row.values())
@@ -439,83 +324,37 @@ def plot(result, path):
         start = y
         for library, value in row.items():
             colour = colours[LLORCH if library == "llorch" else library]
-            bar = right.barh(y, value - floor, 0.86, left=floor, color=colour, edgecolor="#444444", linewidth=0.5)
+            right.barh(y, value - floor, 0.86, left=floor, color=colour, edgecolor="#444444", linewidth=0.5)
             right.text(value * 1.15, y, f"{value:.1e}", va="center")
             y += 1
         ticks.append(((start + y - 1) / 2, name.replace(", ", "\n").replace(" x 300", "\nx 300")))
         y += 0.9
     right.set_xscale("log")
     right.set_xlim(floor, max(v for row in classes.values() for v in row.values()) * 30)
-    right.set_yticks([t for t, _ in ticks], [t for _, t in ticks])
-    right.tick_params(axis="y", length=0)
-    right.invert_yaxis()
+    common.group_axis(right, ticks)
     right.set_xlabel("largest absolute error against long double (log scale)")
     right.set_title("Error, by kind of input", loc="left", fontweight="bold")
 
-    figure.legend(list(seen.values()), list(seen), loc="upper center", ncols=4, frameon=False)
-    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k != "Python")
-    foot = f"{result['cpu']}, {result['cores']} cores, {result['isa']}. {versions}. {result['date']}"
-    figure.text(0.5, 0.008, foot, ha="center", color="#555555")
-    figure.tight_layout(rect=(0, 0.025, 1, 0.94))
-    figure.savefig(path, dpi=100)
+    common.save(drawn, result, bars, path)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; prints, writes nothing by itself")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
-    parser.add_argument("--docs", type=Path, metavar="DIR", help="where the three files go (docs/benchmarks)")
-    options = parser.parse_args()
-    if torch:
-        torch.set_grad_enabled(False)
-    config = llorch.config()
-    version = "from its source tree" if "unknown" in config["llorch"] else config["llorch"]
-    versions = {"llorch": version, "PyTorch": torch and torch.__version__}
-    versions |= {"ONNX Runtime": onnxruntime and onnxruntime.__version__, "NumPy": np.__version__}
-    versions["Python"] = config["python"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-    parts = []
-    steps = {
-        "in cache": lambda: [bench_cache(options.quick)],
-        "whole call": lambda: [bench_call(options.quick)],
-        "from memory, 1 thread": lambda: [bench_memory(options.quick, 1)],
-        "from memory, 2 threads": lambda: [bench_memory(options.quick, 2)],
-        "16-bit rows, rms_norm, add_layer_norm": lambda: bench_others(options.quick),
-    }
-    for k, (name, step) in enumerate(steps.items(), 1):
-        print(f"[{k}/{len(steps) + 1}] {name}", flush=True)
-        parts += step()
-    print(f"[{len(steps) + 1}/{len(steps) + 1}] errors", flush=True)
-    table = errors()
-    result = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "cpu": config["cpu"],
-        "cores": cores,
-        "isa": llorch.isa(),
-        "versions": {k: v for k, v in versions.items() if v},
-        "quick": options.quick,
-        "targets": targets(parts, table),
-        "sections": parts,
-        "errors": table,
-    }
-    text = markdown(result)
-    if Console:
-        Console().print(Markdown(text))
-    else:
-        print(text)
-    numbers = json.dumps(result, indent=1) + "\n"
-    if options.json:
-        options.json.write_text(numbers)
-    docs = options.docs or (None if options.quick else DOCS)
-    if docs:
-        docs.mkdir(parents=True, exist_ok=True)
-        (docs / "norm.json").write_text(numbers)
-        (docs / "norm.md").write_text(text)
-        try:
-            plot(result, docs / "norm.png")
-        except ImportError:
-            print("matplotlib is not installed: no norm.png (pip install matplotlib)")
+    options = common.arguments(__doc__)
+    quick = options.quick
+    *parts, others, table = common.in_steps(
+        {
+            "in cache": lambda: bench_cache(quick),
+            "whole call": lambda: bench_call(quick),
+            "from memory, 1 thread": lambda: bench_memory(quick, 1),
+            "from memory, 2 threads": lambda: bench_memory(quick, 2),
+            "16-bit rows, rms_norm, add_layer_norm": lambda: bench_others(quick),
+            "errors": errors,
+        }
+    )
+    parts += others
+    result = common.describe(quick, **{"ONNX Runtime": onnxruntime and onnxruntime.__version__})
+    result |= {"targets": targets(parts, table), "sections": parts, "errors": table}
+    common.publish("norm", result, markdown(result), plot, options)
 
 
 if __name__ == "__main__":

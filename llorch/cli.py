@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import llorch
-from llorch.validation import Check, Step, checkpoint_01, peers, report, run
+from llorch.validation import Step, checkpoint_01, checkpoint_02, peers, report, run
+
+CHECKPOINTS = {"1": checkpoint_01, "2": checkpoint_02}
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -61,18 +63,33 @@ def config() -> None:
     type=click.Choice([*(peer.key for peer in peers.PEERS), "none"]),
     help="Run this library only (repeatable), or none. Without it: every one that is installed.",
 )
+@click.option(
+    "--checkpoint",
+    "chosen",
+    multiple=True,
+    type=click.Choice(list(CHECKPOINTS)),
+    help="Run this checkpoint only (repeatable). Without it: all of them.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print only what failed, and the summary.")
 @click.pass_context
 def validate(
-    context: click.Context, json_path: Path | None, report_path: Path | None, wanted: tuple[str, ...], quiet: bool
+    context: click.Context,
+    json_path: Path | None,
+    report_path: Path | None,
+    wanted: tuple[str, ...],
+    chosen: tuple[str, ...],
+    quiet: bool,
 ) -> None:
-    """Checkpoint 1 of GPT-2 inference, LayerNorm, against everything there is to compare it with.
+    """The checkpoints of GPT-2 inference, against everything there is to compare them with.
+
+    1 is LayerNorm; 2 the projection to Q, K and V, attention and the feed-forward layer.
 
     The exit status is 0 if all that ran holds (a library that is not installed is skipped), 1 if something failed.
     """
     started, clock = time.time(), time.perf_counter()
-    steps = checkpoint_01.steps(wanted or None)
-    checks: list[Check] = []
+    checkpoints = [module for number, module in CHECKPOINTS.items() if not chosen or number in chosen]
+    steps = [module.steps(wanted or None) for module in checkpoints]
+    results: list[report.Result] = []
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -83,17 +100,20 @@ def validate(
         transient=True,
         disable=not sys.stderr.isatty(),
     ) as progress:
-        task = progress.add_task("", total=len(steps))
+        task = progress.add_task("", total=sum(map(len, steps)), completed=-1)
 
         def begin(step: Step) -> None:
-            progress.update(task, description=step.title, completed=steps.index(step))
+            progress.update(task, description=step.title, advance=1)
 
-        checks.extend(run(steps, begin))
+        for module, mine in zip(checkpoints, steps, strict=True):
+            since = time.perf_counter()
+            checks = list(run(mine, begin))
+            results.append(report.Result(module.TITLE, module.INPUT, checks, time.perf_counter() - since))
 
-    result = report.Result(checkpoint_01.TITLE, checkpoint_01.INPUT, checks, started, time.perf_counter() - clock)
-    report.show(result, report.console(), quiet=quiet)
+    whole = report.Report(results, started, time.perf_counter() - clock)
+    report.show(whole, report.console(), quiet=quiet)
     if json_path is not None:
-        json_path.write_text(report.as_json(result), encoding="utf-8")
+        json_path.write_text(report.as_json(whole), encoding="utf-8")
     if report_path is not None:
-        report_path.write_text(report.as_markdown(result), encoding="utf-8")
-    context.exit(0 if result.holds else 1)
+        report_path.write_text(report.as_markdown(whole), encoding="utf-8")
+    context.exit(0 if whole.holds else 1)

@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 
 Status = Literal["pass", "fail", "skip", "info"]  # info: shown, no promise hangs on it
 Array = NDArray[Any]
-Kernel = Callable[..., Array]
-"""kernel(x, weight, bias, eps=eps) -> y, all float32; x [..., N], weight and bias [N]."""
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
-import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
 import llorch
 import llorch.reference
-from llorch.testing import differing_bits
 
 from . import Array, Check, Step, at_most, determinism, mutations, peers, sha256, status
+from .common import EXACT, ORACLE, PUBLISHED, bit_check, error_check, hash_checks, load, published_check, wave
 
 TITLE = "Checkpoint 1: LayerNorm"
 INPUT = "x[i, j] = sin((i * 1024 + j) * 0.001) * 0.5, float32 [2, 1024]; weight ones, bias zeros, eps 1e-5"
@@ -25,29 +23,11 @@ SHAPE = (2, 1024)
 EPS = 1e-5
 LARGEST_ERROR = 1e-6  # of llorch from the exact result; outputs go up to 2.5, where half an ULP is 1.2e-7
 
-ORACLE = "Oracle: llorch.reference (NumPy), bit for bit"
-EXACT = "Exact result: llorch's error"
-PUBLISHED = "Published values of 2025-10-08"
-
-
-def load(name: str) -> dict[str, Any]:
-    """One of the JSON files in llorch/validation/data."""
-    data = importlib.resources.files("llorch.validation").joinpath("data", name)
-    content: dict[str, Any] = json.loads(data.read_text(encoding="utf-8"))
-    return content
-
 
 @functools.cache
 def inputs() -> tuple[Array, Array, Array]:
-    """x float32 [2, 1024], weight and bias float32 [1024].
-
-    The same bits on every machine: the product with 0.001 is rounded to float32, the sine comes from math.sin in
-    float64 and is rounded once (NumPy's own float32 sine depends on its dispatch), the product with 0.5 is exact.
-    Their hash is checked all the same.
-    """
-    angle = np.arange(SHAPE[0] * SHAPE[1], dtype=np.float32) * np.float32(0.001)
-    sine = np.array([math.sin(float(a)) for a in angle], np.float64).astype(np.float32)
-    x = (sine * np.float32(0.5)).reshape(SHAPE)
+    """x float32 [2, 1024], weight and bias float32 [1024]."""
+    x = wave(range(SHAPE[0] * SHAPE[1]), 0.001, 0.5).reshape(SHAPE)
     return x, np.ones(SHAPE[1], np.float32), np.zeros(SHAPE[1], np.float32)
 
 
@@ -97,7 +77,7 @@ def steps(wanted_peers: tuple[str, ...] | None = None) -> list[Step]:
             "against the real libraries",
             lambda: peers.checks(x, weight, bias, EPS, np.array(exact_result(), np.float64), wanted_peers),
         ),
-        Step(determinism.GROUP, "determinism", lambda: determinism.checks(x, weight, bias, EPS)),
+        Step(determinism.GROUP, "determinism", determinism_checks),
         Step(mutations.GROUP, "mutations", lambda: mutations.checks(x, EPS)),
     ]
 
@@ -113,59 +93,28 @@ def oracle_checks() -> Iterator[Check]:
     )
     for name, what, arrays in cases:
         got = llorch.layer_norm(*arrays, eps=EPS)
-        differ = differing_bits(got, llorch.reference.layer_norm(*arrays, eps=EPS))
-        text = f"{differ:,} of {got.size:,} values differ"
-        data = {"differing": differ, "values": got.size}
-        yield Check(ORACLE, name, status(differ == 0), what, text, "0", data=data)
-
-    expected = load("expected.json")["checkpoint_01_layer_norm"]
-    found = {"input": sha256(inputs()[0]), "output": output_hash()}
-    for name, value in found.items():
-        want = expected[f"{name}_sha256"]
-        yield Check(
-            ORACLE,
-            f"SHA-256 of the {name}",
-            status(value == want),
-            f"The {name} has the hash that is stored in the package: two machines agree without talking.",
-            f"{value[:16]}...",
-            "the stored one",
-            "" if value == want else f"wanted {want}, got {value}",
-            data={"sha256": value, "expected": want},
-        )
+        yield bit_check(ORACLE, name, what, got, llorch.reference.layer_norm(*arrays, eps=EPS))
+    found = {"input": inputs()[0], "output": llorch.layer_norm(*inputs(), eps=EPS)}
+    yield from hash_checks("checkpoint_01_layer_norm", found)
 
 
 def exact_checks() -> Iterator[Check]:
     y = llorch.layer_norm(*inputs(), eps=EPS)
-    ulp = np.spacing(np.abs(np.array(exact_result(), np.float64)).astype(np.float32)).astype(np.float64)
-
-    def row(name: str, what: str, error: Array) -> Check:
-        worst = float(error.max()) if np.isfinite(error).all() else math.inf
-        in_ulp = float((error / ulp).max()) if np.isfinite(error).all() else math.inf
-        large = float((error / ulp)[ulp >= 2.0**-24].max()) if np.isfinite(error).all() else math.inf
-        return Check(
-            EXACT,
-            name,
-            status(worst <= LARGEST_ERROR),
-            what,
-            f"{worst:.1e}, {in_ulp:.1f} ULP ({large:.1f} if |y|>=0.5)",
-            at_most(LARGEST_ERROR),
-            "In units in the last place the largest are at outputs near zero, whose own unit is small.",
-            data={"largest_error": worst, "largest_ulp": in_ulp, "largest_ulp_from_0.5": large},
-        )
-
+    exact = np.array(exact_result(), np.float64)
     wide = long_double_result()
     digits = np.finfo(np.longdouble).nmant + 1
     what = f"Two passes of long double ({digits} bits)."
     if wide is None:
         yield Check(EXACT, "long double", "skip", what, "no wider than float64 here", at_most(LARGEST_ERROR))
     else:
-        yield row("long double", what, np.abs(y - wide).astype(np.float64))
+        yield error_check("long double", what, np.abs(y - wide).astype(np.float64), exact, LARGEST_ERROR)
     with localcontext(Context(prec=40)):
         error = [
             [float(abs(Decimal(float(a)) - b)) if math.isfinite(a) else math.inf for a, b in zip(*pair, strict=True)]
             for pair in zip(y, exact_result(), strict=True)
         ]
-    yield row("40 decimal digits", "Exact fractions and 40-digit decimals, on any machine.", np.array(error))
+    what = "Exact fractions and 40-digit decimals, on any machine."
+    yield error_check("40 decimal digits", what, np.array(error), exact, LARGEST_ERROR)
 
 
 def published_checks() -> Iterator[Check]:
@@ -176,17 +125,11 @@ def published_checks() -> Iterator[Check]:
     distance = {}
     for name in ("llorch-cpud", "candle"):
         values = np.array(published[name])
-        worst = float(np.max(np.abs(y[0, : len(values)] - values)))
-        distance[name] = float(np.max(np.abs(exact[0, : len(values)] - values)))
-        yield Check(
-            PUBLISHED,
-            f"{name}, {len(values)} values",
-            status(worst <= tolerance),
-            f"The first outputs as the llama-orch project published them for {name}.",
-            f"largest difference {worst:.1e}",
-            at_most(tolerance),
-            data={"largest_difference": worst, "published_from_exact": distance[name]},
-        )
+        what = f"The first outputs as the llama-orch project published them for {name}."
+        places = np.s_[0, : len(values)]
+        row = published_check(f"{name}, {len(values)} values", what, y[places], values, exact[places], tolerance)
+        distance[name] = row.data["published_from_exact"]
+        yield row
 
     differences = []
     for row, statistics in zip(y, published["row_statistics_llorch-cpud"], strict=True):
@@ -219,3 +162,13 @@ def published_checks() -> Iterator[Check]:
         "in float32: the difference between the two rows is Candle's rounding.",
         data={"from_exact": distance | {"llorch": own}, "nearer": nearer, "candle_values_equal_to_one_pass": same},
     )
+
+
+def determinism_checks() -> Iterator[Check]:
+    x, weight, bias = inputs()
+    subject = determinism.Subject(functools.partial(llorch.layer_norm, eps=EPS), (x,), (weight, bias))
+    plan = determinism.Plan()
+    fresh = "from llorch.validation import checkpoint_01; print(checkpoint_01.output_hash())"
+    yield from determinism.checks(subject, plan, fresh)
+    control = replace(subject, call=functools.partial(mutations.ordinary_kernel, eps=EPS))
+    yield determinism.control_check(determinism.GROUP, determinism.batch_hashes(control, plan.batches))

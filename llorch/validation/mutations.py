@@ -1,4 +1,4 @@
-"""Wrong LayerNorms, put in on purpose: the bit comparison has to catch every one of them.
+"""Mistakes put in on purpose: the bit comparison has to catch every one of them. And those of LayerNorm.
 
 `layer_norm` here is a third writing of the contract (beside the C kernel and the oracle), with a switch for each
 mistake. With no switch thrown it equals the oracle bit for bit, which is checked first: otherwise a mutation would
@@ -7,16 +7,17 @@ be caught for the wrong reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 import llorch.reference
-from llorch.reference._arithmetic import fma
+from llorch.reference import fma
 from llorch.testing import differing_bits
 
-from . import Array, Check, Kernel, status
+from . import Array, Check, status
+from .common import bit_check, largest
 
 GROUP = "Mutations: mistakes put in on purpose must be caught (right: by a tolerance of 1e-4?)"
 OLD_TOLERANCE = 1e-4  # what the published harness allowed
@@ -76,7 +77,7 @@ def layer_norm(
 class Mutation:
     name: str
     what: str
-    kernel: Kernel
+    kernel: Callable[..., Array]  # of the same arguments as the right one
 
 
 MUTATIONS = (
@@ -149,28 +150,31 @@ def mutation_input(rows: Array) -> tuple[Array, Array, Array]:
 
 
 def checks(rows: Array, eps: float) -> Iterator[Check]:
-    """Each mutation through the comparison of the oracle check; `rows` float32 [2, 1024] is the checkpoint's input."""
-    x, weight, bias = mutation_input(rows)
-    want = llorch.reference.layer_norm(x, weight, bias, eps=eps)
+    """The LayerNorms above; `rows` float32 [2, 1024] is the checkpoint's input."""
+    arrays = mutation_input(rows)
+    want = llorch.reference.layer_norm(*arrays, eps=eps)
+    yield from caught(layer_norm, MUTATIONS, arrays, want, eps=eps)
 
-    differ = differing_bits(layer_norm(x, weight, bias, eps=eps), want)
-    yield Check(
-        GROUP,
-        "control: no mutation",
-        status(differ == 0),
-        "The code that is mutated below, unmutated, equals the oracle in every bit.",
-        f"{differ:,} of {want.size:,} values differ",
-        "0",
-        data={"differing": differ, "values": want.size},
-    )
-    for mutation in MUTATIONS:
-        got = mutation.kernel(x, weight, bias, eps=eps)
+
+def caught(
+    right: Callable[..., Array],
+    mutations: Sequence[Mutation],
+    arrays: Sequence[Array],
+    want: Array,
+    label: str = "",
+    **settings: float,
+) -> Iterator[Check]:
+    """Each mutation through the comparison of the oracle check; `right` is the code they were made from."""
+    what = "The code that is mutated below, unmutated, equals the oracle in every bit."
+    yield bit_check(GROUP, f"{label}control: no mutation", what, right(*arrays, **settings), want)
+    for mutation in mutations:
+        got = mutation.kernel(*arrays, **settings)
         differ = differing_bits(got, want)
-        worst = float(np.max(np.abs(got.astype(np.float64) - want)))
+        worst = largest(np.abs(got.astype(np.float64) - want))
         seen = worst > OLD_TOLERANCE
         yield Check(
             GROUP,
-            mutation.name,
+            label + mutation.name,
             status(differ > 0),
             mutation.what,
             f"{'caught' if differ else 'MISSED'}: {differ:,} of {want.size:,} differ",
@@ -184,3 +188,11 @@ def checks(rows: Array, eps: float) -> Iterator[Check]:
                 "caught_by_1e-4": seen,
             },
         )
+
+
+def ordinary_kernel(x: Array, weight: Array, bias: Array, *, eps: float) -> Array:
+    """The negative control of the determinism checks: the same formula, with a plan that depends on the batch.
+
+    A row alone is summed in 8 lanes, rows in a batch from left to right, as ordinary libraries do such things.
+    """
+    return layer_norm(x, weight, bias, eps=eps, lanes=8 if len(x) == 1 else 1)

@@ -17,13 +17,11 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,9 @@ import numpy as np
 import llorch
 
 from . import Array, Check, at_most, first_line, status
+from .common import largest
 from .determinism import child_environment
+from .models import onnx_model, write_starcoder2
 
 GROUP = "Real libraries, the largest difference from llorch"
 TOLERANCE = 1e-5
@@ -42,39 +42,97 @@ TIMEOUT = 60  # seconds for one library
 SHIFT = np.float32(0.48)  # near the mean of the checkpoint's second row
 
 
-# ---- each library: (x [rows, n], weight [n], bias [n], eps) -> float32 or float64 [rows, n] -------------------
+# ---- each library: float32 arrays -> float32 or float64 -------------------------------------------------------
 
 
-def pytorch(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def pytorch(x: Array, weight: Array, bias: Array, eps: Array) -> Array:
     import torch
 
     tensors = [torch.from_numpy(array) for array in (x, weight, bias)]
-    y: Array = torch.nn.functional.layer_norm(tensors[0], (x.shape[-1],), *tensors[1:], eps=eps).numpy()
+    y: Array = torch.nn.functional.layer_norm(tensors[0], (x.shape[-1],), *tensors[1:], eps=float(eps)).numpy()
     return y
 
 
-def onnx_runtime(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def pytorch_linear(x: Array, weight: Array, bias: Array) -> Array:
+    import torch
+
+    y: Array = torch.nn.functional.linear(*(torch.from_numpy(array) for array in (x, weight, bias))).numpy()
+    return y
+
+
+def pytorch_addmm(x: Array, weight: Array, bias: Array) -> Array:
+    """The weight as [in, out], row by row in memory, as GPT-2's files have it."""
+    import torch
+
+    tensors = [torch.from_numpy(array) for array in (bias, x, np.ascontiguousarray(weight.T))]
+    y: Array = torch.addmm(*tensors).numpy()
+    return y
+
+
+def pytorch_attention(q: Array, k: Array, v: Array) -> Array:
+    """Causal; one query against a longer cache sees all of it, which is what no mask says."""
+    import torch
+
+    tensors = [torch.from_numpy(array)[None] for array in (q, k, v)]
+    causal = q.shape[-2] == k.shape[-2]
+    y: Array = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)[0].numpy()
+    return y
+
+
+def pytorch_feed_forward(x: Array, weight: Array, bias: Array, weight2: Array, bias2: Array) -> Array:
+    """Weights as [in, out]."""
+    import torch
+
+    tensors = [torch.from_numpy(array) for array in (x, weight, bias, weight2, bias2)]
+    hidden = torch.nn.functional.gelu(torch.addmm(tensors[2], tensors[0], tensors[1]), approximate="tanh")
+    y: Array = torch.addmm(tensors[4], hidden, tensors[3]).numpy()
+    return y
+
+
+def run_onnx(model: bytes, feeds: Mapping[str, Array]) -> Array:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(onnx_model(x.shape, eps), options, providers=["CPUExecutionProvider"])
-    y: Array = session.run(None, {"x": x, "weight": weight, "bias": bias})[0]
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    y: Array = session.run(None, dict(feeds))[0]
     return y
 
 
-def candle(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def onnx_runtime(x: Array, weight: Array, bias: Array, eps: Array) -> Array:
+    feeds = {"x": x, "weight": weight, "bias": bias}
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return run_onnx(onnx_model("LayerNormalization", shapes, x.shape, {"epsilon": float(eps)}), feeds)
+
+
+def onnx_runtime_linear(x: Array, weight: Array, bias: Array) -> Array:
+    feeds = {"x": x, "weight": weight, "bias": bias}
+    shapes = {name: array.shape for name, array in feeds.items()}
+    return run_onnx(onnx_model("Gemm", shapes, (len(x), len(weight)), {"transB": 1}), feeds)
+
+
+def candle(x: Array, weight: Array, bias: Array, eps: Array) -> Array:
     import candle
     import candle.nn
 
-    norm = candle.nn.LayerNorm(x.shape[-1], eps=eps)
+    norm = candle.nn.LayerNorm(x.shape[-1], eps=float(eps))
     norm.weight, norm.bias = candle.Tensor(weight.tolist()), candle.Tensor(bias.tolist())
     y = norm(candle.Tensor(x[None].tolist()))  # it wants three dimensions
     values: Array = np.array(y.values(), np.float32)[0]
     return values
 
 
-def mistral_rs(x: Array, weight: Array, bias: Array, eps: float) -> Array:
+def candle_linear(x: Array, weight: Array, bias: Array) -> Array:
+    import candle
+    import candle.nn
+
+    linear = candle.nn.Linear(*weight.T.shape)
+    linear.weight, linear.bias = candle.Tensor(weight.tolist()), candle.Tensor(bias.tolist())
+    values: Array = np.array(linear(candle.Tensor(x.tolist())).values(), np.float32)
+    return values
+
+
+def mistral_rs(x: Array, weight: Array, bias: Array, eps: Array) -> Array:
     """float64 [rows, n] log-softmax of the LayerNorm.
 
     Mistral.rs has no kernel to call, it runs whole models. This one is a StarCoder2 of one layer whose attention
@@ -84,7 +142,7 @@ def mistral_rs(x: Array, weight: Array, bias: Array, eps: float) -> Array:
     mistralrs: Any = importlib.import_module("mistralrs")
     rows, n = x.shape
     with tempfile.TemporaryDirectory() as folder:
-        write_starcoder2(Path(folder), x, weight, bias, eps)
+        write_starcoder2(Path(folder), x, weight, bias, float(eps))
         which = mistralrs.Which.Plain(
             model_id=folder, arch=mistralrs.Architecture.Starcoder2, dtype=mistralrs.ModelDType.F32
         )
@@ -125,111 +183,13 @@ def log_softmax(y: Array) -> Array:
     return wide
 
 
-# ---- the files two of them need --------------------------------------------------------------------------------
-
-
-def onnx_model(shape: tuple[int, ...], eps: float) -> bytes:
-    """An ONNX model of one LayerNormalization over the last axis, encoded by hand (field numbers: onnx.proto3)."""
-
-    def varint(value: int) -> bytes:
-        head = bytearray()
-        while value > 127:
-            head.append(value & 127 | 128)
-            value >>= 7
-        return bytes([*head, value])
-
-    def field(number: int, value: int | float | str | bytes) -> bytes:
-        if isinstance(value, int):
-            return varint(number << 3) + varint(value)
-        if isinstance(value, float):
-            return varint(number << 3 | 5) + struct.pack("<f", value)
-        data = value.encode() if isinstance(value, str) else value
-        return varint(number << 3 | 2) + varint(len(data)) + data
-
-    def tensor(name: str, dims: tuple[int, ...]) -> bytes:  # ValueInfoProto, float32
-        sizes = b"".join(field(1, field(1, size)) for size in dims)
-        return field(1, name) + field(2, field(1, field(1, 1) + field(2, sizes)))
-
-    inputs = {"x": shape, "weight": shape[-1:], "bias": shape[-1:]}
-    epsilon = field(1, "epsilon") + field(2, eps) + field(20, 1)
-    node = b"".join(field(1, name) for name in inputs)
-    node += field(2, "y") + field(4, "LayerNormalization") + field(5, epsilon)
-    graph = field(1, node) + field(2, "layer_norm")
-    graph += b"".join(field(11, tensor(*item)) for item in inputs.items()) + field(12, tensor("y", shape))
-    return field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 17))  # IR 8, opset 17
-
-
-def write_starcoder2(folder: Path, x: Array, weight: Array, bias: Array, eps: float) -> None:
-    """config.json, tokenizer.json and model.safetensors of the model that `mistral_rs` describes; x [rows, n]."""
-    rows, n = x.shape
-    head = 32
-    config = {
-        "model_type": "starcoder2",
-        "architectures": ["Starcoder2ForCausalLM"],
-        "vocab_size": n,
-        "hidden_size": n,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": n // head,
-        "num_key_value_heads": 1,
-        "hidden_act": "gelu_pytorch_tanh",
-        "max_position_embeddings": 64,
-        "norm_epsilon": eps,
-        "rope_theta": 10000.0,
-        "use_bias": True,
-        "sliding_window": None,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "bos_token_id": n - 1,
-        "eos_token_id": n - 1,
-    }
-    tokenizer = {
-        "version": "1.0",
-        "added_tokens": [],
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        "model": {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(n)}, "unk_token": f"t{n - 1}"},
-    }
-    special = {"bos_token": f"t{n - 1}", "eos_token": f"t{n - 1}", "chat_template": "{{ messages[0]['content'] }}"}
-
-    embedding = np.zeros((n, n), np.float32)
-    embedding[:rows] = x
-    tensors = {
-        "model.embed_tokens.weight": embedding,
-        "model.norm.weight": weight,
-        "model.norm.bias": bias,
-        "lm_head.weight": np.eye(n, dtype=np.float32),
-    }
-    layer = "model.layers.0."
-    for norm in ("input_layernorm", "post_attention_layernorm"):
-        tensors[f"{layer}{norm}.weight"] = np.ones(n, np.float32)
-        tensors[f"{layer}{norm}.bias"] = np.zeros(n, np.float32)
-    linears = {
-        "self_attn.q_proj": (n, n),
-        "self_attn.k_proj": (head, n),
-        "self_attn.v_proj": (head, n),
-        "self_attn.o_proj": (n, n),
-        "mlp.c_fc": (8, n),
-        "mlp.c_proj": (n, 8),
-    }
-    for name, shape in linears.items():
-        tensors[f"{layer}{name}.weight"] = np.zeros(shape, np.float32)
-        tensors[f"{layer}{name}.bias"] = np.zeros(shape[0], np.float32)
-
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps(special))
-    with open(folder / "model.safetensors", "wb") as file:
-        header, end = {}, 0
-        for name, tensor in tensors.items():
-            header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [end, end + tensor.nbytes]}
-            end += tensor.nbytes
-        head_bytes = json.dumps(header).encode()
-        file.write(struct.pack("<Q", len(head_bytes)) + head_bytes)
-        for tensor in tensors.values():
-            file.write(tensor.astype("<f4").tobytes())
-
-
 # ---- running them ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Operation:
+    compute: Callable[..., Array]
+    what: str
 
 
 @dataclass(frozen=True)
@@ -238,8 +198,7 @@ class Peer:
     name: str
     module: str
     package: str  # on PyPI
-    compute: Callable[[Array, Array, Array, float], Array]
-    what: str
+    operations: Mapping[str, Operation]
 
     @property
     def install(self) -> str:
@@ -256,23 +215,49 @@ class Peer:
 
 
 PEERS = (
-    Peer("pytorch", "PyTorch", "torch", "torch", pytorch, "torch.nn.functional.layer_norm, on the CPU."),
+    Peer(
+        "pytorch",
+        "PyTorch",
+        "torch",
+        "torch",
+        {
+            "layer_norm": Operation(pytorch, "torch.nn.functional.layer_norm, on the CPU."),
+            "linear": Operation(pytorch_linear, "torch.nn.functional.linear, on the CPU, weight [out, in]."),
+            "addmm": Operation(pytorch_addmm, "torch.addmm, on the CPU, weight [in, out]."),
+            "attention": Operation(pytorch_attention, "torch.nn.functional.scaled_dot_product_attention, on the CPU."),
+            "feed_forward": Operation(pytorch_feed_forward, "torch.addmm, gelu(approximate='tanh'), torch.addmm."),
+        },
+    ),
     Peer(
         "onnxruntime",
         "ONNX Runtime",
         "onnxruntime",
         "onnxruntime",
-        onnx_runtime,
-        "The operator LayerNormalization (opset 17), CPU provider.",
+        {
+            "layer_norm": Operation(onnx_runtime, "The operator LayerNormalization (opset 17), CPU provider."),
+            "linear": Operation(onnx_runtime_linear, "The operator Gemm with transB (opset 17), CPU provider."),
+        },
     ),
-    Peer("candle", "Candle", "candle", "candle-nn", candle, "candle.nn.LayerNorm of Hugging Face's own binding."),
+    Peer(
+        "candle",
+        "Candle",
+        "candle",
+        "candle-nn",
+        {
+            "layer_norm": Operation(candle, "candle.nn.LayerNorm of Hugging Face's own binding."),
+            "linear": Operation(candle_linear, "candle.nn.Linear of Hugging Face's own binding."),
+        },
+    ),
     Peer(
         "mistralrs",
         "Mistral.rs",
         "mistralrs",
         "mistralrs",
-        mistral_rs,
-        "A one-layer StarCoder2 whose log-probabilities are log-softmax(LayerNorm(embedding)).",
+        {
+            "layer_norm": Operation(
+                mistral_rs, "A one-layer StarCoder2 whose log-probabilities are log-softmax(LayerNorm(embedding))."
+            )
+        },
     ),
 )
 
@@ -281,16 +266,14 @@ class PeerError(RuntimeError):
     """A library that is installed and could not be run."""
 
 
-Case = tuple[Array, Array, Array]  # x [rows, n], weight [n], bias [n]
-
-
-def compute(peer: Peer, cases: Sequence[Case], eps: float) -> list[Array]:
-    """peer.compute of every case in one fresh process: [rows, n] each. PeerError has the library's own message."""
+def compute(peer: Peer, calls: Sequence[tuple[str, Sequence[Array]]]) -> list[Array]:
+    """Each (operation, arrays) of the peer, all in one fresh process. PeerError has the library's own message."""
     quiet = {"RUST_LOG": "off", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     with tempfile.TemporaryDirectory() as folder:
-        for i, (x, weight, bias) in enumerate(cases):
-            np.savez(Path(folder, f"in_{i}.npz"), x=x, weight=weight, bias=bias, eps=np.float64(eps))
-        code = f"from llorch.validation import peers; peers.child({peer.key!r}, {folder!r}, {len(cases)})"
+        for i, (_, arrays) in enumerate(calls):
+            np.savez(Path(folder, f"in_{i}.npz"), *arrays)
+        names = [operation for operation, _ in calls]
+        code = f"from llorch.validation import peers; peers.child({peer.key!r}, {folder!r}, {names!r})"
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-c", code],
@@ -305,22 +288,63 @@ def compute(peer: Peer, cases: Sequence[Case], eps: float) -> list[Array]:
             raise PeerError(error.read_text(encoding="utf-8"))
         if done.returncode != 0:
             raise PeerError(f"exit status {done.returncode}")
-        return [np.load(Path(folder, f"out_{i}.npy")) for i in range(len(cases))]
+        return [np.load(Path(folder, f"out_{i}.npy")) for i in range(len(calls))]
 
 
-def child(key: str, folder: str, cases: int) -> None:
+def child(key: str, folder: str, operations: Sequence[str]) -> None:
     """What the fresh process does: in_0.npz, in_1.npz, ... -> out_0.npy, out_1.npy, ..., or error.txt."""
     peer = next(peer for peer in PEERS if peer.key == key)
     try:
-        for i in range(cases):
+        for i, operation in enumerate(operations):
             given = np.load(Path(folder, f"in_{i}.npz"))
-            y = peer.compute(given["x"], given["weight"], given["bias"], float(given["eps"]))
-            np.save(Path(folder, f"out_{i}.npy"), y)
+            arrays = [given[f"arr_{k}"] for k in range(len(given.files))]
+            np.save(Path(folder, f"out_{i}.npy"), peer.operations[operation].compute(*arrays))
     except BaseException as error:  # a Rust panic is a BaseException
         message = f"{type(error).__name__}: {first_line(str(error))}"
         Path(folder, "error.txt").write_text(message, encoding="utf-8")
     sys.stdout.flush()
     os._exit(0)  # without waiting for the library's threads
+
+
+def each(
+    operation: str, compare: Callable[[Peer], Iterable[Check]], wanted: tuple[str, ...] | None, group: str
+) -> Iterator[Check]:
+    """The rows that `compare` makes of every library with this operation, two libraries at a time.
+
+    wanted: the keys of the libraries to run; None is every one that is installed.
+    """
+
+    def one(peer: Peer) -> list[Check]:
+        what = peer.operations[operation].what
+        if wanted is not None and peer.key not in wanted:
+            return [Check(group, peer.name, "skip", what, "not asked for")]
+        if not peer.installed():
+            return [Check(group, peer.name, "skip", what, peer.install, data={"install": peer.install})]
+        try:
+            return list(compare(peer))
+        except PeerError as error:
+            data = {"version": peer.version()}
+            name = f"{peer.name} {peer.version()}"
+            return [Check(group, name, "fail", what, f"could not run: {error}", data=data)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(one, [peer for peer in PEERS if operation in peer.operations]):
+            yield from result
+
+
+def largest_difference(got: Array, want: Array) -> float:
+    if got.shape != want.shape:
+        raise PeerError(f"returned shape {got.shape}, not {want.shape}")
+    return largest(np.abs(got.astype(np.float64) - want))
+
+
+# ---- LayerNorm -------------------------------------------------------------------------------------------------
+
+Case = tuple[Array, Array, Array]  # x [rows, n], weight [n], bias [n]
+
+
+def layer_norms(peer: Peer, cases: Sequence[Case], eps: float) -> list[Array]:
+    return compute(peer, [("layer_norm", (*case, np.array(eps))) for case in cases])
 
 
 def second_case(x: Array) -> Case:
@@ -331,13 +355,6 @@ def second_case(x: Array) -> Case:
     return x, (1 + 0.25 * weight).astype(np.float32), (0.5 * bias).astype(np.float32)
 
 
-def largest_difference(got: Array, want: Array) -> float:
-    if got.shape != want.shape:
-        raise PeerError(f"returned shape {got.shape}, not {want.shape}")
-    difference = np.abs(got.astype(np.float64) - want)
-    return float(difference.max()) if np.isfinite(difference).all() else float("inf")
-
-
 def checks(
     x: Array,
     weight: Array,
@@ -346,29 +363,17 @@ def checks(
     exact: Array,
     wanted: tuple[str, ...] | None = None,
 ) -> Iterator[Check]:
-    """Every library in PEERS on x float32 [2, 1024], weight and bias [1024], two at a time.
+    """LayerNorm of every library in PEERS on x float32 [2, 1024], weight and bias [1024].
 
     exact: LayerNorm without weight and bias of x as float64 [2, 1024]; it tells whose error a difference is.
-    wanted: the keys of the libraries to run; None is every one that is installed.
     """
     cases = [(x, weight, bias), second_case(x)]
 
-    def one(peer: Peer) -> list[Check]:
-        if wanted is not None and peer.key not in wanted:
-            return [Check(GROUP, peer.name, "skip", peer.what, "not asked for")]
-        if not peer.installed():
-            return [Check(GROUP, peer.name, "skip", peer.what, peer.install, data={"install": peer.install})]
-        try:
-            compare = mistral_checks if peer.compute is mistral_rs else layer_norm_checks
-            return list(compare(peer, cases, eps, exact))
-        except PeerError as error:
-            data = {"version": peer.version()}
-            name = f"{peer.name} {peer.version()}"
-            return [Check(GROUP, name, "fail", peer.what, f"could not run: {error}", data=data)]
+    def compare(peer: Peer) -> Iterator[Check]:
+        rows = mistral_checks if peer.operations["layer_norm"].compute is mistral_rs else layer_norm_checks
+        return rows(peer, cases, eps, exact)
 
-    with ThreadPoolExecutor(2) as pool:
-        for result in pool.map(one, PEERS):
-            yield from result
+    yield from each("layer_norm", compare, wanted, GROUP)
 
 
 def tolerance_check(peer: Peer, label: str, what: str, worst: Sequence[float], cases: Sequence[Case]) -> Check:
@@ -394,9 +399,9 @@ def tolerance_check(peer: Peer, label: str, what: str, worst: Sequence[float], c
 
 def layer_norm_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Array) -> Iterator[Check]:
     """One check of a library that returns the LayerNorm itself."""
-    got = compute(peer, cases, eps)
+    got = layer_norms(peer, cases, eps)
     worst = [largest_difference(y, llorch.layer_norm(*case, eps=eps)) for y, case in zip(got, cases, strict=True)]
-    yield tolerance_check(peer, "", peer.what, worst, cases)
+    yield tolerance_check(peer, "", peer.operations["layer_norm"].what, worst, cases)
 
 
 def mistral_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Array) -> Iterator[Check]:
@@ -406,14 +411,14 @@ def mistral_checks(peer: Peer, cases: Sequence[Case], eps: float, exact: Array) 
     if not np.array_equal(centred.astype(np.float64) + float(SHIFT), x[1]):
         raise PeerError("the shift of the second row is not exact")
     rows = np.stack([x[0], centred, x[1]])
-    got = compute(peer, [(rows, weight, bias) for _, weight, bias in cases], eps)
+    got = layer_norms(peer, [(rows, weight, bias) for _, weight, bias in cases], eps)
     ours = [llorch.layer_norm(*case, eps=eps) for case in cases]
     want = [log_softmax(y) for y in ours]
 
     moved = f" The row is shifted by {SHIFT:g}, exactly in float32, before Mistral.rs sees it."
     for i, label, how in ((0, ", row 0", ""), (1, ", row 1, centred", moved)):
         worst = [largest_difference(g[i], w[i]) for g, w in zip(got, want, strict=True)]
-        yield tolerance_check(peer, label, peer.what + how, worst, cases)
+        yield tolerance_check(peer, label, peer.operations["layer_norm"].what + how, worst, cases)
 
     difference = largest_difference(got[0][2], want[0][1])
     formula = largest_difference(got[0][2], log_softmax(one_pass(*cases[0], eps))[1])

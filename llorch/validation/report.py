@@ -24,14 +24,18 @@ STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow", "info": "cyan"}
 COMMAND = 'pip install ".[gpt2,references]" && llorch validate'
 
 
+def summary(counts: Counter[str]) -> str:
+    words = {"pass": "passed", "fail": "failed", "skip": "skipped", "info": "for information"}
+    return ", ".join(f"{counts[key]} {word}" for key, word in words.items() if counts[key])
+
+
 @dataclass(frozen=True)
 class Result:
-    """The checks of a checkpoint with all that a second person needs to repeat them."""
+    """The checks of one checkpoint."""
 
-    title: str
+    title: str  # "Checkpoint 1: LayerNorm"
     input: str
     checks: list[Check]
-    started: float  # seconds since the epoch
     seconds: float
 
     @property
@@ -45,8 +49,25 @@ class Result:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the checkpoint's input and output, by the name of the check that computed them."""
+        """SHA-256 of the checkpoint's inputs and outputs, by the name of the check that computed them."""
         return {check.name: check.data["sha256"] for check in self.checks if "sha256" in check.data}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The checkpoints of a run with all that a second person needs to repeat them."""
+
+    results: list[Result]
+    started: float  # seconds since the epoch
+    seconds: float
+
+    @property
+    def counts(self) -> Counter[str]:
+        return sum((result.counts for result in self.results), Counter())
+
+    @property
+    def holds(self) -> bool:
+        return all(result.holds for result in self.results)
 
     @property
     def date(self) -> str:
@@ -56,15 +77,11 @@ class Result:
     def versions(self) -> dict[str, str]:
         """Of the libraries that ran, by name."""
         found = {}
-        for check in self.checks:
+        for check in (check for result in self.results for check in result.checks):
             if "version" in check.data:
                 version = check.data["version"]
                 found[check.name.partition(f" {version}")[0]] = version
         return found
-
-    def summary(self) -> str:
-        words = {"pass": "passed", "fail": "failed", "skip": "skipped", "info": "for information"}
-        return ", ".join(f"{self.counts[key]} {word}" for key, word in words.items() if self.counts[key])
 
 
 def machine() -> dict[str, Any]:
@@ -98,23 +115,28 @@ def table(checks: list[Check], width: int) -> Table:
     return grid
 
 
-def show(result: Result, console: Console, *, quiet: bool = False) -> None:
-    """Prints the table in groups, the details of what failed, and the summary."""
-    if not quiet:
+def show(report: Report, console: Console, *, quiet: bool = False) -> None:
+    """Prints the checkpoints' tables in groups, the details of what failed, and the summary."""
+    for result in () if quiet else report.results:
         console.print(Text(result.title, style="bold"))
         console.print(Text(result.input + "\n"))
         for group, checks in groupby(result.checks, key=lambda check: check.group):
             console.print(Text(group, style="bold"))
             console.print(table(list(checks), console.width))
-    for check in result.checks:
-        if check.status == "fail":
+    for result in report.results:
+        failed = [check for check in result.checks if check.status == "fail"]
+        if failed:
+            console.print(Text(result.title, style="bold"))
+        for check in failed:
             console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
             console.print(Text(f"      {check.what} {check.detail}".rstrip()))
     info = machine()
-    style = "bold green" if result.holds else "bold red"
-    console.print(Text(f"{result.summary()} in {result.seconds:.1f} s", style=style))
-    for name, value in result.hashes.items():
-        console.print(Text(f"{name}: {value}"), soft_wrap=True)
+    style = "bold green" if report.holds else "bold red"
+    console.print(Text(f"{summary(report.counts)} in {report.seconds:.1f} s", style=style))
+    for result in report.results:
+        for name, value in result.hashes.items():
+            where = f"{result.title.partition(':')[0].lower()}, {name.removeprefix('SHA-256 of the ')}"
+            console.print(Text(f"SHA-256, {where}: {value}"), soft_wrap=True)
     console.print(Text(f"llorch {info['llorch']}, instruction set {info['isa']}, {info['cpu']}"), soft_wrap=True)
 
 
@@ -127,63 +149,84 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_json(result: Result) -> str:
+def as_json(report: Report) -> str:
     """Everything, machine readable."""
+
+    def counted(counts: Counter[str]) -> dict[str, int]:
+        return {key: counts[key] for key in STYLES}
+
     content = {
-        "title": result.title,
-        "input": result.input,
-        "holds": result.holds,
-        "date": result.date,
-        "seconds": round(result.seconds, 2),
-        "summary": {key: result.counts[key] for key in STYLES},
-        "hashes": result.hashes,
+        "holds": report.holds,
+        "date": report.date,
+        "seconds": round(report.seconds, 2),
+        "summary": counted(report.counts),
         "machine": machine(),
-        "libraries": result.versions,
+        "libraries": report.versions,
         "command": COMMAND,
-        "checks": [asdict(check) for check in result.checks],
+        "checkpoints": [
+            {
+                "title": result.title,
+                "input": result.input,
+                "holds": result.holds,
+                "seconds": round(result.seconds, 2),
+                "summary": counted(result.counts),
+                "hashes": result.hashes,
+                "checks": [asdict(check) for check in result.checks],
+            }
+            for result in report.results
+        ],
     }
     return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
 
-def as_markdown(result: Result) -> str:
-    """The report for a second person: what was compared, the table, hashes, versions, how to repeat it."""
+def as_markdown(report: Report) -> str:
+    """The report for a second person: what was compared, the tables, hashes, versions, how to repeat it."""
 
     def cell(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
 
+    def outcome(result: Result | Report) -> str:
+        return f"{'Everything that ran holds' if result.holds else '**Something failed**'}: {summary(result.counts)}"
+
     info = machine()
     lines = [
-        f"# {result.title}",
+        "# llorch validate",
         "",
-        f"{'Everything that ran holds' if result.holds else '**Something failed**'}: {result.summary()}, "
-        f"in {result.seconds:.1f} s, on {result.date}.",
-        "",
-        "Input:",
-        "",
-        f"    {result.input}",
+        f"{outcome(report)}, in {report.seconds:.1f} s, on {report.date}.",
         "",
         "To repeat it, in a checkout of the version below:",
         "",
         f"    {COMMAND}",
-        "",
-        "| hash | SHA-256 of little-endian float32 |",
-        "| --- | --- |",
-        *(f"| {name.removeprefix('SHA-256 of the ')} | `{value}` |" for name, value in result.hashes.items()),
     ]
-    for group, checks in groupby(result.checks, key=lambda check: check.group):
+    for result in report.results:
         lines += [
             "",
-            f"## {group}",
+            f"## {result.title}",
             "",
-            "| status | check | measured | bound | what |",
-            "| --- | --- | --- | --- | --- |",
+            f"{outcome(result)}, in {result.seconds:.1f} s.",
+            "",
+            "Input:",
+            "",
+            f"    {result.input}",
+            "",
+            "| hash | SHA-256 of little-endian float32 |",
+            "| --- | --- |",
+            *(f"| {name.removeprefix('SHA-256 of the ')} | `{value}` |" for name, value in result.hashes.items()),
         ]
-        for check in checks:
-            what = f"{check.what} {check.detail}".strip()
-            cells = (check.status, check.name, check.measured, check.bound, what)
-            lines.append("| " + " | ".join(map(cell, cells)) + " |")
+        for group, checks in groupby(result.checks, key=lambda check: check.group):
+            lines += [
+                "",
+                f"### {group}",
+                "",
+                "| status | check | measured | bound | what |",
+                "| --- | --- | --- | --- | --- |",
+            ]
+            for check in checks:
+                what = f"{check.what} {check.detail}".strip()
+                cells = (check.status, check.name, check.measured, check.bound, what)
+                lines.append("| " + " | ".join(map(cell, cells)) + " |")
     lines += ["", "## Versions and machine", "", "| | |", "| --- | --- |"]
-    for key, value in (info | result.versions).items():
+    for key, value in (info | report.versions).items():
         shown = ", ".join(value) if isinstance(value, tuple) else str(value)
         lines.append(f"| {key} | {cell(shown)} |")
     return "\n".join(lines) + "\n"
