@@ -24,7 +24,9 @@ def test_embedding_is_the_oracle(isa, dtype):
         table = normal(50, E).astype(dtype)
         for ids in (3, [0, 49, 49, 1], np.array([[1, 2], [3, 4]], np.uint8), np.arange(50)[::-1], np.int16(7), (1, 2),
                     np.zeros((0,), np.int64), np.zeros((2, 0), np.int32), [], np.array([5], np.uint64)):  # fmt: skip
-            assert_same_bits(llorch.embedding(table, ids), reference.embedding(table, np.asarray(ids, np.int64)), f"{ids}")
+            assert_same_bits(
+                llorch.embedding(table, ids), reference.embedding(table, np.asarray(ids, np.int64)), f"{ids}"
+            )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

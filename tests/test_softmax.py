@@ -41,7 +41,9 @@ def test_oracle_long_row(isa):
     hnp.arrays(
         np.float32,
         hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=70),
-        elements=st.one_of(st.floats(width=32), st.sampled_from([float(v) for v in SPECIALS]), st.floats(-9, 9, width=32)),
+        elements=st.one_of(
+            st.floats(width=32), st.sampled_from([float(v) for v in SPECIALS]), st.floats(-9, 9, width=32)
+        ),
     )
 )
 def test_oracle_any_values(x):
