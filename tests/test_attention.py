@@ -23,9 +23,9 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 # heads, queries, positions, values: on and around the seams of tiles (6), panels (16), lanes (64), chunks (128)
 SHAPES = (
     [(2, T, T, 8) for T in (1, 2, 5, 6, 7, 13, 16, 17, 31, 63, 64, 65, 127, 128, 129)]
-    + [(3, Tq, Tk, 16) for Tq, Tk in ((1, 2), (1, 16), (1, 63), (1, 129), (1, 300), (2, 64), (3, 130), (4, 257), (5, 128),
+    + [(3, Tq, Tk, 16) for Tq, Tk in ((1, 2), (1, 16), (1, 63), (1, 129), (1, 300), (2, 64), (3, 130), (4, 257), (5, 128),  # noqa: E501
                                       (24, 150), (25, 129), (50, 51), (1, 257), (130, 260))]
-    + [(2, Tq, Tk, D) for D in (1, 3, 15, 17, 40, 64, 80, 128, 129, 140, 257) for Tq, Tk in ((1, 40), (9, 20), (30, 30))]
+    + [(2, Tq, Tk, D) for D in (1, 3, 15, 17, 40, 64, 80, 128, 129, 140, 257) for Tq, Tk in ((1, 40), (9, 20), (30, 30))]  # noqa: E501
     + [(1, 300, 300, 64)]
 )  # fmt: skip
 
@@ -164,7 +164,7 @@ def online_attention(q, k, v, first_block):
     m, z = np.float32(-np.inf), np.float32(0)
     o = np.zeros(q.shape[-1], np.float32)
     bounds = [0, *range(first_block, len(k), 32), len(k)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in zip(bounds, bounds[1:], strict=False):  # noqa: RUF007
         s = (k[start:end] @ q) * scale
         new = max(m, s.max())
         e, old = np.exp(s - new), np.exp(m - new)
@@ -180,7 +180,7 @@ def test_chunk_invariance_check_can_fail():
 
 
 def test_the_order_of_positions_shows():
-    """Negative control: the same sums with blocks that begin elsewhere have other bits, so a wrong order would be seen."""
+    """Negative control: the same sums with blocks that begin elsewhere have other bits, so a wrong order would be seen."""  # noqa: E501
     q, k, v, wanted = case(1, 1, 300, 16)
     s = np.zeros((1, 300), np.float32)
     for d in range(16):
@@ -191,7 +191,7 @@ def test_the_order_of_positions_shows():
     def weighted(shift):
         o = np.zeros((1, 16), np.float32)
         bounds = [0, *range(128 - shift, 300, 128), 300]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in zip(bounds, bounds[1:], strict=False):  # noqa: RUF007
             o = o + reference.dot128(e[:, start:end], v[0, start:end], np.zeros((1, 16), np.float32))
         return o / reference.sum64(e)
 
@@ -260,7 +260,7 @@ def test_strides(isa):
     base = normal(3, 40, 70, seed=4)
     for view in (base[:, :, ::2], base[::-1, ::-1, ::-1], base[:, ::3, :9], base.transpose(0, 2, 1), base[:, :, 1:65],
                  np.broadcast_to(base[:1, :, :20], (5, 40, 20)), np.broadcast_to(base[:, :1, :20], (3, 9, 20)),
-                 np.frombuffer(bytes(1) + base.tobytes(), np.uint8)[1:].view(np.float32).reshape(base.shape)):  # fmt: skip
+                 np.frombuffer(bytes(1) + base.tobytes(), np.uint8)[1:].view(np.float32).reshape(base.shape)):  # fmt: skip  # noqa: E501
         wanted = llorch.attention(view.copy(), view.copy(), view.copy())
         assert_same_bits(llorch.attention(view, view, view), wanted, f"strides {view.strides}")
         assert_same_bits(llorch.attention(view[:, -2:], view, view), wanted[:, -2:], f"strides {view.strides}")
@@ -289,7 +289,7 @@ def test_out_may_be_q(isa):
 
 def test_nothing_outside_out_is_written(isa):
     for shape in ((2, 3, 9, 5), (1, 1, 30, 17), (3, 30, 30, 3), (2, 7, 140, 16)):
-        q, k, v, wanted = case(*shape)
+        q, k, v, _wanted = case(*shape)
         for dtype in (np.float32, np.float16):
             room = np.full(q.size + 96, 7, dtype)
             out = room[48:-48].reshape(q.shape)

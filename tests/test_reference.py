@@ -104,7 +104,7 @@ ALLOWED = {
 
 
 # Python's own, on integers and for errors
-BUILTIN = {"range", "min", "max", "abs", "divmod", "float", "as_integer_ratio", "bit_length", "zip", "int", "ValueError",
+BUILTIN = {"range", "min", "max", "abs", "divmod", "float", "as_integer_ratio", "bit_length", "zip", "int", "ValueError",  # noqa: E501
            "TypeError", "IndexError"}  # fmt: skip
 
 

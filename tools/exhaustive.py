@@ -187,7 +187,7 @@ def markdown(results):
         "Every float32 as input of each function, the output compared with the correctly rounded one: by float64 where",
         "that decides, by MPFR where it doesn't (`tools/exhaustive/check.c`). `python tools/exhaustive.py` repeats it.",
         "",
-        "*open*: inputs whose result float64 leaves open by 2^-42. It is the kernels' margin too: for about as many they",
+        "*open*: inputs whose result float64 leaves open by 2^-42. It is the kernels' margin too: for about as many they",  # noqa: E501
         "take the double-double path. *Hardest*: the input whose true value is closest to the middle of two float32,",
         "among those of at least 2^-30, and how close, relative to the value.",
         "",

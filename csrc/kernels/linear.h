@@ -14,6 +14,7 @@
  */
 #include "tile.h"
 #include "table.h"
+#include "unary.h"
 
 /* Rows of k that a block of the weight has in the first cache. */
 #define DEPTH (LL_VL == 16 ? 128 : 256)
@@ -79,8 +80,7 @@ typedef struct linear_part {
 
 LL_INLINE vf activate(vf v, int activation)
 {
-    (void)activation;
-    return v;
+    return activation == LL_GELU ? ll_gelu_vf(v) : activation == LL_GELU_TANH ? ll_gelu_tanh_vf(v) : ll_silu_vf(v);
 }
 
 /* What comes after the sum: columns [n, n + count) of a row of y, count <= LL_VL. */
@@ -200,7 +200,7 @@ static const tile_function tile_functions[LL_TILE_ROWS][LL_DTYPES] = {
 /* ---- panels of the weight ------------------------------------------------------------------------ */
 
 /* How many rows ahead the next are called for: they lie in other pages, where no processor looks for them. */
-#define ROWS_AHEAD 16
+#define WEIGHT_AHEAD 16
 
 /* `panels` panels from column n on, of a weight whose rows are contiguous: rows [k, k + kc) as [panel][kc][16] of dtype,
  * panels to_panel values apart. Every column there is < N. */
@@ -210,7 +210,7 @@ LL_INLINE void gather_rows(const ll_linear_args *a, int from, size_t n, size_t p
     const char *row = (const char *)a->weight + (ptrdiff_t)k * a->weight_k + n * ll_dtype_size(from);
     for (size_t i = 0; i < kc; i++, row += a->weight_k)
         for (size_t p = 0; p < panels; p++) {
-            __builtin_prefetch(row + ROWS_AHEAD * a->weight_k + p * LL_PANEL * ll_dtype_size(from), 0, 3);
+            __builtin_prefetch(row + WEIGHT_AHEAD * a->weight_k + p * LL_PANEL * ll_dtype_size(from), 0, 3);
             LL_UNROLL
             for (size_t j = 0; j < LL_PANEL; j += LL_VL)
                 row_store(to, p * to_panel + i * LL_PANEL + j, row_load(row, p * LL_PANEL + j, from), dtype);
