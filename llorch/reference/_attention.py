@@ -76,7 +76,8 @@ def _heads(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
         for first in range(0, D, BLOCK):
             p = np.zeros(s.shape, np.float32)
             for d in range(first, min(first + BLOCK, D)):
-                p = fma(*np.broadcast_arrays(q[:, :, d : d + 1], k[:, None, :, d]), p)
+                qd, kd = np.broadcast_arrays(q[:, :, d : d + 1], k[:, None, :, d])
+                p = fma(qd, kd, p)
             s = s + p
         s = s * factor
 
@@ -99,7 +100,8 @@ def _heads(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
             p = np.zeros(o.shape, np.float32)
             for t in range(first, min(first + BLOCK, Tk)):
                 i = first_query[t]
-                p[:, i:] = fma(*np.broadcast_arrays(e[:, i:, t : t + 1], v[:, None, t]), p[:, i:])
+                et, vt = np.broadcast_arrays(e[:, i:, t : t + 1], v[:, None, t])
+                p[:, i:] = fma(et, vt, p[:, i:])
             o = o + p
         return o / Z
 
@@ -111,7 +113,8 @@ def embedding(table: Array, ids: Any) -> Array:
     places = np.asarray(ids)
     if ((places < 0) | (places >= table.shape[0])).any():
         raise IndexError(f"ids must be in [0, {table.shape[0]})")
-    return widen(table, "table")[places]
+    rows: Array = widen(table, "table")[places]
+    return rows
 
 
 def argmax(logits: Array) -> Any:
