@@ -80,7 +80,9 @@ typedef struct linear_part {
 
 LL_INLINE vf activate(vf v, int activation)
 {
-    return activation == LL_GELU ? ll_gelu_vf(v) : activation == LL_GELU_TANH ? ll_gelu_tanh_vf(v) : ll_silu_vf(v);
+    return activation == LL_LINEAR_GELU        ? ll_gelu_vf(v)
+           : activation == LL_LINEAR_GELU_TANH ? ll_gelu_tanh_vf(v)
+                                               : ll_silu_vf(v);
 }
 
 /* What comes after the sum: columns [n, n + count) of a row of y, count <= LL_VL. */
