@@ -78,21 +78,22 @@ typedef struct linear_part {
     size_t sums_panel;
 } linear_part;
 
-LL_INLINE vf activate(vf v, int activation)
+/* What comes after the sum: columns [n, n + count) of a row of y, at most two vectors. */
+LL_NOINLINE void finish(const ll_linear_args *a, vf v[2], ptrdiff_t row, size_t n, size_t count)
 {
-    return activation == LL_LINEAR_GELU        ? ll_gelu_vf(v)
-           : activation == LL_LINEAR_GELU_TANH ? ll_gelu_tanh_vf(v)
-                                               : ll_silu_vf(v);
-}
-
-/* What comes after the sum: columns [n, n + count) of a row of y, count <= LL_VL. */
-LL_NOINLINE void finish(const ll_linear_args *a, vf v, ptrdiff_t row, size_t n, size_t count)
-{
-    if (a->activation)
-        v = activate(v, a->activation);
-    if (a->residual)
-        v = vf_add(v, row_load_n((const char *)a->residual + row * a->residual_stride, n, count, a->dtype));
-    row_store_n((char *)a->y + row * a->y_stride, n, v, count, a->dtype);
+    if (a->activation == LL_LINEAR_GELU)
+        ll_gelu_vp(v);
+    else if (a->activation == LL_LINEAR_GELU_TANH)
+        ll_gelu_tanh_vp(v);
+    else if (a->activation == LL_LINEAR_SILU)
+        ll_silu_vp(v);
+    if (a->residual) {
+        vf residual[2];
+        pair_load((const char *)a->residual + row * a->residual_stride, n, n + count, a->dtype, residual);
+        v[0] = vf_add(v[0], residual[0]);
+        v[1] = vf_add(v[1], residual[1]);
+    }
+    pair_store((char *)a->y + row * a->y_stride, n, n + count, a->dtype, v);
 }
 
 /* Where vector i of a tile [R][V] waits. */
@@ -139,11 +140,14 @@ LL_INLINE void tile_part(const linear_part *t, size_t R, size_t P, int dtype)
         for (size_t i = 0; i < R * V; i++)
             vf_store(to + (ptrdiff_t)(i / V) * a->y_stride + i % V * LL_VL * sizeof(float), y[i]);
     } else {
-        for (size_t i = 0; i < R * V; i++) {
-            size_t n = t->n + i % V * LL_VL;
-            if (n < N)
-                finish(a, y[i], (ptrdiff_t)(t->m + i / V), n, least(LL_VL, N - n));
-        }
+        for (size_t r = 0; r < R; r++)
+            for (size_t v = 0; v < V; v += 2) {
+                const int two = v + 1 < V;
+                const size_t n = t->n + v * LL_VL;
+                vf pair[2] = {y[r * V + v], two ? y[r * V + v + 1] : vf_zero()};
+                if (n < N)
+                    finish(a, pair, (ptrdiff_t)(t->m + r), n, least(two ? 2 * LL_VL : LL_VL, N - n));
+            }
     }
 }
 
@@ -329,7 +333,7 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
 {
     _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
     for (size_t n = begin; n < end; n += STRIP) {
-        const size_t columns = least(STRIP, end - n), padded = (columns + LL_VL - 1) / LL_VL * LL_VL;
+        const size_t columns = least(STRIP, end - n), padded = (columns + 2 * LL_VL - 1) / (2 * LL_VL) * (2 * LL_VL);
         for (size_t r = 0; r < R; r++) {
             memset(y + r * STRIP, 0, padded * sizeof *y);
             if (a->bias)
@@ -350,8 +354,10 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
                     vf_store(y + r * STRIP + j, vf_add(vf_load(y + r * STRIP + j), vf_load(p + r * STRIP + j)));
         }
         for (size_t r = 0; r < R; r++)
-            for (size_t j = 0; j < columns; j += LL_VL)
-                finish(a, vf_load(y + r * STRIP + j), (ptrdiff_t)r, n + j, least(LL_VL, columns - j));
+            for (size_t j = 0; j < columns; j += 2 * LL_VL) {
+                vf pair[2] = {vf_load(y + r * STRIP + j), vf_load(y + r * STRIP + j + LL_VL)};
+                finish(a, pair, (ptrdiff_t)r, n + j, least(2 * LL_VL, columns - j));
+            }
     }
 }
 
