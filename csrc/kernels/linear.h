@@ -21,6 +21,9 @@
 /* Rows of x and panels whose sums stay in the second cache, beside the rows' values of DEPTH k, while k goes on. */
 #define BLOCK_ROWS 120
 #define PANEL_GROUP 4
+/* Where the rows are one tile and the weight is plain, its rows are read in longer pieces instead: memory likes that. */
+#define FEW_GROUP 8
+#define FEW_DEPTH LL_BLOCK
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
@@ -365,7 +368,8 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
 static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                               size_t panel_begin, size_t panel_end)
 {
-    _Alignas(64) float room[(MOST_PANELS > PANEL_GROUP ? MOST_PANELS : PANEL_GROUP) * DEPTH * LL_PANEL];
+    _Alignas(64) float room[(PANEL_GROUP * DEPTH > FEW_GROUP * FEW_DEPTH ? PANEL_GROUP * DEPTH : FEW_GROUP * FEW_DEPTH)
+                            * LL_PANEL];
     _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
     const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
@@ -385,9 +389,10 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t block_end = least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
         const int direct = a->packed && (count == 1 || a->weight_dtype == LL_F32);
-        const size_t depth = count == 1 && direct ? K : DEPTH;
+        const int few = count == 1 && by_rows;
+        const size_t depth = count == 1 && direct ? K : few ? FEW_DEPTH : DEPTH;
         const size_t together = PANELS(tile_row(block + 1, tiles, a->M) - m);
-        const size_t group = together > PANEL_GROUP ? together : PANEL_GROUP;
+        const size_t group = few ? FEW_GROUP : PANEL_GROUP; /* together divides both, or is less */
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = least(group, panel_end - panel);
             size_t k = 0;
