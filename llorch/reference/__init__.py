@@ -10,6 +10,7 @@ from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+from llorch.reference._sampling import log_probabilities, next_token, philox
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 __all__ = [
@@ -24,7 +25,10 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "log_probabilities",
     "narrow",
+    "next_token",
+    "philox",
     "rms_norm",
     "sigmoid",
     "silu",
