@@ -261,7 +261,7 @@ def generate(
     seed: int | None = None,
     **sampling: Unpack[Sampling],
 ) -> str | list[int]:
-    """What follows the prompt: the new text for text, the list of new ids for ids. See `llorch.GPT2.generate`.
+    """What follows the prompt: the new text for text, the list of new ids for ids.
 
     Prompt and new tokens together have at most config.n_positions tokens. With temperature 0, the default, the
     likeliest token is taken each time. Otherwise tokens are drawn, a pure function of logits, parameters, seed and
@@ -297,7 +297,7 @@ def generate_batch(
     batch_size: int = BATCH,
     **sampling: Unpack[Sampling],
 ) -> list[Any]:
-    """For each prompt what `generate` gives for it alone, bit for bit. See `llorch.GPT2.generate_batch`.
+    """For each prompt what `generate` gives for it alone, bit for bit.
 
     Prompts of any lengths go through the model together, without padding, at most batch_size of them at a time; as one
     ends, the next begins. seed: one for all (equal prompts then get equal texts), a list with one for each, or None: a
@@ -369,7 +369,7 @@ class Score:
 
 
 def score(model: GPT2, text: str | Ids, *, progress: Progress | None = None) -> Score:
-    """The log-probability of each token of a text (or of ids) by those before it. See `llorch.GPT2.score`.
+    """The log-probability of each token of a text (or of ids) by those before it.
 
     By the logits l of the position before, m their maximum, the token i has (l_i - m) - ln(Z) in float64, where Z is
     the running float64 sum, in order of id, of exp(l - m), which is correctly rounded to float32, and ln is correctly
