@@ -24,7 +24,7 @@ class GPT2:
 
     def __init__(self, config: Any, tensors: dict[str, Array]) -> None:
         self.config = config
-        self.weights = {name: widen(values, name) for name, values in tensors.items()}
+        self.weights = {name: widen(tensors[name], name) for name in tensors}
 
     def forward(self, ids: Any) -> Array:
         """Logits (T, vocab_size) of token ids (T,), at positions 0 .. T - 1."""
