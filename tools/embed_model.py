@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import ml_dtypes
-import numpy as np
 from safetensors.numpy import load_file, save_file
 
 HERE = Path(__file__).resolve().parent.parent / "llorch" / "data" / "shakespeare-1m"
@@ -21,10 +20,8 @@ COPIED = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
 
 def main(source: Path, target: Path = HERE) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    bfloat16 = np.dtype(ml_dtypes.bfloat16)
-    tensors = {
-        name: values.astype(bfloat16) for name, values in sorted(load_file(source / "model.safetensors").items())
-    }
+    tensors = load_file(source / "model.safetensors")
+    tensors = {name: tensors[name].astype(ml_dtypes.bfloat16) for name in sorted(tensors)}
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((source / "config.json").read_text()) | {"dtype": "bfloat16"}
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")

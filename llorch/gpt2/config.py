@@ -22,7 +22,7 @@ ACTIVATIONS = {
 }
 
 # Entries that change the mathematics in a way that isn't built: each may be absent or have the value here.
-# reorder_and_upcast_attn is not among them: it asks float16 code to compute attention in float32, as llorch always does.
+# reorder_and_upcast_attn is not among them: it asks 16-bit code to compute attention in float32, as llorch always does.
 REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
 
 LARGEST = 2**24  # values in a row that the kernels specify

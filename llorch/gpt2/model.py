@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch import _core
-from llorch._core import KVCache, PackedLinear
+from llorch._core import KVCache
 from llorch.gpt2 import weights as _weights
 from llorch.gpt2.config import GPT2Config
 
 if TYPE_CHECKING:
-    from llorch.gpt2.generate import Score
     from llorch.gpt2.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 Ids = Sequence[int] | Array
+Prompt = str | Ids
+Stop = str | int | Sequence[str | int] | None
 
 FUSED = ("gelu_tanh", "gelu", "silu")  # activations that linear applies by itself
 KEPT_ROWS = 64  # a workspace of more rows is not kept for the next call
@@ -106,8 +107,8 @@ class _Workspace:
 class GPT2:
     """A GPT-2 whose every logit is specified: `llorch.reference.GPT2` has the same bits.
 
-    A sequence's logits depend on its own tokens alone: not on what else is in the batch, on how the tokens were cut into
-    chunks, on cache, threads or processor. May be used from several threads at once, each with caches of its own.
+    A sequence's logits depend on its own tokens alone: not on what else is in the batch, on how the tokens were cut
+    into chunks, on cache, threads or processor. May be used from several threads at once, each with its own caches.
 
     Attributes
     ----------
@@ -246,6 +247,100 @@ class GPT2:
         if len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("caches has the same Cache twice: each sequence needs one of its own, see Cache.fork")
         return self._run(arrays, caches, last=True)
+
+    # ---- text: by llorch.gpt2.generate, which documents arguments and results --------------------------------
+
+    def generate(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Stop = None,
+        seed: int | None = None,
+    ) -> Any:
+        """What follows the prompt: text after a text, a list of token ids after ids.
+
+        Greedy at temperature 0; else drawn, as a pure function of logits, parameters, seed and position. See
+        `llorch.gpt2.generate.generate` for every argument, and for the errors, which come before any work.
+        """
+        from llorch.gpt2 import generate
+
+        return generate.generate(
+            self,
+            prompt,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )
+
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Stop = None,
+        seed: int | None = None,
+    ) -> Iterator[Any]:
+        """What `generate` gives, piece by piece as it comes. See `llorch.gpt2.generate.stream`."""
+        from llorch.gpt2 import generate
+
+        return generate.stream(
+            self,
+            prompt,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Prompt],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        stop: Stop = None,
+        seed: int | Sequence[int | None] | None = None,
+    ) -> list[Any]:
+        """What `generate` gives for each prompt, computed together. See `llorch.gpt2.generate.generate_batch`."""
+        from llorch.gpt2 import generate
+
+        return generate.generate_batch(
+            self,
+            prompts,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )
+
+    def score(self, text: Prompt) -> Any:
+        """Log-probability of every token of a text after those before it, and perplexity. See
+        `llorch.gpt2.generate.score`."""
+        from llorch.gpt2 import generate
+
+        return generate.score(self, text)
 
     # ---- checks ----------------------------------------------------------------------------------------
 

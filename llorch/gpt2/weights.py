@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
     def array(self, name: str) -> NDArray[Any]:
-        """The tensor where it lies in the mapped file. TypeError unless it is of one of llorch's types."""
+        """The tensor, F32, F16 or BF16, where it lies in the mapped file."""
         if self.dtype == "BF16":
             try:
                 import ml_dtypes
@@ -105,14 +105,13 @@ class Entry(NamedTuple):
                     f'tensor {name} is bfloat16, which needs the package ml_dtypes: pip install "llorch[gpt2]"'
                 ) from None
             dtype = np.dtype(ml_dtypes.bfloat16)
-        elif self.dtype in NAMES:
-            dtype = np.dtype(NAMES[self.dtype])
         else:
-            raise TypeError(f"{self.file}: tensor {name} is {self.dtype}, it must be F32, F16 or BF16")
+            dtype = np.dtype(NAMES[self.dtype])
         raw = np.frombuffer(self.mapped, np.uint8, self.end - self.begin, self.begin)
         if self.begin % dtype.itemsize:
             raw = raw.copy()
-        return raw.view(dtype).reshape(self.shape)
+        values: NDArray[Any] = raw.view(dtype).reshape(self.shape)
+        return values
 
     def release(self) -> None:
         """Gives the pages that lie in the tensor back to the system; they are read again if they are needed again."""
@@ -129,7 +128,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
@@ -164,7 +163,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     for name, entry in header.items():
         if not isinstance(entry, dict):
             raise ValueError(f"{path}: the entry of tensor {name} is a {type(entry).__name__}, it must be an object")
-        dtype, shape, place = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        dtype, shape, place = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
         if not isinstance(dtype, str) or not _naturals(shape):
             raise ValueError(f"{path}: tensor {name} has dtype {dtype!r} and shape {shape!r}")
         if not _naturals(place) or len(place) != 2 or place[0] > place[1]:
@@ -261,8 +260,8 @@ def _refuse_pickles(folder: Path) -> None:
     pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
     if pickles:
         raise ValueError(
-            f"{folder} has its weights as a pickle only ({pickles[0]}). Unpickling runs whatever code the file holds, so "
-            "llorch doesn't. Where you trust it, convert it once: transformers.AutoModelForCausalLM"
+            f"{folder} has its weights as a pickle only ({pickles[0]}). Unpickling runs whatever code the file holds, "
+            "so llorch doesn't. Where you trust it, convert it once: transformers.AutoModelForCausalLM"
             f".from_pretrained({str(folder)!r}).save_pretrained(new_folder)"
         )
 
