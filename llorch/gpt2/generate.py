@@ -293,7 +293,7 @@ def generate_batch(
     max_new_tokens: int,
     *,
     stop: Stop | None = None,
-    seed: int | Sequence[int] | None = None,
+    seed: int | Sequence[int | None] | None = None,
     batch_size: int = BATCH,
     **sampling: Unpack[Sampling],
 ) -> list[Any]:
