@@ -1,16 +1,17 @@
 """From a folder in Hugging Face's format, or a hub id, to packed weights.
 
-The safetensors file is mapped, checked, and packed tensor by tensor; each tensor's pages are given back when it is
-packed, so that no second copy of the model is ever in memory. The safetensors package copies every tensor for NumPy
-and has no bfloat16 there; the format is a JSON header and one block of bytes, so it is read here, and every entry of
-the header is checked before anything is believed.
+The safetensors file's header is checked; then one tensor after the other is read into the same memory and packed, so
+that no second copy of the model is ever there. The safetensors package makes a new copy of every tensor for NumPy, has
+no bfloat16 there, and names no tensor where a file is cut off; the format is a JSON header and one block of bytes, so
+it is read here. (Mapping the file instead costs a page fault every few pages, out of order: a cold file took 1.5 times
+as long. And a file that shrinks while it is mapped kills the process.)
 """
 
 import json
 import math
-import mmap
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -89,15 +90,50 @@ class Entry(NamedTuple):
     """A tensor of a file, by what its header says, which has been checked."""
 
     file: Path
-    mapped: mmap.mmap
     begin: int  # bytes from the beginning of the file
     end: int
     dtype: str  # as the format writes it: F32
     shape: tuple[int, ...]
 
-    def array(self, name: str) -> NDArray[Any]:
-        """The tensor, F32, F16 or BF16, where it lies in the mapped file."""
-        if self.dtype == "BF16":
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+class Reader:
+    """Reads tensors, each into the memory of the one before."""
+
+    ROOM = 64 << 20  # bytes that are kept for the next, however small that is
+
+    def __init__(self) -> None:
+        self._room = np.empty(0, np.uint8)
+
+    def bytes_of(self, entry: Entry, first: int, count: int, name: str) -> NDArray[Any]:
+        """`count` bytes of a tensor, from its byte `first` on; valid until the next call."""
+        if not count <= self._room.nbytes <= max(count, self.ROOM):
+            self._room = np.empty(0, np.uint8)  # let go of the old before the new is there
+            self._room = np.empty(count, np.uint8)
+        into = memoryview(self._room.data)[:count]
+        with entry.file.open("rb", buffering=0) as file:
+            file.seek(entry.begin + first)
+            while len(into):
+                read = file.readinto(into)
+                if not read:
+                    raise ValueError(f"{entry.file}: tensor {name} is cut off: the file has become shorter")
+                into = into[read:]
+        return self._room[:count]
+
+    def expect(self, entries: Iterable[Entry]) -> None:
+        """Has the system read these while others are packed."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for entry in entries:
+            with entry.file.open("rb") as file:
+                os.posix_fadvise(file.fileno(), entry.begin, entry.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def array(self, entry: Entry, name: str) -> NDArray[Any]:
+        """A tensor, F32, F16 or BF16; valid until the next call."""
+        if entry.dtype == "BF16":
             try:
                 import ml_dtypes
             except ImportError:
@@ -106,18 +142,9 @@ class Entry(NamedTuple):
                 ) from None
             dtype = np.dtype(ml_dtypes.bfloat16)
         else:
-            dtype = np.dtype(NAMES[self.dtype])
-        raw = np.frombuffer(self.mapped, np.uint8, self.end - self.begin, self.begin)
-        if self.begin % dtype.itemsize:
-            raw = raw.copy()
-        values: NDArray[Any] = raw.view(dtype).reshape(self.shape)
+            dtype = np.dtype(NAMES[entry.dtype])
+        values: NDArray[Any] = self.bytes_of(entry, 0, entry.nbytes, name).view(dtype).reshape(entry.shape)
         return values
-
-    def release(self) -> None:
-        """Gives the pages that lie in the tensor back to the system; they are read again if they are needed again."""
-        begin, end = -(-self.begin // mmap.PAGESIZE) * mmap.PAGESIZE, self.end // mmap.PAGESIZE * mmap.PAGESIZE
-        if begin < end and hasattr(mmap, "MADV_DONTNEED"):
-            self.mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +160,7 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file, mapped; nothing but the header is read.
+    """The tensors of a safetensors file; nothing but the header is read.
 
     ValueError names the file, the tensor, and what is wrong: a truncated file, a header that isn't one, entries that
     overlap, leave holes, or don't fit their shape. https://huggingface.co/docs/safetensors: 8 bytes of length, JSON,
@@ -143,15 +170,15 @@ def read_header(path: Path) -> dict[str, Entry]:
     if size < 8:
         raise ValueError(f"{path} has {size} bytes: it is cut off, or not a safetensors file")
     with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    length = int.from_bytes(mapped[:8], "little")
-    if length > LONGEST_HEADER or length > size - 8:
-        raise ValueError(
-            f"{path} announces a header of {length} bytes, {size - 8} are there (and at most {LONGEST_HEADER} are "
-            "allowed): it is cut off, or not a safetensors file"
-        )
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size - 8, LONGEST_HEADER):
+            raise ValueError(
+                f"{path} announces a header of {length} bytes, {size - 8} are there (and at most {LONGEST_HEADER} are "
+                "allowed): it is cut off, or not a safetensors file"
+            )
+        text = file.read(length)
     try:
-        header = json.loads(mapped[8 : 8 + length].decode(), object_pairs_hook=_no_duplicates)
+        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a header that is not JSON as safetensors wants it: {error}") from None
     if not isinstance(header, dict):
@@ -173,7 +200,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             raise ValueError(f"{path}: tensor {name} ends at byte {end}, the file at {size}: it is cut off")
         if dtype in ITEMSIZE and math.prod(shape) * ITEMSIZE[dtype] != end - begin:
             raise ValueError(f"{path}: tensor {name} is {dtype} {tuple(shape)} but has {end - begin} bytes")
-        entries[name] = Entry(path, mapped, begin, end, dtype, tuple(shape))
+        entries[name] = Entry(path, begin, end, dtype, tuple(shape))
 
     where = first
     for name, found in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -322,61 +349,64 @@ def load(folder: Path, config: GPT2Config, dtype: str | None = None) -> Weights:
     if dtype is None:
         kinds = {NAMES[entry.dtype] for entry in tensors.values()}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    tied = "lm_head.weight" not in tensors or _same(tensors["wte.weight"], tensors["lm_head.weight"])
+    reader = Reader()
+    tied = "lm_head.weight" not in tensors or _same(reader, tensors["wte.weight"], tensors["lm_head.weight"])
 
-    with _progress(f"loading {folder.name}", sum(entry.end - entry.begin for entry in tensors.values())) as advance:
+    with _progress(f"loading {folder.name}", sum(entry.nbytes for entry in tensors.values())) as advance:
 
-        def done(name: str) -> None:
-            tensors[name].release()
-            advance(tensors[name].end - tensors[name].begin)
+        def read(name: str) -> NDArray[Any]:
+            advance(tensors[name].nbytes)
+            return reader.array(tensors[name], name)
 
         def vector(name: str) -> NDArray[Any]:
-            rounded = PackedLinear(tensors[name].array(name)[None], dtype=dtype).row(0)
-            done(name)
-            return rounded
+            return PackedLinear(read(name)[None], dtype=dtype).row(0)
 
         def matrix(name: str) -> PackedLinear:
-            packed = PackedLinear(tensors[f"{name}.weight"].array(name), vector(f"{name}.bias"), dtype=dtype)
-            done(f"{name}.weight")
-            return packed
+            bias = vector(f"{name}.bias")
+            return PackedLinear(read(f"{name}.weight"), bias, dtype=dtype)
 
         def table(name: str) -> PackedLinear:
-            packed = PackedLinear(tensors[name].array(name), dtype=dtype, transposed=True)
-            done(name)
-            return packed
+            return PackedLinear(read(name), dtype=dtype, transposed=True)
+
+        def expect(block: int) -> None:
+            reader.expect(entry for name, entry in tensors.items() if name.startswith(f"h.{block}."))
+
+        def layer(i: int) -> Layer:
+            expect(i + 1)
+            block = f"h.{i}"
+            return Layer(
+                vector(f"{block}.ln_1.weight"),
+                vector(f"{block}.ln_1.bias"),
+                matrix(f"{block}.attn.c_attn"),
+                matrix(f"{block}.attn.c_proj"),
+                vector(f"{block}.ln_2.weight"),
+                vector(f"{block}.ln_2.bias"),
+                matrix(f"{block}.mlp.c_fc"),
+                matrix(f"{block}.mlp.c_proj"),
+            )
 
         # The largest first, when there is nothing else in memory beside it.
+        expect(0)
         wte = table("wte.weight")
         lm_head = wte if tied else table("lm_head.weight")
         positions = table("wpe.weight")
         wpe = np.stack([positions.column(i) for i in range(config.n_positions)])
         del positions
-        layers = tuple(
-            Layer(
-                vector(f"h.{i}.ln_1.weight"),
-                vector(f"h.{i}.ln_1.bias"),
-                matrix(f"h.{i}.attn.c_attn"),
-                matrix(f"h.{i}.attn.c_proj"),
-                vector(f"h.{i}.ln_2.weight"),
-                vector(f"h.{i}.ln_2.bias"),
-                matrix(f"h.{i}.mlp.c_fc"),
-                matrix(f"h.{i}.mlp.c_proj"),
-            )
-            for i in range(config.n_layer)
-        )
+        layers = tuple(layer(i) for i in range(config.n_layer))
         return Weights(dtype, wte, wpe, layers, vector("ln_f.weight"), vector("ln_f.bias"), lm_head)
 
 
-def _same(a: Entry, b: Entry) -> bool:
+def _same(reader: Reader, a: Entry, b: Entry) -> bool:
     """True if two tensors have the same bytes: an LM head that was saved beside the embedding it is tied to."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
-    step = 1 << 22
-    for i in range(0, a.end - a.begin, step):
-        x, y = (entry.mapped[entry.begin + i : min(entry.begin + i + step, entry.end)] for entry in (a, b))
-        if x != y:
+    step = 1 << 24
+    for first in range(0, a.nbytes, step):
+        count = min(step, a.nbytes - first)
+        if bytes(reader.bytes_of(a, first, count, "wte.weight")) != bytes(
+            reader.bytes_of(b, first, count, "lm_head.weight")
+        ):
             return False
-    b.release()
     return True
 
 
