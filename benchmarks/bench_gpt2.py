@@ -251,7 +251,9 @@ def plot(result, path):
             value = row["tokens_per_s"]
             bar = axis.barh(y, value, 0.84, color=COLOURS[row["name"]], edgecolor="#444444", linewidth=0.5)
             bars.setdefault(row["name"], bar)
-            axis.text(value + 0.02 * most, y, f"{value:.3g}", va="center")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            text = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+            axis.text(value + 0.03 * most, y, text, va="center", bbox=box, zorder=5)
             limit = result["limits"].get(row["name"]) if section["key"] == "decode" else None
             if limit:
                 axis.plot([limit["tokens_per_s"]] * 2, [y - 0.45, y + 0.45], color="black", linewidth=1.5)
