@@ -362,7 +362,7 @@ def theirs():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("switch", ("shakespeare", *SWITCHES))
 def test_transformers(theirs, tmp_path, verse, switch):
     """Within 1e-3 of transformers, and no more than twice as far from its float64 run as its own float32 run."""
@@ -381,7 +381,7 @@ def test_transformers(theirs, tmp_path, verse, switch):
     assert np.abs(got - double).max() <= 2 * np.abs(single - double).max()
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_transformers_choose_the_same(theirs, verse):
     """Greedily, 8 tokens after each of 200 prompts of different lengths, ours all in one batch."""
     import torch
@@ -399,7 +399,7 @@ def test_transformers_choose_the_same(theirs, verse):
         assert logits.argmax(-1).tolist() == text[len(prompt) :]
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_transformers_depends_on_the_cache(theirs, verse):
     """Negative control: the comparison that `test_chunks` makes does show a difference in ordinary code."""
     import torch
