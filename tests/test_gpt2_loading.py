@@ -363,9 +363,13 @@ def test_pickles(tmp_path, name):
 
 
 def test_no_such_folder(tmp_path):
-    for name in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing", "a/b/c", "", "bad name"):
-        with pytest.raises(FileNotFoundError, match=r"there is no folder|config\.json"):
+    for name in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing", "a/b/c", "bad name"):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
             GPT2.from_pretrained(name)
+    with pytest.raises(ValueError, match="path_or_hub_id is empty"):
+        GPT2.from_pretrained("")
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        GPT2.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(NotADirectoryError, match="is a file, a model is a folder"):
         GPT2.from_pretrained(tmp_path / "config.json")

@@ -220,6 +220,8 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def find_folder(name: str | Path) -> Path:
     """The folder of a model: a path, the name of the embedded model, or a hub id, which is downloaded if need be."""
+    if not str(name):
+        raise ValueError("path_or_hub_id is empty, it must be a folder or a hub id")
     folder = Path(name)
     if folder.is_dir():
         return folder
