@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, normal, num_threads
+from gpt2_models import TINY, random_tensors, save
+from helpers import assert_same_bits, normal, num_threads, rng
 
 import llorch
 from llorch import reference
+from llorch.gpt2 import GPT2Config
 
 SOURCE = """
 #include <stdint.h>
@@ -94,6 +96,29 @@ def test_environment_of_functions(host, isa, setting):
             host.set_env(before)
     for name, g, v in zip(names, got, wanted, strict=True):
         assert_same_bits(g, v, f"{setting}, {name}")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("activation", ("gelu_new", "relu"))
+def test_environment_of_gpt2(host, tmp_path, setting, activation):
+    """A model loaded and run in the hosts' environments, with subnormals on the way."""
+    entries = TINY | {"activation_function": activation}
+    tensors = random_tensors(entries)
+    tensors["h.0.mlp.c_fc.weight"] *= np.float32(1e-38)
+    tensors["h.0.mlp.c_fc.bias"] *= np.float32(1e-38)
+    tensors["h.0.mlp.c_proj.weight"] *= np.float32(1e38)
+    folder = save(tmp_path / "model", entries, tensors)
+    ids = rng(3).integers(0, TINY["vocab_size"], 30)
+    wanted = reference.GPT2(GPT2Config.from_dict(entries), tensors).forward(ids)
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        model = llorch.GPT2.from_pretrained(folder)
+        got, last = model.forward(ids), model.step([ids, ids[:9]], [model.new_cache(), model.new_cache()])
+    finally:
+        host.set_env(before)
+    assert_same_bits(got, wanted, setting)
+    assert_same_bits(last, wanted[[-1, 8]], setting)
 
 
 def test_the_host_really_flushes(host):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from llorch.gpt2 import weights as _weights
 from llorch.gpt2.config import GPT2Config
 
 if TYPE_CHECKING:
+    from llorch.gpt2.generate import Score, Stream
     from llorch.gpt2.tokenizer import Tokenizer
 
 Array = NDArray[Any]
@@ -128,7 +129,8 @@ class GPT2:
         self.dtype, self.nbytes = weights.dtype, weights.nbytes
         self._wte, self._wpe, self._lm_head = weights.wte, weights.wpe, weights.lm_head
         self._ln_f = weights.ln_f_weight, weights.ln_f_bias
-        self._layers = [(*layer, config.scale(i)) for i, layer in enumerate(weights.layers)]
+        usual = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx  # attention's own default
+        self._layers = [(*layer, None if usual else config.scale(i)) for i, layer in enumerate(weights.layers)]
         self._fused = config.activation if config.activation in FUSED else None
         self._apply: Callable[[Array], object] | None = {"relu": _relu, "tanh": _tanh}.get(config.activation)
         self._spare: dict[tuple[int, ...], _Workspace] = {}
@@ -292,7 +294,7 @@ class GPT2:
         repetition_penalty: float | None = None,
         stop: Stop = None,
         seed: int | None = None,
-    ) -> Iterator[Any]:
+    ) -> Stream:
         """What `generate` gives, piece by piece as it comes. See `llorch.gpt2.generate.stream`."""
         from llorch.gpt2 import generate
 
@@ -319,8 +321,12 @@ class GPT2:
         repetition_penalty: float | None = None,
         stop: Stop = None,
         seed: int | Sequence[int | None] | None = None,
+        batch_size: int = 32,
     ) -> list[Any]:
-        """What `generate` gives for each prompt, computed together. See `llorch.gpt2.generate.generate_batch`."""
+        """What `generate` gives for each prompt, bit for bit; at most batch_size of them go through the model together.
+
+        See `llorch.gpt2.generate.generate_batch`.
+        """
         from llorch.gpt2 import generate
 
         return generate.generate_batch(
@@ -333,9 +339,10 @@ class GPT2:
             repetition_penalty=repetition_penalty,
             stop=stop,
             seed=seed,
+            batch_size=batch_size,
         )
 
-    def score(self, text: Prompt) -> Any:
+    def score(self, text: Prompt) -> Score:
         """Log-probability of every token of a text after those before it, and perplexity. See
         `llorch.gpt2.generate.score`."""
         from llorch.gpt2 import generate

@@ -103,15 +103,13 @@ class Entry(NamedTuple):
 class Reader:
     """Reads tensors, each into the memory of the one before."""
 
-    ROOM = 64 << 20  # bytes that are kept for the next, however small that is
-
     def __init__(self) -> None:
-        self._room = np.empty(0, np.uint8)
+        self.forget()
 
     def bytes_of(self, entry: Entry, first: int, count: int, name: str) -> NDArray[Any]:
         """`count` bytes of a tensor, from its byte `first` on; valid until the next call."""
-        if not count <= self._room.nbytes <= max(count, self.ROOM):
-            self._room = np.empty(0, np.uint8)  # let go of the old before the new is there
+        if count > self._room.nbytes:
+            self.forget()  # the old, before the new is there
             self._room = np.empty(count, np.uint8)
         into = memoryview(self._room.data)[:count]
         with entry.file.open("rb", buffering=0) as file:
@@ -122,6 +120,10 @@ class Reader:
                     raise ValueError(f"{entry.file}: tensor {name} is cut off: the file has become shorter")
                 into = into[read:]
         return self._room[:count]
+
+    def forget(self) -> None:
+        """Gives the memory back."""
+        self._room = np.empty(0, np.uint8)
 
     def expect(self, entries: Iterable[Entry]) -> None:
         """Has the system read these while others are packed."""
@@ -218,6 +220,8 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 def find_folder(name: str | Path) -> Path:
     """The folder of a model: a path, the name of the embedded model, or a hub id, which is downloaded if need be."""
+    if not str(name):
+        raise ValueError("path_or_hub_id is empty, it must be a folder or a hub id")
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -392,6 +396,7 @@ def load(folder: Path, config: GPT2Config, dtype: str | None = None) -> Weights:
         positions = table("wpe.weight")
         wpe = np.stack([positions.column(i) for i in range(config.n_positions)])
         del positions
+        reader.forget()
         layers = tuple(layer(i) for i in range(config.n_layer))
         return Weights(dtype, wte, wpe, layers, vector("ln_f.weight"), vector("ln_f.bias"), lm_head)
 
