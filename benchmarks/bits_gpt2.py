@@ -112,8 +112,8 @@ def table(model, count, result):
     low, high = result["lengths"]
     lines = [
         "",
-        f"**{model}**: {count} prompts of {low} to {high} tokens; the logits of all positions, in the batch of the last "
-        f"one. The two engines are {result['apart']:.1e} apart at most.",
+        f"**{model}**: {count} prompts of {low} to {high} tokens; all positions' logits, in the batch the last "
+        f"one's. The two engines are {result['apart']:.1e} apart at most.",
         "",
         "| compared with each prompt alone, at once | prompts whose bits change | whose likeliest token changes | "
         "largest difference |",
