@@ -1,5 +1,6 @@
 """The command line: what it prints and where, its exit statuses, and how it leaves."""
 
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from helpers import num_threads
 
 import llorch
 from llorch.cli import COMMANDS, main
+from llorch.commands import common
 from llorch.gpt2.config import GPT2Config
 from llorch.gpt2.shapes import SHAPES, write_random
 from llorch.gpt2.weights import shapes
@@ -112,6 +114,22 @@ def test_at_a_terminal_the_summary_is_shown():
     os.close(ours)
     assert done.stdout.decode() == MODEL.generate("ROMEO:", 5) + "\n"
     assert "tokens/s" in shown and done.returncode == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_terminals(monkeypatch, terminal):
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(common, "SLOW", 0.05)
+    with common.progress("reading the prompt") as advance:
+        advance(1, 3)
+        assert shown.getvalue() == "", "not before it is slow"
+        time.sleep(0.1)
+        advance(2, 3)
+        advance(3, 3)
+    assert ("reading the prompt" in shown.getvalue()) == terminal
+    assert terminal or shown.getvalue() == ""
 
 
 # ---- leaving ----------------------------------------------------------------------------------------------

@@ -116,6 +116,13 @@ def test_every_16_bit_type(isa):
         assert generate_batch(model, PROMPTS[:3], 10, **SAMPLED) == alone
 
 
+@pytest.mark.network
+def test_the_published_continuation():
+    """llama-orch's checkpoint 12: the real GPT-2 Medium, end to end."""
+    model = llorch.GPT2.from_pretrained("openai-community/gpt2-medium")
+    assert model.generate("Hello.", 10) == " I'm a little late to the party, but"
+
+
 # ---- seeds ------------------------------------------------------------------------------------------------
 
 

@@ -263,22 +263,35 @@ def generate(
 ) -> str | list[int]:
     """What follows the prompt: the new text for text, the list of new ids for ids.
 
-    Prompt and new tokens together have at most config.n_positions tokens. With temperature 0, the default, the
-    likeliest token is taken each time. Otherwise tokens are drawn, a pure function of logits, parameters, seed and
-    position; without a seed a fresh one is drawn (`stream` tells which).
-
-    It ends after max_new_tokens tokens, at config.eos_token_id, or at `stop`, a string, a token id, or several of them:
-    where the model chooses such an id, or, for a prompt of text, where the new text first has such a string. Neither
-    the id nor the string is part of the result, nor what comes behind.
+    Parameters
+    ----------
+    model : GPT2
+    prompt : str, or sequence or integer array of ids in [0, vocab_size)
+        At least one token. A special token that is spelt out in text, such as <|endoftext|>, is that token.
+    max_new_tokens : int, at least 0
+        Prompt and new tokens together have at most config.n_positions tokens.
+    stop : str, int, or several of them, optional
+        Ends the result before it: a token id where the model chooses it, as config.eos_token_id always does; a string,
+        for a prompt of text, where the new text first has it. What ended the result is not part of it.
+    seed : int in [0, 2**64), optional
+        None draws a fresh one where one is needed; `stream` tells which.
+    **sampling
+        temperature, 0 by default, which takes the likeliest token (the lowest id of equals); top_k; top_p;
+        repetition_penalty: see `llorch.gpt2.sampling.SamplingParameters`. Tokens are drawn by a pure function of
+        logits, parameters, seed and position, which `llorch.reference._sampling` defines.
 
     Raises
     ------
     ValueError
-        An empty prompt; one that leaves no room for max_new_tokens; a parameter that is out of range.
+        An empty prompt; one that leaves no room for max_new_tokens; a parameter that is out of range; while generating,
+        logits with a NaN, of weights that aren't finite.
     IndexError
         An id that is not in [0, vocab_size).
     TypeError
         An argument of another type; a stop string for a prompt of ids.
+    ImportError
+        Text without the tokenizers library; FileNotFoundError and ValueError if the folder has no tokenizer, or a
+        broken one.
     """
     return _whole(stream(model, prompt, max_new_tokens, stop=stop, seed=seed, **sampling), prompt)
 
