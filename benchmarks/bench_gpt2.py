@@ -31,7 +31,7 @@ import llorch
 from llorch.gpt2.shapes import SHAPES, write_random
 from llorch.gpt2.weights import shapes
 
-DEPTH = 128  # tokens before the first that is timed
+DEPTH = 64  # tokens before the first that is timed
 WORKLOADS = {
     "decode": ("decode, 1 sequence", ("decode", 1, DEPTH, 32)),
     "prefill 128": ("prefill, 128 tokens", ("prefill", 128)),
@@ -293,7 +293,7 @@ def add_arguments(parser):
 def main():
     options = common.arguments(__doc__, add_arguments)
     config = dataclasses.replace(SHAPES[options.shape], n_positions=1024)
-    repetitions = 3 if options.quick else 9
+    repetitions = 3 if options.quick else 7
     versions = {}
     for package in ("transformers", "ctranslate2", "llama-cpp-python"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

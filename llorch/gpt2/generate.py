@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llorch
+from llorch import _core
 from llorch.gpt2.model import GPT2, Cache
 from llorch.gpt2.sampling import FloatArray, SamplingParameters, next_token, whole
 
@@ -373,12 +374,16 @@ class Score:
     @cached_property
     def log_likelihood(self) -> float:
         """Their exact sum, rounded once to float64."""
-        return math.fsum(self.log_probabilities.tolist())
+        return _core._in_fpenv(math.fsum, self.log_probabilities.tolist())
 
     @cached_property
     def perplexity(self) -> float:
         """exp(-log_likelihood / (n - 1)): the quotient in float64, and the float64 nearest to its exponential."""
-        return float(EXACT.exp(decimal.Decimal(-self.log_likelihood / len(self.log_probabilities))))
+        return _core._in_fpenv(_perplexity, self.log_likelihood, len(self.log_probabilities))
+
+
+def _perplexity(log_likelihood: float, count: int) -> float:
+    return float(EXACT.exp(decimal.Decimal(-log_likelihood / count)))
 
 
 def score(model: GPT2, text: str | Ids, *, progress: Progress | None = None) -> Score:
@@ -400,7 +405,8 @@ def score(model: GPT2, text: str | Ids, *, progress: Progress | None = None) -> 
     parts = []
     for first in range(0, len(ids) - 1, SCORED):
         last = min(first + SCORED, len(ids) - 1)
-        parts.append(log_probabilities(model.forward(ids[first:last], cache), ids[first + 1 : last + 1]))
+        logits = model.forward(ids[first:last], cache)
+        parts.append(_core._in_fpenv(log_probabilities, logits, ids[first + 1 : last + 1]))
         if progress is not None:
             progress(last, len(ids) - 1)
     return Score(ids, np.concatenate(parts))

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llorch
+from llorch import _core
 
 FloatArray = NDArray[np.float32]
 
@@ -116,6 +117,10 @@ def next_token(logits: FloatArray, parameters: SamplingParameters, position: int
     IndexError
         seen has an id that is not in [0, V).
     """
+    return _core._in_fpenv(_next_token, logits, parameters, position, seen)
+
+
+def _next_token(logits: FloatArray, parameters: SamplingParameters, position: int, seen: Sequence[int]) -> int:
     l = np.asarray(logits)
     if l.dtype != np.float32:
         raise TypeError(f"logits is {l.dtype}, it must be float32")
