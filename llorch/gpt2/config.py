@@ -26,6 +26,7 @@ ACTIVATIONS = {
 REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
 
 LARGEST = 2**24  # values in a row that the kernels specify
+MOST_LAYERS = 10_000  # a hostile number must not cost memory before the file is looked at
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class GPT2Config:
             value = getattr(self, name)
             if value is None and name == "n_inner":
                 continue
-            if not 1 <= _integer(value, name) <= LARGEST:
-                raise ValueError(f"{name} is {value}, it must be at least 1 and at most {LARGEST} (2**24)")
+            most = MOST_LAYERS if name == "n_layer" else LARGEST
+            if not 1 <= _integer(value, name) <= most:
+                raise ValueError(f"{name} is {value}, it must be at least 1 and at most {most}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd is {self.n_embd}, it must be a multiple of n_head, {self.n_head}")
         if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:

@@ -103,8 +103,14 @@ class Entry(NamedTuple):
 class Reader:
     """Reads tensors, each into the memory of the one before."""
 
+    _room: NDArray[np.uint8]
+
     def __init__(self) -> None:
         self.forget()
+
+    def forget(self) -> None:
+        """Gives the memory back."""
+        self._room = np.empty(0, np.uint8)
 
     def bytes_of(self, entry: Entry, first: int, count: int, name: str) -> NDArray[Any]:
         """`count` bytes of a tensor, from its byte `first` on; valid until the next call."""
@@ -120,10 +126,6 @@ class Reader:
                     raise ValueError(f"{entry.file}: tensor {name} is cut off: the file has become shorter")
                 into = into[read:]
         return self._room[:count]
-
-    def forget(self) -> None:
-        """Gives the memory back."""
-        self._room = np.empty(0, np.uint8)
 
     def expect(self, entries: Iterable[Entry]) -> None:
         """Has the system read these while others are packed."""
@@ -150,10 +152,11 @@ class Reader:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"tensor {next(name for name in names if names.count(name) > 1)} is there twice")
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ValueError(f"{name} is there twice")
+        entries[name] = value
     return entries
 
 
