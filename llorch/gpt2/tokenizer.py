@@ -62,7 +62,7 @@ class Decoder:
         from tokenizers.decoders import DecodeStream
 
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=[], skip_special_tokens=False)
+        self._stream = DecodeStream(skip_special_tokens=False)
         self._ids: list[int] = []
         self._given = 0  # characters
 
