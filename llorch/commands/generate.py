@@ -45,6 +45,8 @@ def command(
 
     PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token.
     """
+    from llorch.gpt2.generate import stream
+
     prompt = common.text_of(prompt)
     gpt2 = common.load(model, dtype)
     with common.failures(), common.progress("reading the prompt") as progress:
@@ -53,8 +55,6 @@ def command(
             prompt = tokenizer.decode([config.bos_token_id])
         if max_new_tokens is None:
             max_new_tokens = max(1, min(DEFAULT_LENGTH, config.n_positions - len(tokenizer.encode(prompt))))
-
-        from llorch.gpt2.generate import stream
 
         pieces = stream(
             gpt2,

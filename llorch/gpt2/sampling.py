@@ -177,16 +177,11 @@ def _largest(l: FloatArray, k: int) -> NDArray[np.intp]:
 
 
 def _nucleus(l: FloatArray, p: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
-    """p, with 0 wherever the sum over larger l has reached top_p. Few are needed as a rule: only those are sorted."""
-    n = 64
-    while True:
-        places = _largest(l, n) if n < l.size else np.arange(l.size)
-        order = places[np.argsort(-l[places], kind="stable")]
-        sums = np.cumsum(p[order])
-        if sums[-1] >= top_p or n >= l.size:
-            break
-        n *= 8
-    order = order[: int(np.searchsorted(sums, top_p, side="left")) + 1]
+    """p, with 0 wherever the sum over larger l has reached top_p. p rises with l: sorted, it is in order of rank."""
+    count = int(np.searchsorted(np.cumsum(np.sort(p)[::-1]), top_p)) + 1
+    if count >= p.size:
+        return p
+    places = _largest(l, count)
     inside = np.zeros_like(p)
-    inside[order] = p[order]
+    inside[places] = p[places]
     return inside
