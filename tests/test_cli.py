@@ -141,6 +141,7 @@ def test_text_streams_and_ctrl_c_keeps_what_came(slow):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=determinism.child_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
     )
     first = process.stdout.read1(1)
     assert process.poll() is None, "the first text comes while the rest is computed"

@@ -422,7 +422,8 @@ def log_probabilities(logits: FloatArray, ids: Ids) -> NDArray[np.float64]:
     if not np.isfinite(m).all():
         raise ValueError(f"logits has a row whose largest value is {m[~np.isfinite(m)][0]}: it must be finite")
     with np.errstate(over="ignore", under="ignore"):
-        e = llorch.exp(logits - m[:, None])
+        z = logits - m[:, None]
+    e = llorch.exp(z, out=z)
     Z = np.cumsum(e, axis=1, dtype=np.float64)[:, -1]  # a running sum by definition, unlike np.sum
     ln = np.array([float(EXACT.ln(decimal.Decimal(z))) for z in Z.tolist()], np.float64)
     result: NDArray[np.float64] = (logits[rows, ids].astype(np.float64) - m.astype(np.float64)) - ln

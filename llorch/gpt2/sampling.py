@@ -142,11 +142,12 @@ def _next_token(logits: FloatArray, parameters: SamplingParameters, position: in
         kept = _largest(l, k)
         values = l[kept]
     with np.errstate(over="ignore", under="ignore"):
-        z = (values - l[best]) / np.float32(parameters.temperature)
-    p = llorch.softmax(z).astype(np.float64)
+        z = values - l[best]
+        z /= np.float32(parameters.temperature)
+    p = llorch.softmax(z, out=z).astype(np.float64)  # in place: fresh pages take longer than the arithmetic
     if parameters.top_p is not None and parameters.top_p < 1:
         p = _nucleus(values, p, parameters.top_p)
-    sums = np.cumsum(p)  # a running sum by definition, unlike np.sum
+    sums = np.cumsum(p, out=p)  # a running sum by definition, unlike np.sum
     i = int(np.searchsorted(sums, uniform(parameters.seed, position) * sums[-1], side="right"))
     return i if kept is None else int(kept[i])
 
@@ -178,10 +179,11 @@ def _largest(l: FloatArray, k: int) -> NDArray[np.intp]:
 
 def _nucleus(l: FloatArray, p: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
     """p, with 0 wherever the sum over larger l has reached top_p. p rises with l: sorted, it is in order of rank."""
-    count = int(np.searchsorted(np.cumsum(np.sort(p)[::-1]), top_p)) + 1
-    if count >= p.size:
-        return p
-    places = _largest(l, count)
-    inside = np.zeros_like(p)
-    inside[places] = p[places]
-    return inside
+    falling = np.sort(p)[::-1]
+    count = int(np.searchsorted(np.cumsum(falling, out=falling), top_p)) + 1
+    if count < p.size:
+        places = _largest(l, count)
+        kept = p[places]
+        p[:] = 0
+        p[places] = kept
+    return p
