@@ -112,7 +112,7 @@ class Transformers:
 
 
 class CTranslate2:
-    """Takes its tokens as text, and has no call for one step: decoding is the difference of two calls."""
+    """Takes its tokens as text, and has no call for one step: decoding is timed from the first new token on."""
 
     def __init__(self, folder, threads, dtype):
         import ctranslate2
@@ -125,24 +125,27 @@ class CTranslate2:
         )
         self.tokens = json.loads((converted / "vocabulary.json").read_text(encoding="utf-8"))
 
-    def generate(self, prompts, steps):
+    def generate(self, prompts, new):
+        """Seconds until each has its first new token, and until all have `new` tokens."""
         texts = [[self.tokens[id] for id in prompt] for prompt in prompts]
+        times = []
+        options = {"include_prompt_in_result": False, "beam_size": 1, "sampling_topk": 1}
         start = time.perf_counter()
         self.model.generate_batch(
-            texts, min_length=steps, max_length=steps, include_prompt_in_result=False, beam_size=1, sampling_topk=1
+            texts, min_length=new, max_length=new, callback=lambda _: bool(times.append(time.perf_counter())), **options
         )
-        return time.perf_counter() - start
+        assert len(times) == new * len(prompts)
+        return times[len(prompts) - 1] - start, times[-1] - start
 
     def logits(self, tokens):
         return np.array(self.model.forward_batch([tokens]))[0, -1]
 
     def prefill(self, length):
-        return self.generate([ids(length)], 1)
+        return self.generate([ids(length)], 1)[0]
 
     def decode(self, sequences, depth, steps):
-        prompts = [ids(depth, i) for i in range(sequences)]
-        before = self.generate(prompts, 1)
-        return self.generate(prompts, steps + 1) - before
+        first, last = self.generate([ids(depth, i) for i in range(sequences)], steps + 1)
+        return last - first
 
 
 # ---- llama.cpp -------------------------------------------------------------------------------------------------
