@@ -140,7 +140,7 @@ def ladder_activation(name: str) -> str:
 
 
 def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
-    """exp(score - largest), +0 where masked; a row that sees nothing weighs all alike, as after adding a finite mask."""
+    """exp(score - largest), +0 where masked; a row that sees nothing weighs all alike, as a finite mask would."""
     blind = ~(scores > -np.inf).any(axis=-1, keepdims=True) & ~np.isnan(scores).any(axis=-1, keepdims=True)
     s = np.where(blind, scores.dtype.type(0), scores)
     with np.errstate(all="ignore"):
@@ -190,13 +190,17 @@ class Block:
 
 @dataclass
 class Network:
-    """A model as settings. `weights`: wte, wpe, ln_f and the head, by name; taps: as a block's, outside the blocks."""
+    """A model as settings. weights : wte, wpe, ln_f and the head, by name. taps : as a block's, outside the blocks.
+
+    later : what is added to the positions of tokens behind the prompt, 0 in a right model.
+    """
 
     config: GPT2Config
     weights: Trace
     blocks: list[Block]
     eps: float
     taps: dict[str, Tap] = field(default_factory=dict)
+    later: int = 0
 
     @classmethod
     def of(cls, config: GPT2Config, tensors: Trace) -> Network:
@@ -224,11 +228,12 @@ class Network:
         blocks = [replace(block, weights=dict(block.weights), taps=dict(block.taps)) for block in self.blocks]
         return replace(self, weights=dict(self.weights), blocks=blocks, taps=dict(self.taps))
 
-    def embed(self, ids: Array, a: Arithmetic, positions: Array | None = None) -> Trace:
-        """ids and embed."""
+    def embed(self, ids: Array, a: Arithmetic, prompt: int | None = None) -> Trace:
+        """ids and embed; `prompt` of the tokens are the prompt's (None: all)."""
         state = State({"ids": ids}, None, self, a)
-        if positions is None:
-            positions = np.arange(len(ids))
+        positions = np.arange(len(ids))
+        if prompt is not None:
+            positions[prompt:] += self.later
         wte, wpe = self.weights["wte.weight"], self.weights["wpe.weight"]
         self._put(state, "embed", wte[ids].astype(a.dtype) + wpe[positions].astype(a.dtype))
         return state.tensors
@@ -275,7 +280,12 @@ class Network:
         return t
 
     def parts(
-        self, ids: Sequence[int] | Array, a: Arithmetic, start: int = -1, x: Array | None = None
+        self,
+        ids: Sequence[int] | Array,
+        a: Arithmetic,
+        start: int = -1,
+        x: Array | None = None,
+        prompt: int | None = None,
     ) -> Iterator[Trace]:
         """The tensors by the ladder's names: embeddings, each block, the head; each when it is asked for.
 
@@ -283,7 +293,7 @@ class Network:
         """
         tokens = np.asarray(ids, np.int64)
         if start < 0 or x is None:
-            t = self.embed(tokens, a)
+            t = self.embed(tokens, a, prompt)
             yield t
             start, x = 0, t["embed"]
         x = x.astype(a.dtype)
@@ -295,10 +305,12 @@ class Network:
         del t["input"]
         yield t
 
-    def run(self, ids: Sequence[int] | Array, a: Arithmetic, progress: Progress = silent) -> Trace:
+    def run(
+        self, ids: Sequence[int] | Array, a: Arithmetic, progress: Progress = silent, prompt: int | None = None
+    ) -> Trace:
         """All tensors but `generated`."""
         trace: Trace = {}
-        for done, part in enumerate(self.parts(ids, a), 1):
+        for done, part in enumerate(self.parts(ids, a, prompt=prompt), 1):
             trace |= part
             progress(done, len(self.blocks) + 2)
         return trace
@@ -418,7 +430,7 @@ def greedy(
     T, count = len(ids), ladder.new_tokens(network.config, len(ids))
     guesses = [] if expected is None else [int(id) for id in expected][:count]
     fed = [*ids, *guesses][: T + max(count - 1, 0)]
-    whole = network.run(fed, a, progress)
+    whole = network.run(fed, a, progress, T)
     trace = {
         name: values[..., :T, :T] if name.endswith("scores") else _rows(name, values, T)
         for name, values in whole.items()
@@ -430,7 +442,7 @@ def greedy(
     good = next((i for i, (x, y) in enumerate(zip(found, guesses, strict=False)) if x != y), len(found) - 1)
     found = found[: good + 1]  # what follows a wrong guess was fed something else
     while len(found) < count:
-        found.append(int(network.run([*ids, *found], a)["argmax"]))
+        found.append(int(network.run([*ids, *found], a, prompt=T)["argmax"]))
     trace["generated"] = np.array(found, np.int64)
     return trace
 
