@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llorch.validation import dumps, faults, ladder
 from llorch.validation.dumps import Aligned, Dump
 from llorch.validation.ladder import Tensor
-from llorch.validation.trace import Float64, Model, Network, Progress, Trace, silent
+from llorch.validation.trace import Float64, Model, Network, Progress, Trace, greedy, merge_heads, silent
 
 Array = NDArray[Any]
 Status = Literal["ok", "diverges", "absent"]
@@ -144,8 +144,24 @@ def compare(
     """
     theirs = theirs if isinstance(theirs, Dump) else dumps.read(theirs)
     ours = ours if isinstance(ours, Dump) else dumps.read(ours)
-    config, T = ours.config, len(ours.ids)
-    wanted = ladder.tensors(config, T)
+    if model is None:
+        return compare_dumps(theirs, ours, None, names, progress)
+    at_hand = model if isinstance(model, Model) else Model(model)
+    sha256 = ours.metadata.get("model_sha256")
+    if sha256 and at_hand.sha256 != sha256:
+        raise ValueError(f"{ours.name} is of another model: {sha256}, not {at_hand.sha256}, which is {at_hand.folder}")
+    return compare_dumps(theirs, ours, at_hand.network, names, progress)
+
+
+def compare_dumps(
+    theirs: Dump,
+    ours: Dump,
+    network: Network | None = None,
+    names: Mapping[str, str] | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """`compare` for what is in memory; faults are tried in `network`, if there is one."""
+    wanted = ladder.tensors(ours.config, len(ours.ids))
     _check_ours(ours, wanted)
     reads, unknown = dumps.align(theirs, ours, names)
     if not reads:
@@ -156,21 +172,16 @@ def compare(
     rows = [_row(tensor, reads, ours.arrays) for tensor in wanted]
     first = next((row for row in rows if row.status == "diverges"), None)
     notes = []
-    ids = theirs.metadata.get("model_sha256"), ours.metadata.get("model_sha256")
-    if all(ids) and ids[0] != ids[1]:
-        notes.append(f"the dumps say that they are of different weights: {ids[0]}, {ids[1]}")
+    of = theirs.metadata.get("model_sha256"), ours.metadata.get("model_sha256")
+    if all(of) and of[0] != of[1]:
+        notes.append(f"the dumps say that they are of different weights: {of[0]}, {of[1]}")
     diagnosis, tried = None, 0
-    if first is not None:
-        if first.tensor.name == "ids":
-            notes.append("the prompts differ: nothing after them can agree")
-        elif model is None:
-            notes.append("no model was given, so no fault was tried")
-        else:
-            at_hand = model if isinstance(model, Model) else Model(model)
-            sha256 = ours.metadata.get("model_sha256")
-            if sha256 and at_hand.sha256 != sha256:
-                raise ValueError(f"{ours.name} is of another model: {sha256}, not {at_hand.sha256}, {at_hand.folder}")
-            diagnosis, tried = diagnose(at_hand.network, ours, reads, rows, first, progress)
+    if first is not None and first.tensor.name == "ids":
+        notes.append("the prompts differ: nothing after them can agree")
+    elif first is not None and network is None:
+        notes.append("no model was given, so no fault was tried")
+    elif first is not None and network is not None:
+        diagnosis, tried = diagnose(network, ours, reads, rows, first, progress)
     return Comparison(theirs.name, ours.name, rows, first, diagnosis, unknown, notes, tried)
 
 
@@ -285,6 +296,7 @@ class _Bench:
         n = network.config.n_layer
         at = [row.tensor.name for row in rows].index(first.tensor.name)
         good = [row.tensor for row in rows[:at] if row.status == "ok" and row.tensor.name != "ids"]
+        self.good = {tensor.name for tensor in good}
         self.start = -1  # the first block that may be at fault; -1: the embeddings may be
         if good:
             last = good[-1]
@@ -305,7 +317,7 @@ class _Bench:
     def candidates(self) -> list[tuple[faults.Fault, tuple[int, ...]]]:
         """Faults, and the blocks to try each in: all that may be at fault together, and one by one."""
         span = range(max(self.start, 0), self.end + 1)
-        scopes = [(layer,) for layer in span]
+        scopes: list[tuple[int, ...]] = [(layer,) for layer in span]
         if len(scopes) > 1:
             scopes.insert(0, tuple(span))
         found: list[tuple[faults.Fault, tuple[int, ...]]] = []
@@ -334,8 +346,6 @@ class _Bench:
         """Runs the model with the fault, up to the part that has the first divergence, or through to the end."""
         faulty = fault.inject(self.network, *layers)
         if fault.decoding or self.first.name == "generated":
-            from llorch.validation.trace import greedy
-
             found = greedy(faulty, self.ids, Float64())["generated"]
             distance = self.distance("generated", found)
             return _Trial(fault, layers, distance, distance)
@@ -344,14 +354,31 @@ class _Bench:
         parts: Trace = {}
         window: Trace = {}
         for part in faulty.parts(self.ids, Float64(), start, x):
-            parts |= part
-            window = part
+            window = {name: self._in_heads(name, values) for name, values in part.items()}
+            parts |= window
             if self.first.name in part and not through:
                 break
         distance = self.distance(self.first.name, parts[self.first.name])
         judged = parts if through else window
         whole = max(self._share(name, judged[name]) for name in judged if name in self.reads)
+        if any(self._shows(name, window[name]) for name in self.good & {*window}):
+            distance = math.inf  # it would have shown before
         return _Trial(fault, layers, distance, whole)
+
+    def _shows(self, name: str, values: Array) -> bool:
+        """Whether their tensor, which agrees with ours, disagrees with these."""
+        tensor = self.tensors[name]
+        tolerance = tensor.tolerance or {3: ladder.RUNGS[2].tolerance, 9: ladder.RUNGS[8].tolerance}.get(
+            tensor.rung.number, ladder.EXACT
+        )
+        return values.shape != tensor.shape or measure(tensor, self.reads[name], values, tolerance).status != "ok"
+
+    def _in_heads(self, name: str, values: Array) -> Array:
+        """q, k, v and the cache of another number of heads in the shape of the model's own."""
+        if self.tensors[name].axes != "HTD" or values.shape == self.tensors[name].shape:
+            return values
+        H, T, D = self.tensors[name].shape
+        return merge_heads(values).reshape(T, H, D).transpose(1, 0, 2)
 
     def _share(self, name: str, values: Array) -> float:
         """The distance from these values in units of that from the right ones (of the tolerance, if that is more)."""

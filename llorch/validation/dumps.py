@@ -272,14 +272,15 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
 def _thirds(name: str, values: Array, config: GPT2Config, T: int) -> Iterator[tuple[str, Array]]:
     """q, k and v of one array: (T, 3E), (3, T, E), (3, H, T, D), (T, 3, H, D), with a batch axis or flat."""
     prefix, E = name.removesuffix("qkv"), config.n_embd
-    s = values.reshape([n for n in values.shape if n != 1] or [1])
+    s: Array = values.reshape([n for n in values.shape if n != 1] or [1])
     if s.shape == (3 * E, T) and T != 3 * E:
         s = s.T
+    parts: Array
     if s.size == 3 * E:
         parts = s.reshape(3, E)
     elif s.size != T * 3 * E:
         parts = np.stack([values] * 3)  # no reading: three tensors of a shape that doesn't fit
-    elif s.shape[0] == 3 and s.ndim > 1:
+    elif s.shape[0] == 3 and s.ndim > 1 and s.shape[-1] != 3 * E:
         parts = s
     else:
         parts = s.reshape(T, 3, E).transpose(1, 0, 2)
@@ -303,8 +304,10 @@ def _readings(values: Array, tensor: Tensor, config: GPT2Config) -> Iterator[tup
             yield flat[: shape[0]], f"the first {shape[0]} of {flat.size}", False
             yield flat[-shape[0] :] if shape[0] else flat[:0], f"the last {shape[0]} of {flat.size}", False
         return
-    for order in itertools.permutations(range(s.ndim)):
-        if s.transpose(order).shape == lean and len(lean) <= 3:
+    for order in itertools.permutations(range(s.ndim)) if s.ndim == len(lean) else ():
+        if axes == "HTS" and order[-2:] != tuple(sorted(order[-2:])):
+            continue  # queries and positions are as many: exchanged, they would be another's fault
+        if s.transpose(order).shape == lean:
             straight = order == tuple(range(s.ndim))
             yield s.transpose(order).reshape(shape), "" if straight else f"axes taken in the order {order}", False
     if axes == "V" or axes == "TV":

@@ -47,7 +47,7 @@ class Fault:
 
 def of(network: Network) -> list[Fault]:
     """The faults that a model of this configuration can have."""
-    return [*before(), *in_block(network), *after()]
+    return [*before(), *in_block(network), *after(network)]
 
 
 def by_key(network: Network) -> dict[str, Fault]:
@@ -125,6 +125,15 @@ def read_transposed(w: Array) -> Array:
 ROUNDED = {"float16": float16, "bfloat16": bfloat16}
 
 
+def rounded(name: str) -> Tap:
+    return lambda x, state: ROUNDED[name](x)
+
+
+def earlier(kind: str) -> Tap:
+    """An earlier tensor in place of this one."""
+    return lambda y, state: state.tensors[kind]
+
+
 # ---- before the blocks ---------------------------------------------------------------------------------------
 
 
@@ -159,17 +168,18 @@ def before() -> Iterator[Fault]:
     yield outside("position-0", "every token has position 0", position(lambda p: p * 0))
     yield outside("no-wpe", "wpe is not added", no_positions)
     yield outside("wte-scaled", "token embeddings are multiplied by sqrt(n_embd)", scaled_tokens)
-    for name, rounding in ROUNDED.items():
-        yield outside(f"embed-{name}", f"embeddings are {name}", lambda x, state, rounding=rounding: rounding(x))
+    for name in ROUNDED:
+        yield outside(f"embed-{name}", f"embeddings are {name}", rounded(name))
 
 
 # ---- in a block ----------------------------------------------------------------------------------------------
 
 
-def rms_norm(y: Array, state: State) -> Array:
+def rms_norm(right: Array, state: State) -> Array:
     x, b = state.tensors["input"], block_of(state)
     r = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(b.eps))
-    return (x * r * b.weights["ln_1.weight"] + b.weights["ln_1.bias"]).astype(x.dtype)
+    y: Array = (x * r * b.weights["ln_1.weight"] + b.weights["ln_1.bias"]).astype(x.dtype)
+    return y
 
 
 def unbiased(network: Network, layer: int) -> None:
@@ -191,9 +201,9 @@ def post_norm(seen: bool) -> Callable[[Network, int], None]:
         return y
 
     return several(
-        tap("ln_1", lambda y, state: state.tensors["input"]),
+        tap("ln_1", earlier("input")),
         tap("residual", after_attention),
-        tap("ln_2", lambda y, state: state.tensors["residual"]),
+        tap("ln_2", earlier("residual")),
         tap("", lambda y, state: block_of(state).norm(y, "ln_2", state.arithmetic)),
     )
 
@@ -211,7 +221,7 @@ def exchange_blocks(network: Network, layer: int) -> None:
     a.weights, b.weights = b.weights, a.weights
 
 
-def order_of(order: tuple[int, int, int]) -> Callable[[Array, int], tuple[Array, Array, Array]]:
+def order_of(order: tuple[int, ...]) -> Callable[[Array, int], tuple[Array, Array, Array]]:
     """The thirds of c_attn's output taken for q, k, v in another order."""
 
     def split(x: Array, heads: int) -> tuple[Array, Array, Array]:
@@ -321,7 +331,8 @@ def parallel(kind: str) -> Tap:
 def quick_gelu(y: Array, state: State) -> Array:
     x = state.tensors["mlp.c_fc"]
     with np.errstate(over="ignore"):
-        return (x / (1 + np.exp(-1.702 * x.astype(np.float64)))).astype(x.dtype)
+        gated: Array = (x / (1 + np.exp(-1.702 * x.astype(np.float64)))).astype(x.dtype)
+    return gated
 
 
 def head_count(heads: int) -> Callable[[Network, int], None]:
@@ -335,15 +346,16 @@ def head_count(heads: int) -> Callable[[Network, int], None]:
 def in_block(network: Network) -> Iterator[Fault]:
     config = network.config
     eps, H, E = config.layer_norm_epsilon, config.n_head, config.n_embd
-    for wrong in (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3):
+    for wrong in (1e-12, 1e-6, 1e-5, 1e-4, 1e-3):
         if not math.isclose(wrong, eps, rel_tol=1e-3):
-            yield Fault(f"eps-{wrong:g}", f"eps is {wrong:g}, not {eps:g}", "ln_1", setting(eps=wrong))
+            named = "next to nothing (1e-8 or less)" if wrong < 1e-8 else f"{wrong:g}"  # no data tells those apart
+            yield Fault(f"eps-{wrong:g}", f"eps is {named}, not {eps:g}", "ln_1", setting(eps=wrong))
     yield Fault("unbiased", "the variance is divided by n - 1, not n", "ln_1", unbiased)
     yield Fault("rms-norm", "ln_1 doesn't subtract the mean: it is an RMSNorm", "ln_1", tap("ln_1", rms_norm))
     for norm in ("ln_1", "ln_2"):
         yield Fault(f"{norm}-no-weight", f"{norm}.weight is not applied", norm, weight(f"{norm}.weight", np.ones_like))
         yield Fault(f"{norm}-no-bias", f"{norm}.bias is not added", norm, weight(f"{norm}.bias", np.zeros_like))
-        skipped = tap(norm, lambda y, state, norm=norm: state.tensors["input" if norm == "ln_1" else "residual"])
+        skipped = tap(norm, earlier("input" if norm == "ln_1" else "residual"))
         yield Fault(f"{norm}-skipped", f"{norm} is skipped", norm, skipped)
     yield Fault("post-norm", "norms come after the residual sums (post-LN), not before", "ln_1", post_norm(False))
     yield Fault("post-norm-seen", "norms come after the residual sums (post-LN), not before", "ln_1", post_norm(True))
@@ -351,7 +363,7 @@ def in_block(network: Network) -> Iterator[Fault]:
     if config.n_layer > 1:
         yield Fault("blocks-exchanged", "it has the weights of a neighbouring block", "ln_1", exchange_blocks)
     for name, rounding in ROUNDED.items():
-        change = tap("*", lambda x, state, rounding=rounding: rounding(x))
+        change = tap("*", rounded(name))
         yield Fault(f"activations-{name}", f"activations are rounded to {name}", "ln_1", change)
         change = every_weight(rounding)
         yield Fault(f"weights-{name}", f"weights were rounded to {name}", "ln_1", change)
@@ -390,8 +402,8 @@ def in_block(network: Network) -> Iterator[Fault]:
         "keys and values are exchanged in the cache",
         "attn.cache_k",
         several(
-            tap("attn.cache_k", lambda x, state: state.tensors["attn.v"]),
-            tap("attn.cache_v", lambda x, state: state.tensors["attn.k"]),
+            tap("attn.cache_k", earlier("attn.v")),
+            tap("attn.cache_v", earlier("attn.k")),
         ),
     )
     for name, rounding in ROUNDED.items():
@@ -434,7 +446,7 @@ def in_block(network: Network) -> Iterator[Fault]:
         yield Fault(f"{key}-transposed", says, shows, weight(f"{name}.weight", read_transposed))
         yield Fault(f"{key}-no-bias", f"{name}.bias is not added", shows, weight(f"{name}.bias", np.zeros_like))
     says = "the sum with the block's input is missing after attention"
-    yield Fault("no-residual-attn", says, "residual", tap("residual", lambda y, state: state.tensors["attn.c_proj"]))
+    yield Fault("no-residual-attn", says, "residual", tap("residual", earlier("attn.c_proj")))
     says = "the feed-forward layer stands beside attention: ln_2 is of the block's input"
     yield Fault("parallel", says, "ln_2", tap("ln_2", parallel("ln_2")))
     for other_name in ("gelu", "gelu_new", "relu", "silu", "tanh"):
@@ -445,7 +457,7 @@ def in_block(network: Network) -> Iterator[Fault]:
     says = f"the activation is x sigmoid(1.702 x), not {config.activation_function}"
     yield Fault("activation-quick-gelu", says, "mlp.act", tap("mlp.act", quick_gelu))
     says = "the sum with what came before is missing after the feed-forward layer"
-    yield Fault("no-residual-mlp", says, "", tap("", lambda y, state: state.tensors["mlp.c_proj"]))
+    yield Fault("no-residual-mlp", says, "", tap("", earlier("mlp.c_proj")))
     says = "the sum after the feed-forward layer is with the block's input, not with what attention made of it"
     yield Fault(
         "residual-from-input",
@@ -472,11 +484,11 @@ def probabilities16(p: Array, state: State) -> Array:
 FRESH = "head-fresh"
 
 
-def after() -> Iterator[Fault]:
+def after(network: Network) -> Iterator[Fault]:
     def outside(key: str, says: str, shows: str, change: Callable[[Network, int], None]) -> Fault:
         return Fault(key, says, shows, change, in_block=False)
 
-    yield outside("ln_f-skipped", "ln_f is skipped", "ln_f", tap("ln_f", lambda y, state: state.tensors["input"]))
+    yield outside("ln_f-skipped", "ln_f is skipped", "ln_f", tap("ln_f", earlier("input")))
     yield outside("ln_f-no-weight", "ln_f.weight is not applied", "ln_f", weight("ln_f.weight", np.ones_like))
     yield outside("ln_f-no-bias", "ln_f.bias is not added", "ln_f", weight("ln_f.bias", np.zeros_like))
     says = "the head is not tied to wte: a matrix that was never loaded, independent values of one spread"
@@ -490,17 +502,18 @@ def after() -> Iterator[Fault]:
     def tie(network: Network, layer: int) -> None:
         network.weights["lm_head.weight"] = network.weights["wte.weight"]
 
-    yield outside("head-tied", "the head is wte, the file has its own lm_head.weight", "logits", tie)
+    if network.weights["lm_head.weight"] is not network.weights["wte.weight"]:
+        yield outside("head-tied", "the head is wte, the file has its own lm_head.weight", "logits", tie)
     for name, rounding in ROUNDED.items():
         change = weight("lm_head.weight", rounding)
         yield outside(f"head-{name}", f"the head's weights were rounded to {name}", "logits", change)
-        change = tap("logits", lambda x, state, rounding=rounding: rounding(x))
+        change = tap("logits", rounded(name))
         yield outside(f"logits-{name}", f"logits are rounded to {name}", "logits", change)
     for place, which in ((0, "first"), (-2, "last but one")):
-        change = tap("last_logits", lambda x, state, place=place: _row(state.tensors["logits"], place))
+        change = tap("last_logits", row(place))
         yield outside(f"row-{place}", f"the row of the {which} position is taken for the last", "last_logits", change)
     says = "the smallest logit's id is taken"
-    yield outside("argmin", says, "argmax", tap("argmax", lambda x, state: np.argmin(state.tensors["last_logits"])))
+    yield outside("argmin", says, "argmax", tap("argmax", argmin))
     says = "the softmax is in float16 and doesn't subtract the maximum"
     yield outside("probs-float16", says, "probs", tap("probs", probabilities16))
 
@@ -515,6 +528,14 @@ def after() -> Iterator[Fault]:
         yield Fault(f"decode-position{by:+d}", says, "generated", later(by), in_block=False, decoding=True)
 
 
-def _row(logits: Array, place: int) -> Array:
-    row: Array = logits[max(place, -len(logits))]
-    return row
+def row(place: int) -> Tap:
+    def change(last: Array, state: State) -> Array:
+        logits = state.tensors["logits"]
+        y: Array = logits[max(place, -len(logits))]
+        return y
+
+    return change
+
+
+def argmin(best: Array, state: State) -> Array:
+    return np.array(np.argmin(state.tensors["last_logits"]), np.int64)

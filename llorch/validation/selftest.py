@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 import llorch
 from llorch.validation import faults, ladder
-from llorch.validation.compare import Comparison, _row, diagnose
-from llorch.validation.dumps import Dump, align
+from llorch.validation.compare import compare_dumps
+from llorch.validation.dumps import Dump
 from llorch.validation.trace import Float64, Model, Network, Progress, Specified, Trace, greedy, silent
 
 PROMPT = "Hello. My lord, what news from the north?"
+DECODING = "Hello. Where is my", "Speak. Who comes here? The"
 CONTROL = "no fault"
 
 
@@ -60,25 +61,34 @@ def full_precision(network: Network) -> Network:
     return copy
 
 
+def right_dump(network: Network, ids: Sequence[int]) -> Dump:
+    """Of a network that isn't on disk, in specified bits; the greedy tokens by float64, which is faster."""
+    trace = network.run(ids, Specified())
+    trace["generated"] = greedy(network, ids, Float64())["generated"]
+    return Dump(trace, {"config": json.dumps(dataclasses.asdict(network.config)), "llorch": llorch.__version__}, "ours")
+
+
 def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> Iterator[Case]:
     """The control without a fault, then every fault: those of blocks in all of them, from block 0 on, and alone in a
     deeper one. Dumps are by the specified arithmetic, trials are in float64: two implementations."""
-    network, ids = full_precision(model.network), model.ids(prompt)
-    right = network.run(ids, Specified())
-    right["generated"] = greedy(network, ids, Float64())["generated"]
-    config = json.dumps(dataclasses.asdict(model.config))
-    ours = Dump(right, {"config": config, "llorch": llorch.__version__}, "ours")
+    network = full_precision(model.network)
+    ours = right_dump(network, model.ids(prompt))
     n = model.config.n_layer
     deeper = min(n - 1, max(1, n // 2))
     jobs: list[tuple[faults.Fault | None, tuple[int, ...]]] = [(None, ())]
     for fault in faults.of(network):
         if fault.in_block:
-            jobs += [(fault, tuple(range(n)))] if fault.key != "blocks-exchanged" else [(fault, (0,))]
+            jobs.append((fault, (0,) if fault.key == "blocks-exchanged" else tuple(range(n))))
             jobs += [(fault, (deeper,))] if n > 1 else []
         else:
             jobs.append((fault, ()))
     for done, (injected, layers) in enumerate(jobs, 1):
-        yield _case(network, ours, injected, layers)
+        case = _case(network, ours, injected, layers)
+        if injected is not None and injected.decoding:  # it changes ten tokens of some prompts only
+            for other in DECODING:
+                if not case.visible:
+                    case = _case(network, right_dump(network, model.ids(other)), injected, layers)
+        yield case
         progress(done, len(jobs))
 
 
@@ -97,22 +107,14 @@ def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: 
     return trace
 
 
-def examine(network: Network, ours: Dump, theirs: Trace) -> Comparison:
-    """`compare` for a network that isn't on disk."""
-    reads, unknown = align(Dump(theirs, {}, "theirs"), ours)
-    rows = [_row(tensor, reads, ours.arrays) for tensor in ladder.tensors(ours.config, len(ours.ids))]
-    first = next((row for row in rows if row.status == "diverges"), None)
-    diagnosis, tried = (None, 0) if first is None else diagnose(network, ours, reads, rows, first)
-    return Comparison("theirs", "ours", rows, first, diagnosis, unknown, [], tried)
-
-
 def _case(network: Network, ours: Dump, fault: faults.Fault | None, layers: tuple[int, ...]) -> Case:
     if fault is None:
-        comparison = examine(network, ours, dict(ours.arrays))
+        comparison = compare_dumps(Dump(dict(ours.arrays), {}, "theirs"), ours, network)
         found = comparison.first.tensor.name if comparison.first else "all agree"
         return Case(CONTROL, CONTROL, (), "all agree", found, "", comparison.holds, True)
     faulty = fault.inject(network, *layers)
-    comparison = examine(network, ours, dump_of(faulty, ours, layers, decoding=fault.decoding))
+    theirs = Dump(dump_of(faulty, ours, layers, decoding=fault.decoding), {}, "theirs")
+    comparison = compare_dumps(theirs, ours, network)
     wanted = fault.shows if not layers else ladder.block_name(layers[0], fault.shows)
     if comparison.first is None:
         return Case(fault.key, fault.says, layers, wanted, "all agree", "", False, False)

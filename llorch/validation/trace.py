@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 import llorch
 from llorch import reference
 from llorch.gpt2 import weights
-from llorch.gpt2.config import GPT2Config
+from llorch.gpt2.config import ACTIVATIONS, GPT2Config
 from llorch.gpt2.model import GPT2
 from llorch.reference._gpt2 import activation as specified_activation
 from llorch.validation import ladder
@@ -107,15 +107,19 @@ class Float64:
         return y if bias is None else y + bias
 
     def activation(self, x: Array, name: str) -> Array:
-        kind = ladder_activation(name)
+        y: Array
         with np.errstate(over="ignore"):
-            if kind == "gelu_tanh":
-                return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-            if kind == "gelu":
-                return x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
-            if kind == "silu":
-                return x / (1 + np.exp(-x))
-        y: Array = np.tanh(x) if kind == "tanh" else np.where(x <= 0, 0.0, x)
+            match ACTIVATIONS[name]:
+                case "gelu_tanh":
+                    y = x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+                case "gelu":
+                    y = x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
+                case "silu":
+                    y = x / (1 + np.exp(-x))
+                case "tanh":
+                    y = np.tanh(x)
+                case _:
+                    y = np.where(x <= 0, 0.0, x)
         return y
 
     def scores(self, q: Array, k: Array, scale: float) -> Array:
@@ -131,12 +135,6 @@ class Float64:
         e = np.exp(x - x.max(axis=-1, keepdims=True))
         y: Array = e / e.sum(axis=-1, keepdims=True)
         return y
-
-
-def ladder_activation(name: str) -> str:
-    from llorch.gpt2.config import ACTIVATIONS
-
-    return ACTIVATIONS[name]
 
 
 def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
