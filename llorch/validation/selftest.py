@@ -15,7 +15,7 @@ from llorch.validation.compare import compare_dumps
 from llorch.validation.dumps import Dump
 from llorch.validation.trace import Float64, Model, Network, Progress, Specified, Trace, greedy, silent
 
-PROMPT = "Hello. My lord, what news from the north?"
+PROMPT = "Hello. My lord, what news?"
 DECODING = "Hello. Where is my", "Speak. Who comes here? The"
 CONTROL = "no fault"
 
@@ -120,7 +120,7 @@ def _case(network: Network, ours: Dump, fault: faults.Fault | None, layers: tupl
         return Case(fault.key, fault.says, layers, wanted, "all agree", "", False, False)
     found, diagnosis = comparison.first.tensor.name, comparison.diagnosis
     named = diagnosis is not None and (
-        fault.key == diagnosis.key or fault.says == diagnosis.says or fault.key in diagnosis.also_keys
+        (fault.says == diagnosis.says and layers == diagnosis.layers) or fault.key in diagnosis.also_keys
     )
     return Case(
         fault.key,

@@ -501,6 +501,7 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
     import transformers
     from torch.overrides import TorchFunctionMode
 
+    transformers.utils.logging.disable_progress_bar()
     gpt2 = transformers.GPT2LMHeadModel.from_pretrained(model.folder, attn_implementation="eager").float().eval()
     T, trace, scores = len(ids), {"ids": np.asarray(ids, np.int64)}, []
 
