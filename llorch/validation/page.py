@@ -34,8 +34,10 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 code, td.name { font-family: ui-monospace, monospace; font-size: .92em; overflow-wrap: anywhere }
 summary { cursor: pointer; padding: .3em 0; color: var(--soft) } details[open] summary { color: var(--ink) }
 svg { width: 100%; height: auto; background: var(--card); border-radius: 6px }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft) } .key span { margin-right: 1.6em } .key b { font-size: 1.2em }
-td:last-child { padding-right: 0 }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft) }
+.key span { margin-right: 1.6em } .key b { font-size: 1.2em }
+td:last-child, th:last-child { padding-right: 0 } .ladder table { table-layout: fixed }
+.ladder th:nth-child(1) { width: 2.6em } .ladder th:nth-child(2) { width: 10.5em }
 """
 
 
@@ -52,7 +54,7 @@ class Point:
 
 # ---- the plot ------------------------------------------------------------------------------------------------
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1040, 400, 52, 12, 16, 56
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 1040, 420, 52, 12, 34, 56
 
 
 def plot(points: Sequence[Point], name: str, base: str) -> str:
@@ -131,10 +133,11 @@ def plot(points: Sequence[Point], name: str, base: str) -> str:
         )
         if bad and not marked:
             marked = True
-            anchor = "start" if x(i) < WIDTH / 2 else "end"
-            shift = 8 if anchor == "start" else -8
+            anchor, shift = ("start", 6) if x(i) < WIDTH / 2 else ("end", -6)
             parts.append(
-                f'<text x="{x(i) + shift:.1f}" y="{max(y(point.distance) - 8, TOP + 10):.1f}" text-anchor="{anchor}" '
+                f'<line x1="{x(i):.1f}" x2="{x(i):.1f}" y1="{TOP - 8}" y2="{HEIGHT - BOTTOM}" stroke="var(--bad)" '
+                'stroke-dasharray="3 3"/>'
+                f'<text x="{x(i) + shift:.1f}" y="{TOP}" text-anchor="{anchor}" '
                 f'style="fill: var(--bad); font-weight: 600">first: {escape(point.tensor.name)}</text>'
             )
     key = [("theirs", f"{name}, distance from {base}"), ("noise", "noise floor: the float32 oracle's own"),
@@ -196,7 +199,7 @@ def rows_of(points: Sequence[Point], name: str) -> str:
             mark = "diverges" if bad else f"{len(members)} tensors"
             opened = " open" if bad or layer == 0 else ""
             parts.append(f"<details{opened}><summary>Block {layer}: {mark}</summary>{body}</details>")
-    return "\n".join(parts)
+    return '<div class="ladder">' + "\n".join(parts) + "</div>"
 
 
 def worst_elements(points: Sequence[Point], most: int = 10) -> str:
