@@ -7,8 +7,8 @@ from the last point where the two dumps agree, and is named only where it gives 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +25,10 @@ Status = Literal["ok", "diverges", "absent"]
 
 EXPLAINED = 0.1  # a fault must bring their tensor this much nearer to the oracle
 NEAR = 1e-2  # and be no further from it than this, relative
-HEAD = ("ln_f", "logits")
 WHOLE = ("ids", "argmax", "generated")  # whole numbers: as far apart by one id as by all
-HALF = 0.5  # of what a fault in one block, or in all, must explain of all that follows: rounding faults amplify noise
-NOISE = 1e-4  # relative: below it, a distance says little after a whole model in float32
+HALF = 0.5  # what it must explain of the next block, to be all that is wrong there
+NOISE = 1e-5  # relative: what float32 may do in some blocks
+TELLING = 2e-6  # relative: distances further apart than this are so by more than float32's noise
 STATISTICAL = 0.2  # for the one fault whose values nobody can know: a head that was never loaded
 
 
@@ -346,32 +346,44 @@ class _Bench:
             return 0, self.ours["embed"]
         return layer, self.ours[ladder.block_name(layer - 1)]
 
-    def attempt(self, fault: faults.Fault, layers: tuple[int, ...], *, through: bool = False) -> _Trial:
-        """Runs the model with the fault, up to the part that has the first divergence, or through to the end."""
-        faulty = fault.inject(self.network, *layers)
+    def attempt(self, fault: faults.Fault, layers: tuple[int, ...]) -> _Trial:
+        """Runs the model with the fault, up to the block that has the first divergence, or the head."""
         if fault.decoding or self.first.name == "generated":
-            found = greedy(faulty, self.ids, Float64())["generated"]
+            found = greedy(fault.inject(self.network, *layers), self.ids, Float64())["generated"]
             distance = self.distance("generated", found)
             return _Trial(fault, layers, distance, distance)
-        begin = layers[0] if layers else -1 if fault.shows == "embed" else self.network.config.n_layer
-        start, x = self.begin(begin)
-        parts: Trace = {}
-        window: Trace = {}
-        for part in faulty.parts(self.ids, Float64(), start, x):
-            window = {name: self._in_heads(name, values) for name, values in part.items()}
-            parts |= window
-            if self.first.name in part and not through:
-                break
-        distance = self.distance(self.first.name, parts[self.first.name])
-        if through:  # what follows, on the whole: the last of 24 blocks may be far off by noise alone
-            judged = [name for name in parts if (self.tensors[name].layer or 0) > layers[0] or name in HEAD]
-            shares = [self._share(name, parts[name]) for name in judged if name in self.reads]
-            return _Trial(fault, layers, distance, float(np.median(shares)) if shares else 0.0)
+        window: Trace = next(part for part in self.parts(fault, layers) if self.first.name in part)
+        distance = self.distance(self.first.name, window[self.first.name])
         shares = [self._share(name, window[name]) for name in window if name in self.reads and name not in WHOLE]
-        whole = max(shares, default=0.0)
         if any(self._shows(name, window[name]) for name in self.good & {*window}):
             distance = math.inf  # it would have shown before
-        return _Trial(fault, layers, distance, whole)
+        return _Trial(fault, layers, distance, max(shares, default=0.0))
+
+    def parts(self, fault: faults.Fault, layers: tuple[int, ...]) -> Iterator[Trace]:
+        """The tensors of a model with the fault, from the first block that has it on."""
+        faulty = fault.inject(self.network, *layers)
+        start, x = self.begin(layers[0] if layers else -1 if fault.shows == "embed" else self.network.config.n_layer)
+        for part in faulty.parts(self.ids, Float64(), start, x):
+            yield {name: self._in_heads(name, values) for name, values in part.items()}
+
+    def follows(
+        self, fault: faults.Fault, alone: tuple[int, ...], every: tuple[int, ...]
+    ) -> tuple[float, float] | None:
+        """What the fault in one block, and in every one, leaves unexplained of the first tensors behind the divergence
+        that tell the two apart: the median share, since rounding faults amplify noise. None if they have none."""
+        for one, all in zip(self.parts(fault, alone), self.parts(fault, every), strict=True):
+            if self.first.name in one:
+                continue
+            names = [name for name in one if name in self.reads and name not in WHOLE]
+            pairs = [
+                (self._share(name, one[name]), self._share(name, all[name]))
+                for name in names
+                if abs(self.distance(name, one[name]) - self.distance(name, all[name])) > TELLING
+            ]
+            if pairs:
+                left = np.median(pairs, axis=0)
+                return float(left[0]), float(left[1])
+        return None
 
     def _shows(self, name: str, values: Array) -> bool:
         """Whether their tensor, which agrees with ours, disagrees with these."""
@@ -446,24 +458,20 @@ def _scope(bench: _Bench, best: _Trial) -> tuple[_Trial, str]:
     if not best.fault.in_block:
         return best, ""
     first, n = best.layers[0], bench.network.config.n_layer
-    alone = f"in block {first} alone"
     if len(best.layers) > 1:
-        every = f"in every block, {first} to {best.layers[-1]}"
-        return best, every
-    later = [name for name, tensor in bench.tensors.items() if name in bench.reads and (tensor.layer or 0) > first]
-    if bench.first.layer is None or not (later or "logits" in bench.reads) or first == n - 1:
+        return best, f"in every block, {first} to {best.layers[-1]}"
+    if bench.first.layer is None or first == n - 1:
         return best, f"in block {first}"
-    whole = bench.attempt(best.fault, tuple(range(first, n)), through=True)
-    single = bench.attempt(best.fault, (first,), through=True)
-    if min(whole.whole, single.whole) > HALF:
+    every = tuple(range(first, n))
+    left = bench.follows(best.fault, (first,), every)
+    if left is None:
+        return best, f"in block {first}"
+    single, whole = left
+    if min(whole, single) > HALF:
         return best, f"in block {first}; another fault follows it"
-    if whole.whole < single.whole:
-        return replace_layers(best, tuple(range(first, n))), f"in block {first} and every one after it"
-    return best, alone
-
-
-def replace_layers(trial: _Trial, layers: tuple[int, ...]) -> _Trial:
-    return _Trial(trial.fault, layers, trial.distance, trial.whole)
+    if whole < single:
+        return replace(best, layers=every), f"in block {first} and every one after it"
+    return best, f"in block {first} alone"
 
 
 def _unloaded_head(bench: _Bench, fault: faults.Fault) -> _Trial | None:
