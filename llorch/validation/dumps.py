@@ -105,7 +105,7 @@ def read(path: str | Path) -> Dump:
 def _read_npz(path: Path) -> Trace:
     arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             for name in file.files:
                 arrays[name] = file[name]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:

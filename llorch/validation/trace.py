@@ -465,7 +465,7 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
         if name.endswith("attn.c_attn"):
             prefix = name.removesuffix("c_attn")
             for part, heads in zip("qkv", split_heads(values, config.n_head), strict=True):
-                trace[prefix + part] = np.ascontiguousarray(heads)
+                trace[prefix + part] = heads.copy()  # also where it lies in order already: T = 1
         else:
             trace[name] = values.copy()
 
@@ -521,7 +521,7 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
             value = numpy(value[0] if isinstance(value, tuple) else value)
             if name.endswith("c_attn"):
                 for part, heads in zip("qkv", split_heads(value, model.config.n_head), strict=True):
-                    trace[name.removesuffix("c_attn") + part] = heads
+                    trace[name.removesuffix("c_attn") + part] = heads.copy()
             else:
                 trace[name] = value
 
