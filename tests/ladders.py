@@ -6,7 +6,7 @@ from gpt2_models import random_model
 
 from llorch.validation import faults, selftest
 from llorch.validation.dumps import Dump
-from llorch.validation.trace import Model, Specified
+from llorch.validation.trace import Kernels, Model
 
 PROMPT = "Hello. My lord, what news?"
 
@@ -31,7 +31,7 @@ def right():
 def dump_with(key, *layers):
     """The dump of `network()` with a fault."""
     fault = faults.by_key(network())[key]
-    return Dump(fault.inject(network(), *layers).run(right().ids, Specified()), {}, "theirs")
+    return Dump(fault.inject(network(), *layers).run(right().ids, Kernels()), {}, "theirs")
 
 
 def copied(dump):

@@ -242,11 +242,11 @@ def test_an_unknown_fault_gets_no_name():
 
 def test_two_faults_are_not_taken_for_one():
     from llorch.validation import faults
-    from llorch.validation.trace import Specified
+    from llorch.validation.trace import Kernels
 
     known = faults.by_key(network())
     both = known["activation-gelu"].inject(known["no-scale"].inject(network(), 1), 2)
-    result = compare_dumps(Dump(both.run(right().ids, Specified()), {}, "theirs"), right(), network())
+    result = compare_dumps(Dump(both.run(right().ids, Kernels()), {}, "theirs"), right(), network())
     assert (result.first.tensor.name, result.diagnosis.key) == ("h.1.attn.scores", "no-scale")
 
 
@@ -357,11 +357,11 @@ def files(tmp_path_factory):
     validate.dump(folder / "ours.safetensors", prompt=PROMPT)
     ours = dumps.read(folder / "ours.safetensors")
     from llorch.validation import faults
-    from llorch.validation.trace import Specified
+    from llorch.validation.trace import Kernels
 
     model = embedded().network
     fault = faults.by_key(model)["activation-gelu"].inject(model, *range(N))
-    trace = fault.run(ours.ids, Specified())
+    trace = fault.run(ours.ids, Kernels())
     np.savez(folder / "bug.npz", **{f"transformer.{name}": trace[name][None] for name in ("h.0", "h.1", "h.0.mlp.act")})
     return folder
 

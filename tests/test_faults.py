@@ -52,7 +52,7 @@ def test_every_fault_is_found(key):
     assert case.caught, case
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(
     key=st.sampled_from(["no-scale", "mask-plus-1", "split-kvq", "activation-silu", "ln_2-no-bias", "cache-next-slot",
                          "attn-c_proj-transposed", "no-residual-mlp", "heads-interleaved", "unbiased"]),
@@ -100,7 +100,7 @@ def test_diagnoses_that_data_cannot_tell_apart_are_all_named():
     """With two tokens, a mask that is off by one is no mask."""
     ids = right().ids[:2]
     ours = selftest.right_dump(network(), ids)
-    theirs = FAULTS["no-mask"].inject(network(), 0).run(ids, trace.Specified())
+    theirs = FAULTS["no-mask"].inject(network(), 0).run(ids, trace.Kernels())
     found = compare_dumps(Dump(theirs, {}, "theirs"), ours, network()).diagnosis
     assert {found.key, *found.also_keys} >= {"no-mask", "mask-plus-1"}
 
@@ -108,7 +108,7 @@ def test_diagnoses_that_data_cannot_tell_apart_are_all_named():
 def test_an_untied_head_is_known(tmp_path):
     model = tiny(tmp_path / "m", untied=True)
     ours = selftest.right_dump(model.network, [1, 5, 9, 2])
-    theirs = faults.by_key(model.network)["head-tied"].inject(model.network).run(ours.ids, trace.Specified())
+    theirs = faults.by_key(model.network)["head-tied"].inject(model.network).run(ours.ids, trace.Kernels())
     result = compare_dumps(Dump(theirs, {}, "theirs"), ours, model.network)
     assert (result.first.tensor.name, result.diagnosis.key) == ("logits", "head-tied")
     assert "head-tied" not in FAULTS

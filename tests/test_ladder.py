@@ -17,7 +17,7 @@ import llorch
 from llorch import reference, validate
 from llorch.cli import main
 from llorch.validation import climb, dumps, ladder, trace
-from llorch.validation.trace import Float64, Specified, trace_engine, trace_oracle
+from llorch.validation.trace import Float64, Kernels, Specified, trace_engine, trace_oracle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,7 +54,10 @@ def test_the_traced_oracle_is_the_oracle(tmp_path):
     model = tiny(tmp_path / "m", {"scale_attn_by_inverse_layer_idx": True})
     ids = [1, 5, 60, 2, 2]
     wanted = reference.GPT2(model.config, tensors_of(model.engine)).forward(ids)
-    assert_same_bits(model.network.run(ids, Specified())["logits"], wanted)
+    traced = model.network.run(ids, Specified())
+    assert_same_bits(traced["logits"], wanted)
+    for name, values in model.network.run(ids, Kernels()).items():
+        assert_same_bits(values, traced[name], name)
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu", "silu", "tanh"])

@@ -297,6 +297,7 @@ class _Bench:
         self.ids = ours.ids
         self.tensors = {row.tensor.name: row.tensor for row in rows}
         self.healthy = {name: self.distance(name, self.ours[name]) for name in reads}
+        self.enough = min(NEAR, EXPLAINED * self.healthy[first.tensor.name])
         n = network.config.n_layer
         at = [row.tensor.name for row in rows].index(first.tensor.name)
         good = [row.tensor for row in rows[:at] if row.status == "ok" and row.tensor.name != "ids"]
@@ -354,6 +355,8 @@ class _Bench:
             return _Trial(fault, layers, distance, distance)
         window: Trace = next(part for part in self.parts(fault, layers) if self.first.name in part)
         distance = self.distance(self.first.name, window[self.first.name])
+        if not distance <= self.enough:
+            return _Trial(fault, layers, distance, math.inf)
         shares = [self._share(name, window[name]) for name in window if name in self.reads and name not in WHOLE]
         if any(self._shows(name, window[name]) for name in self.good & {*window}):
             distance = math.inf  # it would have shown before
@@ -422,7 +425,7 @@ def diagnose(
     healthy = bench.healthy[name]
     for done, (fault, layers) in enumerate(candidates, 1):
         trial = _unloaded_head(bench, fault) if fault.key == faults.FRESH else bench.attempt(fault, layers)
-        enough = STATISTICAL if fault.key == faults.FRESH else min(NEAR, EXPLAINED * healthy)
+        enough = STATISTICAL if fault.key == faults.FRESH else bench.enough
         if trial is not None and trial.distance <= enough:
             trials.append(trial)
         progress(done, len(candidates))

@@ -13,7 +13,7 @@ import llorch
 from llorch.validation import faults, ladder
 from llorch.validation.compare import compare_dumps
 from llorch.validation.dumps import Dump
-from llorch.validation.trace import Float64, Model, Network, Progress, Specified, Trace, greedy, silent
+from llorch.validation.trace import Float64, Kernels, Model, Network, Progress, Trace, greedy, silent
 
 PROMPT = "Hello. My lord, what news?"
 DECODING = "Hello. Where is my", "Speak. Who comes here? The"
@@ -62,15 +62,15 @@ def full_precision(network: Network) -> Network:
 
 
 def right_dump(network: Network, ids: Sequence[int]) -> Dump:
-    """Of a network that isn't on disk, in specified bits; the greedy tokens by float64, which is faster."""
-    trace = network.run(ids, Specified())
+    """Of a network that isn't on disk, in specified bits; the greedy tokens by float64."""
+    trace = network.run(ids, Kernels())
     trace["generated"] = greedy(network, ids, Float64())["generated"]
     return Dump(trace, {"config": json.dumps(dataclasses.asdict(network.config)), "llorch": llorch.__version__}, "ours")
 
 
 def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> Iterator[Case]:
     """The control without a fault, then every fault: those of blocks in all of them, from block 0 on, and alone in a
-    deeper one. Dumps are by the specified arithmetic, trials are in float64: two implementations."""
+    deeper one. Dumps are by llorch's kernels in float32, trials are in float64: two implementations."""
     network = full_precision(model.network)
     ours = right_dump(network, model.ids(prompt))
     n = model.config.n_layer
@@ -100,7 +100,7 @@ def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: 
         start, x = layers[0], ours.arrays[ladder.block_name(layers[0] - 1)]
         before = [t.name for t in ladder.tensors(ours.config, len(ours.ids))]
         trace = {name: ours.arrays[name] for name in before[: before.index(ladder.block_name(start, "ln_1"))]}
-    for part in network.parts(ours.ids, Specified(), start, x):
+    for part in network.parts(ours.ids, Kernels(), start, x):
         trace |= part
     if decoding:
         trace["generated"] = greedy(network, ours.ids, Float64())["generated"]

@@ -73,7 +73,7 @@ class Specified:
     def scores(self, q: Array, k: Array, scale: float) -> Array:
         """(H, T, D), (H, S, D) to (H, T, S), without a mask."""
         factor = np.float32(scale)
-        return np.stack([reference.linear(a, b.T) * factor for a, b in zip(q, k, strict=True)])
+        return np.stack([self.product(a, b.T) * factor for a, b in zip(q, k, strict=True)])
 
     def attend(self, scores: Array, v: Array) -> Array:
         """Masked scores (H, T, S), v (H, S, D) to (H, T, D).
@@ -81,15 +81,52 @@ class Specified:
         A masked position has weight +0, which adds nothing to a sum that began at +0: the bits are
         `reference.attention`'s.
         """
-        e = weigh(scores, reference.exp)
+        e = weigh(scores, self.exp)
         with np.errstate(all="ignore"):
-            o = np.stack([reference.linear(a, b) for a, b in zip(e, v, strict=True)])
+            o = np.stack([self.product(a, b) for a, b in zip(e, v, strict=True)])
             Z = reference.sum64(e.reshape(-1, e.shape[-1])).reshape(*e.shape[:-1], 1)
             y: Array = o / Z
         return y
 
+    def product(self, a: Array, b: Array) -> Array:
+        return reference.linear(a, b)
+
+    def exp(self, x: Array) -> Array:
+        return reference.exp(x)
+
     def softmax(self, x: Array) -> Array:
         return reference.softmax(x)
+
+
+class Kernels(Specified):
+    """The same bits by llorch's kernels, for where an oracle's time is too long."""
+
+    def norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+        return llorch.layer_norm(x, weight, bias, eps=eps)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        return llorch.linear(x, np.ascontiguousarray(weight), bias)
+
+    def activation(self, x: Array, name: str) -> Array:
+        match ACTIVATIONS[name]:
+            case "gelu_tanh":
+                return llorch.gelu(x, approximate="tanh")
+            case "gelu":
+                return llorch.gelu(x)
+            case "silu":
+                return llorch.silu(x)
+            case "tanh":
+                return llorch.tanh(x)
+        return super().activation(x, name)
+
+    def product(self, a: Array, b: Array) -> Array:
+        return llorch.linear(np.ascontiguousarray(a), np.ascontiguousarray(b))
+
+    def exp(self, x: Array) -> Array:
+        return llorch.exp(x)
+
+    def softmax(self, x: Array) -> Array:
+        return llorch.softmax(x)
 
 
 class Float64:
