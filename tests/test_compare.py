@@ -293,6 +293,7 @@ def test_unknown_names_are_listed():
         (b"\xff" * 64, "announces a header"),
         (b"PK\x03\x04" + b"\x00" * 50, "is not an .npz file that can be read"),
         (b"\x02\x00\x00\x00\x00\x00\x00\x00{}", "has no tensors"),
+        (b"PK\x05\x06" + b"\x00" * 18, "has no tensors"),
         (b"hello, this is some text and no dump", "announces a header"),
     ],
 )

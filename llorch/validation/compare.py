@@ -183,7 +183,7 @@ def compare_dumps(
     if first is not None and first.tensor.name == "ids":
         notes.append("the prompts differ: nothing after them can agree")
     elif first is not None and network is None:
-        notes.append("no model was given, so no fault was tried")
+        notes.append("no model was given (--model), so no fault was tried")
     elif first is not None and network is not None:
         diagnosis, tried = diagnose(network, ours, reads, rows, first, progress)
     return Comparison(theirs.name, ours.name, rows, first, diagnosis, unknown, notes, tried)

@@ -95,7 +95,7 @@ def read(path: str | Path) -> Dump:
     if not path.stat().st_size:
         raise ValueError(f"{path} is empty: it must be a .safetensors or .npz file")
     with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
+        zipped = file.read(2) == b"PK"
     dump = Dump(*(_read_npz(path), {}) if zipped else _read_safetensors(path), name=path.name)
     if not dump.arrays:
         raise ValueError(f"{path} has no tensors")

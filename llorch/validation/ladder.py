@@ -67,7 +67,7 @@ BEFORE = (
     Kind("embed", 0, "TE", "wte[id] + wpe[position]"),
 )
 BLOCK = (
-    Kind("ln_1", 1, "TE", "LayerNorm of the block's input (from block 8 on (i + 1) / 8 times the tolerance)"),
+    Kind("ln_1", 1, "TE", "LayerNorm of the block's input"),
     Kind("attn.q", 2, "HTD", "queries"),
     Kind("attn.k", 2, "HTD", "keys"),
     Kind("attn.v", 2, "HTD", "values"),

@@ -328,7 +328,8 @@ def of_comparison(
         points.append(Point(row.tensor, noise, distance, row))
     wrong = sum(row.status == "diverges" for row in result.rows)
     counted = f"{result.compared} of the ladder's {len(result.rows)} tensors compared"
-    verdict = f"<p><strong>{'All agree' if result.holds else f'{wrong} diverge'}</strong>: {counted}</p>"
+    said_first = "All agree" if result.holds else f"{wrong} diverge" + "s" * (wrong == 1)
+    verdict = f"<p><strong>{said_first}</strong>: {counted}</p>"
     verdict += said(result.first, result.diagnosis, result.tried)
     verdict += "".join(f"<p>{escape(note)}</p>" for note in result.notes)
     prompt = ours.metadata.get("prompt", "")

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llorch.validation import ladder
+from llorch.validation import dumps, ladder
 from llorch.validation.climb import Ladder, Step
 from llorch.validation.compare import Comparison, Row
 from llorch.validation.report import machine, plain
 from llorch.validation.selftest import Case
 
+NAME = 32  # characters of their name for a tensor
 GOOD, BAD, DIM = "green", "bold red", "dim"
 
 
@@ -36,6 +37,10 @@ def _small(x: float) -> str:
 
 def _tolerance(row: Row) -> str:
     return "exact" if row.tensor.tolerance == ladder.EXACT else f"{row.tensor.tolerance:.0e}".replace("e-0", "e-")
+
+
+def _note(row: Row) -> str:
+    return row.note
 
 
 def _groups(rows: Sequence[Any], detailed: Collection[int] | None) -> list[tuple[str, list[Any]]]:
@@ -127,7 +132,7 @@ def show_divergence(comparison: Comparison, console: Console) -> None:
 def show_comparison(result: Comparison, console: Console, layers: Collection[int] | None = None) -> None:
     """A line for each tensor that they have (layers: as in show_ladder)."""
     rows = [row for row in result.rows if row.status != "absent"]
-    table = _table(">rung", "tensor", "theirs", ">largest difference", ">ULP", ">rel. L2", "allowed")
+    table = _table(">rung", "tensor", "theirs", ">difference", ">ULP", ">rel. L2", "allowed")
     for name, members in _groups(rows, layers):
         worst = max(members, key=lambda row: (row.status == "diverges", row.absolute))
         bad = worst.status == "diverges"
@@ -135,7 +140,7 @@ def show_comparison(result: Comparison, console: Console, layers: Collection[int
         table.add_row(
             _rung(members),
             name,
-            source + (f" ({worst.note})" if worst.note and worst.size and len(members) == 1 else ""),
+            source if len(source) <= NAME else "..." + source[3 - NAME :],
             Text("shape" if bad and not worst.size else _small(worst.absolute), style=BAD if bad else ""),
             f"{worst.ulp:.3g}" if worst.size else "",
             _small(worst.relative) if worst.size else "",
@@ -145,19 +150,21 @@ def show_comparison(result: Comparison, console: Console, layers: Collection[int
         )
     console.print(table)
     show_divergence(result, console)
+    for note, several in groupby(sorted((row for row in rows if row.note and row.size), key=_note), key=_note):
+        names = [row.tensor.name for row in several]
+        console.print(Text(f"{note}: {dumps.names_of(names, 4)}", style=DIM))
     for note in result.notes:
         console.print(Text(note, style="yellow"))
     if result.unknown:
-        console.print(
-            Text(
-                f"not of the ladder, or of a shape that says nothing: {', '.join(result.unknown[:12])}"
-                + (f" and {len(result.unknown) - 12} more" if len(result.unknown) > 12 else ""),
-                style=DIM,
-            )
-        )
+        console.print(Text(f"not of the ladder: {dumps.names_of(result.unknown, 12)}", style=DIM))
     summary = f"{result.compared} of the ladder's {len(result.rows)} tensors compared: "
     wrong = sum(row.status == "diverges" for row in rows)
-    console.print(Text(summary + (f"{wrong} diverge" if wrong else "all agree"), style=GOOD if result.holds else BAD))
+    console.print(
+        Text(
+            summary + (f"{wrong} diverge{'s' * (wrong == 1)}" if wrong else "all agree"),
+            style=GOOD if result.holds else BAD,
+        )
+    )
 
 
 def show_self_test(cases: Sequence[Case], console: Console, seconds: float, *, quiet: bool = False) -> bool:
