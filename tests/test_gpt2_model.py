@@ -263,6 +263,7 @@ def test_capacity(tiny):
         ([True], TypeError, "ids must be ints, got bool"),
         ("ROMEO:", TypeError, "ids must be token ids, got a str: encode it by model.tokenizer"),
         ([[1, 2]], ValueError, r"ids has shape \(1, 2\), it must be one sequence"),
+        ([[1], [1, 2]], ValueError, "ids must be one sequence of token ids, it holds several"),
         (5, ValueError, r"ids has shape \(\), it must be one sequence"),
         ([1] * 161, ValueError, "ids has 161 tokens, the model has 160 positions"),
     ),
