@@ -1,5 +1,6 @@
 """GPT-2: every logit against the oracle, every way to cut the work, transformers, and what is refused."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -335,7 +336,7 @@ except AttributeError as error:
 """
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,
