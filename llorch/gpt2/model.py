@@ -81,7 +81,6 @@ class _Workspace:
 
     def __init__(self, config: GPT2Config, lengths: tuple[int, ...]) -> None:
         rows, E, H, D = sum(lengths), config.n_embd, config.n_head, config.head_dim
-        self.lengths = lengths
         self.h, self.a, self.context = (np.empty((rows, E), np.float32) for _ in range(3))
         self.qkv = np.empty((rows, 3 * E), np.float32)
         self.f = np.empty((rows, config.inner), np.float32)
@@ -354,7 +353,10 @@ class GPT2:
     def _ids(self, ids: Ids, name: str) -> Array:
         if isinstance(ids, str | bytes):
             raise TypeError(f"{name} must be token ids, got a {type(ids).__name__}: encode it by model.tokenizer")
-        given = np.asarray(ids)
+        try:
+            given = np.asarray(ids)
+        except ValueError:  # sequences of several lengths
+            raise ValueError(f"{name} must be one sequence of token ids, it holds several") from None
         if given.ndim != 1:
             raise ValueError(f"{name} has shape {given.shape}, it must be one sequence of token ids")
         if not given.size:
