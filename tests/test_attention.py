@@ -1,6 +1,5 @@
 """attention and KVCache: bit for bit the oracle, whatever comes together, in whatever order, at whatever place."""
 
-import ctypes
 import functools
 import threading
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SPECIALS, assert_same_bits, at_offset, normal, num_threads, rng, same_bits
+from helpers import SPECIALS, Guarded, assert_same_bits, at_offset, normal, num_threads, rng, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +134,7 @@ def cut(total, seed):
     return steps
 
 
-@settings(max_examples=25)
+@settings(max_examples=100)
 @given(st.integers(1, 280), st.sampled_from((1, 8, 16, 40)), st.integers(0, 2**32 - 1), st.integers(1, 3))
 def test_chunk_invariant(T, D, seed, heads):
     """Prefill at once, in chunks of any sizes, token by token, by arrays and by the cache."""
@@ -231,7 +230,7 @@ def test_many_heads_are_packed_in_groups():
         assert_same_bits(y[head], cache_of(k[head : head + 1], v[head : head + 1]).attention(q[head : head + 1])[0])
 
 
-@settings(max_examples=25)
+@settings(max_examples=100)
 @given(st.integers(1, 30), st.integers(0, 140), st.sampled_from((1, 5, 16, 64)), st.integers(0, 63), st.booleans())
 def test_place_invariant(Tq, more, D, offset, half):
     q, k, v = (normal(2, T, D, seed=i).astype(np.float16 if half else np.float32)
@@ -297,43 +296,15 @@ def test_nothing_outside_out_is_written(isa):
             assert (room[:48] == 7).all() and (room[-48:] == 7).all()
 
 
-class Guarded:
-    """Arrays that end where memory does: a read past the end is a crash."""
-
-    def __init__(self):
-        self.libc = ctypes.CDLL(None, use_errno=True)
-        self.libc.mmap.restype = ctypes.c_void_p
-        self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-        self.libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        self.libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self.held = []
-
-    def copy(self, a):
-        pages = -(-a.nbytes // 4096) + 1
-        start = self.libc.mmap(None, pages * 4096, 3, 0x22, -1, 0)
-        assert start != ctypes.c_void_p(-1).value
-        assert self.libc.mprotect(start + (pages - 1) * 4096, 4096, 0) == 0
-        self.held.append((start, pages * 4096))
-        memory = (ctypes.c_char * a.nbytes).from_address(start + (pages - 1) * 4096 - a.nbytes)
-        b = np.frombuffer(memory, a.dtype).reshape(a.shape)
-        b[...] = a
-        return b
-
-    def drop(self):
-        for start, size in self.held:
-            self.libc.munmap(start, size)
-
-
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's mmap")
 def test_nothing_outside_the_inputs_is_read(isa):
-    guarded = Guarded()
     for shape in ((1, 1, 9, 5), (1, 3, 20, 16), (1, 1, 130, 64), (2, 30, 30, 3), (1, 33, 33, 64), (1, 1, 1, 1)):
-        for dtype in (np.dtype(np.float32), np.dtype(np.float16)):
+        for dtype in (np.dtype(np.float32), np.dtype(np.float16), BF16):
             q, k, v, wanted = case(*shape, dtype)
-            q, k, v = (guarded.copy(x) for x in (q, k, v))
-            assert_same_bits(llorch.attention(q, k, v), wanted)
-            assert_same_bits(cache_of(k, v).attention(q), wanted)
-    guarded.drop()
+            with Guarded() as guarded:
+                q, k, v = (guarded.copy(x) for x in (q, k, v))
+                assert_same_bits(llorch.attention(q, k, v, out=guarded.copy(q)).copy(), wanted)
+                assert_same_bits(cache_of(k, v).attention(q), wanted)
 
 
 # ---- values ---------------------------------------------------------------------------------------------
@@ -382,7 +353,7 @@ def test_rows_that_are_nan(isa):
         assert_same_bits(reference.attention(one, keys, v)[0, :, 0], np.float32(wanted), f"{k}")
 
 
-@settings(max_examples=40)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 20), st.sampled_from((1e-38, 1e-20, 1, 30, 1e19)))
 def test_any_values(seed, T, D, scale):
     r = rng(seed)
@@ -519,7 +490,7 @@ class Model:
         self.k, self.v = k, v
 
 
-@settings(max_examples=40)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from("aaaatffd"), st.integers(0, 2**20)), min_size=3, max_size=25))
 def test_forks_and_truncations_never_touch_each_other(steps):
     """Caches and arrays side by side through any sequence of append, truncate, fork and drop."""
