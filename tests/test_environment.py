@@ -102,7 +102,7 @@ def test_environment_of_functions(host, isa, setting):
 # made here: in the host's environment NumPy's own arithmetic gives other values.
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FEW, ROWS, MANY = normal(2, 200), normal(13, 200), normal(2000, 200)
-LARGE, TINY = FEW * np.float32(3e37), normal(200, 90, scale=1e-40)
+LARGE, VANISHING = FEW * np.float32(3e37), normal(200, 90, scale=1e-40)
 W, B, H = normal(200, 90, seed=1), normal(90, seed=2, scale=1e-39), normal(2000, 90, seed=3)
 W_SMALL = W * np.float32(1e-5)
 Q, K, V = normal(3, 150, 16), normal(3, 150, 16, seed=1), normal(3, 150, 16, seed=2, scale=1e-39)
@@ -110,15 +110,15 @@ HALF = {
     name: a.astype(np.float16) for name, a in {"x": ROWS, "w": W, "q": Q, "k": K, "v": V * np.float32(1e33)}.items()
 }
 S = normal(400, 300, scale=20)
-S_LOW, S_TINY, S_BACK, S_BF16 = S - np.float32(60), S * np.float32(1e-40), S[::-1].copy(), S.astype(BF16)
+S_LOW, S_VANISHING, S_BACK, S_BF16 = S - np.float32(60), S * np.float32(1e-40), S[::-1].copy(), S.astype(BF16)
 TABLE, IDS = np.arange(1024, dtype=np.uint16).view(np.float16)[:, None], np.arange(1024)
 LOGITS = np.float32([[0, 1e-45, 3e-45, 2e-45], [-1e-45, -2e-45, -0.0, 0]])
 B_BF16, W_BF16 = B.astype(BF16), W.astype(BF16)
 
 CASES = {  # what the host calls, and what it should get
-    "linear, few rows": lambda m: m.linear(FEW, TINY, B),
-    "linear": lambda m: m.linear(ROWS, TINY, B),
-    "linear, packed first": lambda m: m.linear(MANY, TINY, B),
+    "linear, few rows": lambda m: m.linear(FEW, VANISHING, B),
+    "linear": lambda m: m.linear(ROWS, VANISHING, B),
+    "linear, packed first": lambda m: m.linear(MANY, VANISHING, B),
     "linear, overflow": lambda m: m.linear(LARGE, W),
     "linear, 16 bits": lambda m: m.linear(HALF["x"], HALF["w"], B_BF16),
     "linear, fused": lambda m: m.linear(MANY, W, B, activation="gelu", residual=H),
@@ -128,11 +128,11 @@ CASES = {  # what the host calls, and what it should get
     "attention, 16 bits": lambda m: m.attention(HALF["q"], HALF["k"], HALF["v"]),
     "attention, one query": lambda m: m.attention(Q[:, -1:], K, V),
     "gelu_tanh": lambda m: m.gelu(S, approximate="tanh"),
-    "rms_norm": lambda m: m.rms_norm(S_TINY, eps=1e-42),
-    "add_layer_norm": lambda m: m.add_layer_norm(S_TINY, S_BACK, eps=0.0)[0],
+    "rms_norm": lambda m: m.rms_norm(S_VANISHING, eps=1e-42),
+    "add_layer_norm": lambda m: m.add_layer_norm(S_VANISHING, S_BACK, eps=0.0)[0],
     "embedding": lambda m: m.embedding(TABLE, IDS),
     "argmax": lambda m: m.argmax(LOGITS),
-    "packed": lambda m: m.linear(ROWS, TINY, B) if m is reference else llorch.PackedLinear(TINY, B)(ROWS),
+    "packed": lambda m: m.linear(ROWS, VANISHING, B) if m is reference else llorch.PackedLinear(VANISHING, B)(ROWS),
     "packed as bfloat16": lambda m: (
         m.linear(MANY, W_BF16, B) if m is reference else llorch.PackedLinear(W, B, dtype="bfloat16")(MANY)
     ),

@@ -132,7 +132,7 @@ def test_a_function_without_its_kernel_would_be_seen():
 
 def test_the_oracle_has_the_same_signatures():
     for name in reference.__all__:
-        if hasattr(llorch, name):
+        if inspect.isroutine(getattr(llorch, name, None)):
             ours = inspect.signature(getattr(llorch, name)).parameters
             theirs = inspect.signature(getattr(reference, name)).parameters
             assert [(p.name, p.kind, p.default) for p in ours.values()] == [
