@@ -659,3 +659,36 @@ def test_attention_while_another_thread_appends():
     for t in threads:
         t.join()
     assert not wrong
+
+
+def test_forks_and_changes_while_another_thread_appends():
+    """A fork made meanwhile holds what was there before, its appends touch nobody; other changes are refused."""
+    k, v = normal(4, 2048, 64), normal(4, 2048, 64, seed=1)
+    cache = KVCache(4, 64, 128 + 2048 + 100)
+    cache.append(k[:, :128], v[:, :128])
+    wrong, refused, done = [], [], threading.Event()
+
+    def meddle():
+        while not done.is_set():
+            fork = cache.fork()
+            before = len(fork)
+            fork.append(v[:, :100], k[:, :100])  # where the other thread is writing, were the block shared
+            if before not in (128, 2176) or not same_bits(fork.keys[:, before:], v[:, :100]):
+                wrong.append(f"a fork of {before} positions")
+            try:
+                cache.append(k[:, :0], v[:, :0])
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    meddler = threading.Thread(target=meddle)
+    with num_threads(1):
+        meddler.start()
+        for _ in range(200):
+            cache.append(k, v)
+            if not (same_bits(cache.keys[:, 128:], k) and same_bits(cache.values[:, 128:], v)):
+                wrong.append("the cache")
+            cache.truncate(128)
+        done.set()
+        meddler.join()
+    assert not wrong, f"{wrong[:3]} changed"
+    assert set(refused) <= {"another thread is appending to this cache"}

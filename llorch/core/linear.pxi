@@ -233,7 +233,9 @@ cdef class PackedLinear:
                 raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(K, N, kind)} bytes")
             with nogil:
                 ll_pack(oweight.data, oweight.dtype, weight_k, weight_n, K, N, kind, packed)
-            packed, self._packed = self._packed, packed  # the second call of __init__ frees the first one's
+            if self._packed != NULL:  # a product in another thread may be reading it
+                raise TypeError("a PackedLinear is made once: make another one")
+            packed, self._packed = NULL, packed
             self._dtype = kind
             self.in_features, self.out_features, self.bias = K, N, kept
         finally:
