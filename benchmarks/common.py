@@ -433,11 +433,13 @@ def share_plot(result, path, colours, labels=None, limit=4.2):
 # ---- the command line ------------------------------------------------------------------------------------------
 
 
-def arguments(doc):
+def arguments(doc, add=lambda parser: None):
+    """The options of all benchmarks; `add` gives the parser more of them."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; prints, writes nothing by itself")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE too")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="where the three files go (docs/benchmarks)")
+    add(parser)
     options = parser.parse_args()
     if torch:
         torch.set_grad_enabled(False)

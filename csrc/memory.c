@@ -60,8 +60,8 @@ void *ll_memory_new(size_t bytes)
     size_t rounded = (bytes + alignment) / alignment * alignment; /* one byte at least */
     void *memory = aligned_alloc(alignment, rounded);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (memory && alignment == LARGE_PAGE)
-        (void)madvise(memory, rounded, MADV_HUGEPAGE); /* a wish: small pages do as well */
+    if (memory && alignment == LARGE_PAGE) /* a wish: small pages do as well; the end has them, for it may be a few KB */
+        (void)madvise(memory, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
 #endif
     return memory;
 }

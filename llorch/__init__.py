@@ -6,6 +6,8 @@
 True
 """
 
+from typing import TYPE_CHECKING, Any
+
 from llorch import _threadpoolctl, reference, testing
 from llorch._config import __version__, config, show_config
 from llorch._core import (
@@ -31,7 +33,11 @@ from llorch._core import (
     tanh,
 )
 
+if TYPE_CHECKING:
+    from llorch.gpt2 import GPT2
+
 __all__ = [
+    "GPT2",
     "KVCache",
     "PackedLinear",
     "__version__",
@@ -60,3 +66,16 @@ __all__ = [
 ]
 
 _threadpoolctl.register()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "GPT2":  # on demand: the kernels alone need NumPy alone, and are there sooner
+        from llorch.gpt2 import GPT2
+
+        globals()[name] = GPT2
+        return GPT2
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

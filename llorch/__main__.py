@@ -6,11 +6,15 @@ import sys
 def main() -> None:
     try:
         from llorch.cli import main as command
+
+        command(prog_name="llorch")
     except ModuleNotFoundError as error:
-        if error.name not in {"click", "rich"}:
+        package = (error.name or "").partition(".")[0]
+        if package not in {"click", "rich"}:
             raise
-        sys.exit(f'the command line needs the package {error.name}: pip install "llorch[gpt2]"')
-    command(prog_name="llorch")
+        sys.exit(f'the command line needs the package {package}: pip install "llorch[gpt2]"')
+    except KeyboardInterrupt:  # while packages are imported; the command line handles its own
+        sys.exit(130)
 
 
 if __name__ == "__main__":

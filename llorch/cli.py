@@ -1,119 +1,59 @@
-"""The command line: `llorch validate` and `llorch config`. Needs click and rich (see llorch/__main__.py)."""
+"""The command line: one group, whose commands are in llorch/commands. Needs click and rich (see llorch/__main__.py)."""
 
+import importlib
 import sys
-import time
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import llorch
-from llorch.validation import Step, checkpoint_01, checkpoint_02, peers, report, run
 
-CHECKPOINTS = {"1": checkpoint_01, "2": checkpoint_02}
+COMMANDS = ("generate", "score", "info", "bench", "validate", "config")
+INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 
-def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Opens the file for writing, so that a mistyped path is found before the work and not after; changes nothing."""
-    if value is not None:
+class Commands(click.Group):
+    """Imports a command when it is asked for; says what is wrong in one line, without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
+        return command
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Exit status: 0; 1 if something failed; 2 for a command line that can't be understood; 130 after Ctrl-C."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            new = not value.exists()
-            value.open("ab").close()
-            if new:
-                value.unlink()
-        except OSError as error:
-            raise click.BadParameter(f"can't write {value}: {error.strerror}") from None
-    return value
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            status = error.exit_code
+        except click.ClickException as error:
+            context = getattr(error, "ctx", None)
+            name = context.command_path if context else "llorch"
+            message = " ".join(error.format_message().split())
+            hint = f" (see {name} --help)" if isinstance(error, click.UsageError) else ""
+            click.echo(f"{name}: {message}{hint}", err=True)
+            status = error.exit_code
+        except click.Abort:
+            status = INTERRUPTED
+        sys.exit(status if isinstance(status, int) else 0)
 
 
-@click.group()
+@click.group(cls=Commands)
 @click.version_option(llorch.__version__)
 def main() -> None:
-    """CPU kernels whose every output bit is specified, and the tools to prove it."""
-
-
-@main.command()
-def config() -> None:
-    """Print compiler, instruction sets, threads and versions."""
-    llorch.show_config()
-
-
-@main.command()
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    callback=writable,
-    metavar="FILE",
-    help="Write everything measured to this file.",
-)
-@click.option(
-    "--report",
-    "report_path",
-    type=click.Path(path_type=Path),
-    callback=writable,
-    metavar="FILE.md",
-    help="Write a Markdown report, with all that a second person needs to repeat it.",
-)
-@click.option(
-    "--peer",
-    "wanted",
-    multiple=True,
-    type=click.Choice([*(peer.key for peer in peers.PEERS), "none"]),
-    help="Run this library only (repeatable), or none. Without it: every one that is installed.",
-)
-@click.option(
-    "--checkpoint",
-    "chosen",
-    multiple=True,
-    type=click.Choice(list(CHECKPOINTS)),
-    help="Run this checkpoint only (repeatable). Without it: all of them.",
-)
-@click.option("-q", "--quiet", is_flag=True, help="Print only what failed, and the summary.")
-@click.pass_context
-def validate(
-    context: click.Context,
-    json_path: Path | None,
-    report_path: Path | None,
-    wanted: tuple[str, ...],
-    chosen: tuple[str, ...],
-    quiet: bool,
-) -> None:
-    """The checkpoints of GPT-2 inference, against everything there is to compare them with.
-
-    1 is LayerNorm; 2 the projection to Q, K and V, attention and the feed-forward layer.
-
-    The exit status is 0 if all that ran holds (a library that is not installed is skipped), 1 if something failed.
-    """
-    started, clock = time.time(), time.perf_counter()
-    checkpoints = [module for number, module in CHECKPOINTS.items() if not chosen or number in chosen]
-    steps = [module.steps(wanted or None) for module in checkpoints]
-    results: list[report.Result] = []
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("", total=sum(map(len, steps)), completed=-1)
-
-        def begin(step: Step) -> None:
-            progress.update(task, description=step.title, advance=1)
-
-        for module, mine in zip(checkpoints, steps, strict=True):
-            since = time.perf_counter()
-            checks = list(run(mine, begin))
-            results.append(report.Result(module.TITLE, module.INPUT, checks, time.perf_counter() - since))
-
-    whole = report.Report(results, started, time.perf_counter() - clock)
-    report.show(whole, report.console(), quiet=quiet)
-    if json_path is not None:
-        json_path.write_text(report.as_json(whole), encoding="utf-8")
-    if report_path is not None:
-        report_path.write_text(report.as_markdown(whole), encoding="utf-8")
-    context.exit(0 if whole.holds else 1)
+    """Transformer inference whose every output bit is specified, and the tools to prove it."""

@@ -55,6 +55,19 @@ def test_range_rule(scale):
     assert np.abs(llorch.layer_norm(x, eps=0.0) - exact_layer_norm(x, 0.0)).max() <= 1e-6
 
 
+def test_log_probabilities():
+    """The logarithm of the softmax in extended precision; the largest error is that of one float32 exponential."""
+    from llorch.gpt2.generate import log_probabilities
+
+    logits = normal(200, 5000, scale=4)
+    ids = np.arange(200) * 25
+    wide = logits.astype(np.longdouble)
+    exact = wide[np.arange(200), ids] - np.log(np.exp(wide).sum(axis=1))
+    error = np.abs(log_probabilities(logits, ids) - exact).max()
+    assert error <= 3e-8
+    assert np.abs(np.log(llorch.softmax(logits)[np.arange(200), ids]) - exact).max() > 10 * error  # negative control
+
+
 # ---- products: next to float64, and to PyTorch on the same input where it is installed --------------------
 
 

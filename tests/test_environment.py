@@ -13,10 +13,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import assert_same_bits, normal, num_threads, same_bits
+from gpt2_models import TINY, random_tensors, save
+from helpers import assert_same_bits, normal, num_threads, rng, same_bits
 
 import llorch
 from llorch import reference
+from llorch.gpt2 import GPT2Config
 
 SOURCE = """
 #include <stdint.h>
@@ -215,6 +217,82 @@ def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
         finally:
             host.set_env(before)
         assert not same_bits(got, wanted_of[name]), name
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("activation", ("gelu_new", "relu"))
+def test_environment_of_gpt2(host, tmp_path, setting, activation):
+    """A model loaded and run in the hosts' environments, with subnormals on the way."""
+    entries = TINY | {"activation_function": activation}
+    tensors = random_tensors(entries)
+    tensors["h.0.mlp.c_fc.weight"] *= np.float32(1e-38)
+    tensors["h.0.mlp.c_fc.bias"] *= np.float32(1e-38)
+    tensors["h.0.mlp.c_proj.weight"] *= np.float32(1e38)
+    folder = save(tmp_path / "model", entries, tensors)
+    ids = rng(3).integers(0, TINY["vocab_size"], 30)
+    wanted = reference.GPT2(GPT2Config.from_dict(entries), tensors).forward(ids)
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        model = llorch.GPT2.from_pretrained(folder)
+        got, last = model.forward(ids), model.step([ids, ids[:9]], [model.new_cache(), model.new_cache()])
+    finally:
+        host.set_env(before)
+    assert_same_bits(got, wanted, setting)
+    assert_same_bits(last, wanted[[-1, 8]], setting)
+
+
+SUBNORMAL = np.float32([0, 1e-40])  # made here: a host that flushes can't
+
+
+def chosen_and_scored():
+    """What depends on plain NumPy and Python: a penalised logit that is subnormal, draws, scores."""
+    from llorch.gpt2.sampling import SamplingParameters, next_token
+
+    tiny = SamplingParameters(repetition_penalty=1.5)
+    drawn = SamplingParameters(0.7, top_k=30, top_p=0.9, repetition_penalty=1.1, seed=4)
+    tokens = [next_token(SUBNORMAL, tiny, 3, [1])]
+    tokens += [next_token(row, drawn, t, [1, 2]) for t, row in enumerate(normal(50, 60))]
+    model = llorch.GPT2.from_pretrained("shakespeare-1m")
+    result = model.score("ROMEO:\nBut, soft! what light through yonder window breaks?")
+    text = model.generate("ROMEO:", 20, temperature=1.0, seed=1)
+    return tokens, result.log_probabilities, np.array([result.log_likelihood, result.perplexity]), text
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_choices_and_scores(host, setting):
+    tokens, logs, sums, text = chosen_and_scored()
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        got = chosen_and_scored()
+        after = host.get_env()
+    finally:
+        host.set_env(before)
+    assert got[0] == tokens and got[3] == text
+    assert_same_bits(got[1], logs, setting)
+    assert_same_bits(got[2], sums, setting)
+    sticky = 0x3F if platform.machine() == "x86_64" else 0
+    assert after & ~sticky == SETTINGS[setting] & ~sticky
+
+
+def test_an_unprotected_choice_or_score_would_be_seen(host):
+    """Negative control: the same functions in the hosts' environments, without llorch's own around them."""
+    from llorch.gpt2.generate import log_probabilities
+    from llorch.gpt2.sampling import SamplingParameters, _next_token
+
+    logits, ids = normal(5, 60), [0, 1, 2, 3, 4]
+    wanted = log_probabilities(logits, ids)
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS["flush"])
+        flushed = _next_token(SUBNORMAL, SamplingParameters(repetition_penalty=1.5), 3, [1])
+        host.set_env(SETTINGS["up"])
+        up = log_probabilities(logits, ids)
+    finally:
+        host.set_env(before)
+    assert flushed == 0 and chosen_and_scored()[0][0] == 1
+    assert not same_bits(up, wanted)
 
 
 def test_the_host_really_flushes(host):

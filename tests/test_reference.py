@@ -98,7 +98,7 @@ def test_sum64_is_the_text():
 
 ALLOWED = {
     "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64",
-    "float16",
+    "float16", "transpose",
     "int64", "uint16", "uint32", "broadcast_arrays", "ascontiguousarray", "asarray", "any", "dtype",
 }  # fmt: skip
 

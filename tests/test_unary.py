@@ -335,4 +335,4 @@ def test_exhaustive_check_finds_a_wrong_bit():
     command = [sys.executable, ROOT / "tools" / "exhaustive.py", "--spoil", "--share", "64"]
     got = subprocess.run(command, capture_output=True, text=True)
     assert got.returncode == 0, got.stdout + got.stderr
-    assert got.stdout.count("0 wrong as it is, 1 with one bit spoilt") == len(NAMES)
+    assert got.stdout.count("0 wrong as it is, 1 with one bit spoilt") == len(NAMES) * len(llorch.available_isas())

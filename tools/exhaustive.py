@@ -1,8 +1,8 @@
 """Compares llorch's functions of one variable with MPFR for every float32 there is.
 
-    python tools/exhaustive.py                             # all seven on the active instruction set: some 20 minutes
+    python tools/exhaustive.py                # all seven on every instruction set of this machine: some 30 minutes
     python tools/exhaustive.py --function exp --isa generic --share 16     # every 16th input
-    python tools/exhaustive.py --spoil                     # the control: one wrong bit must be found
+    python tools/exhaustive.py --spoil        # the control: one wrong bit must be found
 
 Writes docs/exhaustive.json and docs/exhaustive.md, and after a full run without a misrounding the hardest inputs into
 tests/data/unary_hard/. An interrupted run goes on where it was (build/exhaustive.state.json). Needs gcc and MPFR
@@ -24,7 +24,7 @@ import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import llorch
-from llorch.testing import use_isa
+from llorch.testing import differing_bits, use_isa
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / "build" / "exhaustive.state.json"
@@ -88,16 +88,30 @@ def check(checker, function, first, step, y):
     return shown, count, open_.value, [[h.distance, h.x.hex(), h.wanted.hex()] for h in hards[: found.value]]
 
 
-def one_chunk(checker, function, index, share, spoil=False):
-    """Inputs [index CHUNK, (index + 1) CHUNK) of the 2^32, every share-th of them, from an offset that changes."""
+def inputs(index, share):
+    """The first and all of the encodings [index CHUNK, (index + 1) CHUNK), every share-th, from a changing offset."""
     first = index * CHUNK + index * 7 % share
-    encodings = np.arange(first, (index + 1) * CHUNK, share, dtype=np.uint64).astype(np.uint32)
-    x = encodings.view(np.float32)
-    y = FUNCTIONS[function](x, out=np.empty_like(x))
-    if spoil:  # the last bit of one result that is a number
-        at = np.flatnonzero(np.isfinite(y))[len(y) // 3]
-        y.view(np.uint32)[at] ^= 1
-    return check(checker, function, first, share, y)
+    return first, np.arange(first, (index + 1) * CHUNK, share, dtype=np.uint64).astype(np.uint32).view(np.float32)
+
+
+def compute(function, index, share):
+    x = inputs(index, share)[1]
+    return FUNCTIONS[function](x, out=np.empty_like(x))
+
+
+def spoilt(y):
+    """With the last bit of one result that is a number turned."""
+    y.view(np.uint32)[np.flatnonzero(np.isfinite(y))[len(y) // 3]] ^= 1
+    return y
+
+
+def judge(checker, function, index, share, outputs):
+    """`check` of each instruction set's outputs of a chunk. Equal ones are judged once."""
+    judged = []
+    for y in outputs:
+        same = [k for k, other in enumerate(outputs[: len(judged)]) if not differing_bits(y, other)]
+        judged.append(judged[same[0]] if same else check(checker, function, inputs(index, share)[0], share, y))
+    return judged
 
 
 def edges(checker, function):
@@ -133,10 +147,12 @@ def save(path, value):
     path.write_text(json.dumps(value, indent=1, allow_nan=True) + "\n")
 
 
-def run(checker, function, isa, share, threads):
-    key = f"{function} {isa} 1/{share}"
+def run(checker, function, isas, share, threads):
+    """One result for each instruction set."""
+    key = f"{function} {' '.join(isas)} 1/{share}"
     state = load(STATE)
-    part = state.setdefault(key, {"next": 0, "inputs": 0, "wrong": 0, "open": 0, "shown": [], "hardest": []})
+    empty = {"next": 0, "parts": [{"inputs": 0, "wrong": 0, "open": 0, "shown": [], "hardest": []} for _ in isas]}
+    all_ = state.setdefault(key, empty)
     chunks = (1 << 32) // CHUNK
     columns = (
         TextColumn("{task.description}"),
@@ -144,23 +160,29 @@ def run(checker, function, isa, share, threads):
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),
     )
-    with use_isa(isa), ThreadPoolExecutor(threads) as pool, Progress(*columns) as progress:
-        task = progress.add_task(key, total=chunks, completed=part["next"])
-        while part["next"] < chunks:
-            batch = range(part["next"], min(part["next"] + 4 * threads, chunks))
-            for shown, count, open_, hards in pool.map(lambda index: one_chunk(checker, function, index, share), batch):
-                part["wrong"] += count
-                part["open"] += open_
-                part["shown"] = (part["shown"] + shown)[:ROOM]
-                part["hardest"] = sorted(part["hardest"] + hards)[:HARDEST]
-                part["inputs"] += CHUNK // share
-            part["next"] = batch.stop
-            progress.update(task, completed=part["next"])
+    with ThreadPoolExecutor(threads) as pool, Progress(*columns) as progress:
+        task = progress.add_task(key, total=chunks, completed=all_["next"])
+        while all_["next"] < chunks:
+            batch = range(all_["next"], min(all_["next"] + 4 * threads, chunks))
+            outputs = []
+            for isa in isas:  # one after the other: the choice is the whole process's
+                with use_isa(isa):
+                    outputs.append(list(pool.map(lambda index: compute(function, index, share), batch)))
+            judged = pool.map(lambda index, *ys: judge(checker, function, index, share, ys), batch, *outputs)
+            for results in judged:
+                for part, (shown, count, open_, hards) in zip(all_["parts"], results, strict=True):
+                    part["wrong"] += count
+                    part["open"] += open_
+                    part["shown"] = (part["shown"] + shown)[:ROOM]
+                    part["hardest"] = sorted(part["hardest"] + hards)[:HARDEST]
+                    part["inputs"] += CHUNK // share
+            all_["next"] = batch.stop
+            progress.update(task, completed=all_["next"])
             save(STATE, state)
     del state[key]
     save(STATE, state)
-    del part["next"]
-    return {"function": function, "isa": isa, "share": share, "date": str(datetime.date.today()), **part}
+    common = {"function": function, "share": share, "date": str(datetime.date.today()), "machine": machine()}
+    return [common | {"isa": isa} | part for isa, part in zip(isas, all_["parts"], strict=True)]
 
 
 def machine():
@@ -206,7 +228,7 @@ def markdown(results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--function", action="append", choices=FUNCTIONS, help="default: all; may be repeated")
-    parser.add_argument("--isa", default=llorch.isa(), choices=llorch.available_isas())
+    parser.add_argument("--isa", action="append", choices=llorch.available_isas(), help="default: all; may be repeated")
     parser.add_argument("--share", type=int, default=1, help="take every SHARE-th input")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -215,32 +237,32 @@ def main():
     arguments = parser.parse_args()
     checker = build()
     llorch.set_num_threads(1)
-    functions = arguments.function or list(FUNCTIONS)
+    functions, isas = arguments.function or list(FUNCTIONS), arguments.isa or list(llorch.available_isas())
+    share, index = arguments.share, 0x3F800000 // CHUNK
     if arguments.spoil:
-        for function in functions:
-            with use_isa(arguments.isa):
-                clean = one_chunk(checker, function, 0x3F800000 // CHUNK, arguments.share)[1]
-                spoilt = one_chunk(checker, function, 0x3F800000 // CHUNK, arguments.share, spoil=True)[1]
-            print(f"{function}: {clean} wrong as it is, {spoilt} with one bit spoilt")
-            if (clean, spoilt) != (0, 1):
+        for function, isa in itertools.product(functions, isas):
+            with use_isa(isa):
+                outputs = [compute(function, index, share), spoilt(compute(function, index, share))]
+            clean, found = (count for _, count, *_ in judge(checker, function, index, share, outputs))
+            print(f"{function}, {isa}: {clean} wrong as it is, {found} with one bit spoilt")
+            if (clean, found) != (0, 1):
                 raise SystemExit("the control failed")
         return
     failed = False
     for function in functions:
-        result = run(checker, function, arguments.isa, arguments.share, arguments.threads)
-        result["machine"] = machine()
-        print(f"{function} {arguments.isa}: {result['wrong']} of {result['inputs']} misrounded, {result['open']} open")
-        for x, y, wanted in result["shown"]:
-            print(f"  x {x} got {y} wanted {wanted}")
-        failed |= result["wrong"] > 0
-        results = load(RESULT).get("results", [])
-        same = ("function", "isa", "share")
-        results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
-        results.sort(key=lambda r: (r["share"], r["isa"], CODES[r["function"]]))
-        save(RESULT, {"results": results})
-        RESULT.with_suffix(".md").write_text(markdown(results))
-        if arguments.share == 1 and not result["wrong"]:
-            write_hard(checker, result)
+        for result in run(checker, function, isas, share, arguments.threads):
+            print("{function} {isa}: {wrong} of {inputs} misrounded, {open} open".format(**result))
+            for x, y, wanted in result["shown"]:
+                print(f"  x {x} got {y} wanted {wanted}")
+            failed |= result["wrong"] > 0
+            results = load(RESULT).get("results", [])
+            same = ("function", "isa", "share")
+            results = [r for r in results if any(r[k] != result[k] for k in same)] + [result]
+            results.sort(key=lambda r: (r["share"], r["isa"], CODES[r["function"]]))
+            save(RESULT, {"results": results})
+            RESULT.with_suffix(".md").write_text(markdown(results))
+            if share == 1 and not result["wrong"]:
+                write_hard(checker, result)
     if failed:
         raise SystemExit("misrounded results: see above")
 

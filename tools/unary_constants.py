@@ -84,6 +84,11 @@ def mills(t):
     return mp.erfc(t / mp.sqrt(2)) * mp.exp(t * t / 2) / 2
 
 
+def tail(t):
+    """The eighth root of the normal tail."""
+    return mp.root(mp.erfc(t / mp.sqrt(2)) / 2, 8)
+
+
 def erf_over(w):
     """erf(x) / x as a function of w = x^2."""
     return mp.erf(mp.sqrt(w)) / mp.sqrt(w) if w else 2 / mp.sqrt(mp.pi)
@@ -109,6 +114,7 @@ if __name__ == "__main__":
     half = mp.log(2) / 2 * mpf("1.0001")
     show("EXPM1", expm1_over, -half, half, 8, 0)
     show("MILLS", mills, 0, mpf("14.5"), 7, 8)
+    show("TAIL", tail, 0, 4, 15, 0)
     show("ERF", erf_over, 0, 16, 9, 8)
     print("/* exact.c */")
     exact_parts()

@@ -88,6 +88,8 @@ LL_FN vd vd_add(vd a, vd b) { return _mm256_add_pd(a, b); }
 LL_FN vd vd_sub(vd a, vd b) { return _mm256_sub_pd(a, b); }
 LL_FN vd vd_mul(vd a, vd b) { return _mm256_mul_pd(a, b); }
 LL_FN vd vd_div(vd a, vd b) { return _mm256_div_pd(a, b); }
+LL_FN vd vd_max(vd a, vd b) { return _mm256_max_pd(a, b); }
+LL_FN vd vd_abs(vd a) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), a); }
 LL_FN vd vd_fma(vd a, vd b, vd c) { return _mm256_fmadd_pd(a, b, c); }
 LL_FN vd vd_scale(vd v, vd t)
 {

@@ -88,6 +88,23 @@ LL_FN vd vd_add(vd a, vd b) { return _mm512_add_pd(a, b); }
 LL_FN vd vd_sub(vd a, vd b) { return _mm512_sub_pd(a, b); }
 LL_FN vd vd_mul(vd a, vd b) { return _mm512_mul_pd(a, b); }
 LL_FN vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
+LL_FN vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
+LL_FN vd vd_abs(vd a) { return _mm512_abs_pd(a); }
+/* The 29 bits that float32 has not are those of a tie, plus or minus 2^(53 - m): after one addition all but the lowest
+ * are 0. (2^-m of a number just below a power of two is nearly 2^(53 - m) of its last place.) */
+#define LL_NEAR_TIE
+LL_FN int vd_near_tie(vd a, vd b, int m)
+{
+    const __m512i up = _mm512_set1_epi64((1ll << 28) + (1ll << (53 - m)));
+    const __m512i bits = _mm512_set1_epi64((1ll << 29) - (2ll << (53 - m)));
+    return _mm512_testn_epi64_mask(_mm512_add_epi64(_mm512_castpd_si512(a), up), bits)
+           | _mm512_testn_epi64_mask(_mm512_add_epi64(_mm512_castpd_si512(b), up), bits);
+}
+LL_FN int vf_odd(vf v, vf x)
+{
+    __mmask16 odd = _mm512_fpclass_ps_mask(v, 0x01 | 0x02 | 0x04 | 0x20 | 0x80); /* NaN, +0, -0, subnormal, NaN */
+    return _mm512_mask_cmp_ps_mask(odd, x, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+}
 LL_FN vd vd_fma(vd a, vd b, vd c) { return _mm512_fmadd_pd(a, b, c); }
 LL_FN vd vd_scale(vd v, vd t)
 {

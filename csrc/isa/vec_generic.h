@@ -154,6 +154,8 @@ LL_FN vd vd_add(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] + b.lane[l]; return
 LL_FN vd vd_sub(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] - b.lane[l]; return a; }
 LL_FN vd vd_mul(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] * b.lane[l]; return a; }
 LL_FN vd vd_div(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] / b.lane[l]; return a; }
+LL_FN vd vd_max(vd a, vd b) { LL_EACH2 a.lane[l] = a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]; return a; }
+LL_FN vd vd_abs(vd v) { LL_EACH2 v.lane[l] = fabs(v.lane[l]); return v; }
 LL_FN vd vd_fma(vd a, vd b, vd c) { LL_EACH2 a.lane[l] = a.lane[l] * b.lane[l] + c.lane[l]; return a; }
 LL_FN vd vd_scale(vd v, vd t)
 {

@@ -94,6 +94,8 @@ LL_FN vd vd_add(vd a, vd b) { return vaddq_f64(a, b); }
 LL_FN vd vd_sub(vd a, vd b) { return vsubq_f64(a, b); }
 LL_FN vd vd_mul(vd a, vd b) { return vmulq_f64(a, b); }
 LL_FN vd vd_div(vd a, vd b) { return vdivq_f64(a, b); }
+LL_FN vd vd_max(vd a, vd b) { return vmaxq_f64(a, b); }
+LL_FN vd vd_abs(vd v) { return vabsq_f64(v); }
 LL_FN vd vd_fma(vd a, vd b, vd c) { return vfmaq_f64(c, a, b); }
 LL_FN vd vd_scale(vd v, vd t)
 {

@@ -21,6 +21,9 @@
 /* Rows of x and panels whose sums stay in the second cache, beside the rows' values of DEPTH k, while k goes on. */
 #define BLOCK_ROWS 120
 #define PANEL_GROUP 4
+/* Where the rows are one tile and the weight is plain, its rows are read in longer pieces instead: memory likes that. */
+#define FEW_GROUP 8
+#define FEW_DEPTH LL_BLOCK
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
@@ -78,21 +81,22 @@ typedef struct linear_part {
     size_t sums_panel;
 } linear_part;
 
-LL_INLINE vf activate(vf v, int activation)
+/* What comes after the sum: columns [n, n + count) of a row of y, at most two vectors. */
+LL_NOINLINE void finish(const ll_linear_args *a, vf v[2], ptrdiff_t row, size_t n, size_t count)
 {
-    return activation == LL_LINEAR_GELU        ? ll_gelu_vf(v)
-           : activation == LL_LINEAR_GELU_TANH ? ll_gelu_tanh_vf(v)
-                                               : ll_silu_vf(v);
-}
-
-/* What comes after the sum: columns [n, n + count) of a row of y, count <= LL_VL. */
-LL_NOINLINE void finish(const ll_linear_args *a, vf v, ptrdiff_t row, size_t n, size_t count)
-{
-    if (a->activation)
-        v = activate(v, a->activation);
-    if (a->residual)
-        v = vf_add(v, row_load_n((const char *)a->residual + row * a->residual_stride, n, count, a->dtype));
-    row_store_n((char *)a->y + row * a->y_stride, n, v, count, a->dtype);
+    if (a->activation == LL_LINEAR_GELU)
+        ll_gelu_vp(v);
+    else if (a->activation == LL_LINEAR_GELU_TANH)
+        ll_gelu_tanh_vp(v);
+    else if (a->activation == LL_LINEAR_SILU)
+        ll_silu_vp(v);
+    if (a->residual) {
+        vf residual[2];
+        pair_load((const char *)a->residual + row * a->residual_stride, n, n + count, a->dtype, residual);
+        v[0] = vf_add(v[0], residual[0]);
+        v[1] = vf_add(v[1], residual[1]);
+    }
+    pair_store((char *)a->y + row * a->y_stride, n, n + count, a->dtype, v);
 }
 
 /* Where vector i of a tile [R][V] waits. */
@@ -139,11 +143,14 @@ LL_INLINE void tile_part(const linear_part *t, size_t R, size_t P, int dtype)
         for (size_t i = 0; i < R * V; i++)
             vf_store(to + (ptrdiff_t)(i / V) * a->y_stride + i % V * LL_VL * sizeof(float), y[i]);
     } else {
-        for (size_t i = 0; i < R * V; i++) {
-            size_t n = t->n + i % V * LL_VL;
-            if (n < N)
-                finish(a, y[i], (ptrdiff_t)(t->m + i / V), n, least(LL_VL, N - n));
-        }
+        for (size_t r = 0; r < R; r++)
+            for (size_t v = 0; v < V; v += 2) {
+                const int two = v + 1 < V;
+                const size_t n = t->n + v * LL_VL;
+                vf pair[2] = {y[r * V + v], two ? y[r * V + v + 1] : vf_zero()};
+                if (n < N)
+                    finish(a, pair, (ptrdiff_t)(t->m + r), n, least(two ? 2 * LL_VL : LL_VL, N - n));
+            }
     }
 }
 
@@ -329,7 +336,7 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
 {
     _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
     for (size_t n = begin; n < end; n += STRIP) {
-        const size_t columns = least(STRIP, end - n), padded = (columns + LL_VL - 1) / LL_VL * LL_VL;
+        const size_t columns = least(STRIP, end - n), padded = (columns + 2 * LL_VL - 1) / (2 * LL_VL) * (2 * LL_VL);
         for (size_t r = 0; r < R; r++) {
             memset(y + r * STRIP, 0, padded * sizeof *y);
             if (a->bias)
@@ -350,8 +357,10 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
                     vf_store(y + r * STRIP + j, vf_add(vf_load(y + r * STRIP + j), vf_load(p + r * STRIP + j)));
         }
         for (size_t r = 0; r < R; r++)
-            for (size_t j = 0; j < columns; j += LL_VL)
-                finish(a, vf_load(y + r * STRIP + j), (ptrdiff_t)r, n + j, least(LL_VL, columns - j));
+            for (size_t j = 0; j < columns; j += 2 * LL_VL) {
+                vf pair[2] = {vf_load(y + r * STRIP + j), vf_load(y + r * STRIP + j + LL_VL)};
+                finish(a, pair, (ptrdiff_t)r, n + j, least(2 * LL_VL, columns - j));
+            }
     }
 }
 
@@ -359,7 +368,8 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
 static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                               size_t panel_begin, size_t panel_end)
 {
-    _Alignas(64) float room[(MOST_PANELS > PANEL_GROUP ? MOST_PANELS : PANEL_GROUP) * DEPTH * LL_PANEL];
+    _Alignas(64) float room[(PANEL_GROUP * DEPTH > FEW_GROUP * FEW_DEPTH ? PANEL_GROUP * DEPTH : FEW_GROUP * FEW_DEPTH)
+                            * LL_PANEL];
     _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
     const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
@@ -379,9 +389,10 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t block_end = least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
         const int direct = a->packed && (count == 1 || a->weight_dtype == LL_F32);
-        const size_t depth = count == 1 && direct ? K : DEPTH;
+        const int few = count == 1 && by_rows;
+        const size_t depth = count == 1 && direct ? K : few ? FEW_DEPTH : DEPTH;
         const size_t together = PANELS(tile_row(block + 1, tiles, a->M) - m);
-        const size_t group = together > PANEL_GROUP ? together : PANEL_GROUP;
+        const size_t group = few ? FEW_GROUP : PANEL_GROUP; /* together divides both, or is less */
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = least(group, panel_end - panel);
             size_t k = 0;

@@ -16,9 +16,6 @@
 #include "unary.h"
 #include "table.h"
 
-/* Vectors whose exponentials are taken together. */
-#define TOGETHER 2
-
 /* The largest of n >= 1 values; where one is a NaN, anything. Four chains, as a maximum has a latency. */
 LL_INLINE float row_max(const char *x, size_t n, int dtype)
 {
@@ -41,45 +38,57 @@ LL_INLINE float row_max(const char *x, size_t n, int dtype)
     return most;
 }
 
+/* exp(x_j - m) of the values [j, n), at most two vectors; +0 in the lanes past n, where exp is taken of 0: that is not
+ * hard. whole: there is room behind x for whole vectors. */
+LL_INLINE void exp_rest(const char *x, size_t j, size_t n, vf most, int whole, int dtype, vf v[2])
+{
+    for (size_t i = 0; i < 2; i++) {
+        size_t count = ll_lanes_left(j, i, n);
+        v[i] = !count  ? most
+               : whole ? row_load(x, j + i * LL_VL, dtype)
+                       : row_load_n(x, j + i * LL_VL, count, dtype);
+        v[i] = vf_sub(count && count < LL_VL ? vf_join(v[i], most, count) : v[i], most);
+    }
+    ll_exp_vp(v);
+    for (size_t i = 0; i < 2; i++) {
+        size_t count = ll_lanes_left(j, i, n);
+        v[i] = !count ? vf_zero() : count < LL_VL ? vf_first(v[i], count) : v[i];
+    }
+}
+
 /* sum64 of exp(x_j - m), which go to e as float32 unless it is NULL. whole: there is room behind x and e for whole
  * vectors; e gets +0 there. */
 LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, int dtype)
 {
-    vf p[LL_REGS], most = vf_set1(m);
+    vf p[LL_REGS], most = vf_set1(m), v[2];
     size_t j = 0, k = 0;
     for (size_t i = 0; i < LL_REGS; i++)
         p[i] = vf_zero();
-    for (; j + TOGETHER * LL_VL <= n; j += TOGETHER * LL_VL) {
-        vf v[TOGETHER];
+    for (; j + 2 * LL_VL <= n; j += 2 * LL_VL) {
         LL_UNROLL
-        for (size_t i = 0; i < TOGETHER; i++)
+        for (size_t i = 0; i < 2; i++)
             v[i] = vf_sub(row_load(x, j + i * LL_VL, dtype), most);
-        ll_exp_vfs(v, TOGETHER);
+        ll_exp_vp(v);
         LL_UNROLL
-        for (size_t i = 0; i < TOGETHER; i++) {
+        for (size_t i = 0; i < 2; i++) {
             if (e)
                 vf_store(e + (j + i * LL_VL) * sizeof(float), v[i]);
             p[k + i] = vf_add(p[k + i], v[i]);
         }
-        k = (k + TOGETHER) % LL_REGS;
-    }
-    for (; j + LL_VL <= n; j += LL_VL) {
-        vf v = ll_exp_vf(vf_sub(row_load(x, j, dtype), most));
-        if (e)
-            vf_store(e + j * sizeof(float), v);
-        p[k] = vf_add(p[k], v);
-        k = (k + 1) % LL_REGS;
+        k = (k + 2) % LL_REGS;
     }
     if (j < n) {
-        /* in the lanes past n there is m: nothing there is hard for exp */
-        size_t count = n - j;
-        vf v = whole ? row_load(x, j, dtype) : row_load_n(x, j, count, dtype);
-        v = vf_first(ll_exp_vf(vf_sub(vf_join(v, most, count), most)), count);
-        if (e && whole)
-            vf_store(e + j * sizeof(float), v);
-        else if (e)
-            vf_store_n(e + j * sizeof(float), v, count);
-        p[k] = vf_add(p[k], v);
+        exp_rest(x, j, n, most, whole, dtype, v);
+        for (size_t i = 0; i < 2; i++) {
+            size_t count = ll_lanes_left(j, i, n);
+            if (!count)
+                break;
+            if (e && whole)
+                vf_store(e + (j + i * LL_VL) * sizeof(float), v[i]);
+            else if (e)
+                row_store_n(e, j + i * LL_VL, v[i], count, LL_F32);
+            p[k + i] = vf_add(p[k + i], v[i]);
+        }
     }
     return ll_fold64(p);
 }
@@ -88,14 +97,15 @@ LL_INLINE void softmax_row(const char *x, char *y, size_t n, int dtype)
 {
     float m = row_max(x, n, dtype);
     vf z = vf_set1(row_exp(x, n, m, dtype == LL_F32 ? y : NULL, 0, dtype)), most = vf_set1(m);
-    for (size_t j = 0; j < n; j += LL_VL) {
-        size_t count = n - j < LL_VL ? n - j : LL_VL;
-        vf e;
+    for (size_t j = 0; j < n; j += 2 * LL_VL) {
+        vf e[2];
         if (dtype == LL_F32)
-            e = row_load_n(y, j, count, LL_F32);
+            pair_load(y, j, n, LL_F32, e);
         else
-            e = ll_exp_vf(vf_sub(vf_join(row_load_n(x, j, count, dtype), most, count), most));
-        row_store_n(y, j, vf_div(e, z), count, dtype);
+            exp_rest(x, j, n, most, 0, dtype, e);
+        e[0] = vf_div(e[0], z);
+        e[1] = vf_div(e[1], z);
+        pair_store(y, j, n, dtype, e);
     }
 }
 

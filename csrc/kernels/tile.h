@@ -17,9 +17,10 @@
 
 #include "../isa/vec.h"
 
-/* Vectors of a panel; the most panels at once; how many panels R rows take together. */
+/* Vectors of a panel; the most panels at once (chains enough for one row; 8 streams from memory are a tenth slower than
+ * 4); how many panels R rows take together. */
 #define PANEL_VECTORS (LL_PANEL / LL_VL)
-#define MOST_PANELS (8 / PANEL_VECTORS)
+#define MOST_PANELS (LL_VL == 4 ? 2 : 4)
 #define PANELS(R) \
     (LL_TILE_ROWS * LL_TILE_PANELS / (R) < MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : MOST_PANELS)
 
@@ -35,6 +36,10 @@ LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (
 #define LL_UNROLL_K _Pragma("GCC unroll 4")
 #endif
 
+/* Bytes ahead at which 16-bit values, which come straight from memory, are called for: fewer of them than of float32
+ * are on their way by the loads alone, as each takes more instructions. */
+#define STREAM_AHEAD 2048
+
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]
  *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
@@ -48,20 +53,38 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
     const size_t size = ll_dtype_size(dtype);
     LL_UNROLL_K
     for (size_t k = 0; k < kc; k++) {
-        vf w[8];
         if (ahead) {
             __builtin_prefetch(ahead, 0, 2);
             ahead += ahead_k;
         }
-        LL_UNROLL
-        for (size_t v = 0; v < V; v++)
-            w[v] = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
-        LL_UNROLL
-        for (size_t r = 0; r < R; r++) {
-            vf x = vf_set1(a[r * a_row]);
+        if (dtype != LL_F32 && k % 2 == 0)
+            for (size_t v = 0; v < V; v += panel)
+                __builtin_prefetch(b + (v / panel) * b_panel * size + STREAM_AHEAD, 0, 0);
+        /* the smaller of the two sides waits in registers, or there are too few of them */
+        if (R < V) {
+            vf x[LL_TILE_ROWS];
+            LL_UNROLL
+            for (size_t r = 0; r < R; r++)
+                x[r] = vf_set1(a[r * a_row]);
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++) {
+                vf w = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
+                LL_UNROLL
+                for (size_t r = 0; r < R; r++)
+                    p[r * V + v] = vf_fma(x[r], w, p[r * V + v]);
+            }
+        } else {
+            vf w[8];
             LL_UNROLL
             for (size_t v = 0; v < V; v++)
-                p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
+                w[v] = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
+            LL_UNROLL
+            for (size_t r = 0; r < R; r++) {
+                vf x = vf_set1(a[r * a_row]);
+                LL_UNROLL
+                for (size_t v = 0; v < V; v++)
+                    p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
+            }
         }
         a += a_k;
         b += b_k * size;

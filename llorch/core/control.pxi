@@ -10,6 +10,21 @@ cdef extern from "llorch.h" nogil:
     void llorch_set_num_threads(int)
     int ll_default_num_threads()
 
+cdef extern from "fpenv.h" nogil:
+    ctypedef struct ll_fpenv:
+        pass
+    ll_fpenv ll_fpenv_enter()
+    void ll_fpenv_leave(ll_fpenv)
+
+
+def _in_fpenv(function, *arguments):
+    """function(*arguments) in the floating-point environment of the contract: for what is specified but not C."""
+    cdef ll_fpenv saved = ll_fpenv_enter()
+    try:
+        return function(*arguments)
+    finally:
+        ll_fpenv_leave(saved)
+
 
 def set_num_threads(n):
     """Let llorch use up to n threads (an int >= 1; above 256 it is 256). Changes no bit of any result."""

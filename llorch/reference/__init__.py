@@ -8,11 +8,14 @@ instructions. Slow on purpose. Run it in the default floating-point environment.
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
+from llorch.reference._gpt2 import GPT2
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+from llorch.reference._sampling import log_probabilities, next_token, philox
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 __all__ = [
+    "GPT2",
     "add_layer_norm",
     "argmax",
     "attention",
@@ -24,7 +27,10 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "log_probabilities",
     "narrow",
+    "next_token",
+    "philox",
     "rms_norm",
     "sigmoid",
     "silu",

@@ -1,0 +1,98 @@
+"""`llorch generate`."""
+
+import sys
+import time
+
+import click
+
+from llorch.commands import common
+
+DEFAULT_LENGTH = 200
+
+
+@click.command("generate")
+@click.argument("prompt")
+@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    type=click.IntRange(0),
+    help=f"At most so many. Without it: {DEFAULT_LENGTH}, or as many as the context has room for.",
+)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option("--top-k", type=int, help="Draw from the K likeliest tokens.")
+@click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have probability P.")
+@click.option("--repetition-penalty", type=float, help="More than 1 makes tokens that came before less likely.")
+@click.option("--seed", type=int, help="The same seed gives the same text. Without it: a fresh one, which is shown.")
+@click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
+@common.dtype_option
+@common.threads_option
+@click.option("--stats/--no-stats", default=None, help="Tokens per second, on stderr. Default: where it is a terminal.")
+def command(
+    prompt: str,
+    model: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
+    dtype: str | None,
+    stats: bool | None,
+) -> None:
+    """Continue PROMPT; the new text goes to stdout as it comes.
+
+    PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token.
+    """
+    from llorch.gpt2.generate import stream
+
+    prompt = common.text_of(prompt)
+    gpt2 = common.load(model, dtype)
+    with common.failures(), common.progress("reading the prompt") as progress:
+        tokenizer, config = gpt2.tokenizer, gpt2.config
+        if not prompt and config.bos_token_id is not None:
+            prompt = tokenizer.decode([config.bos_token_id])
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_LENGTH, config.n_positions - len(tokenizer.encode(prompt))))
+
+        pieces = stream(
+            gpt2,
+            prompt,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            progress=progress,
+        )
+        if pieces.seed is not None and seed is None:
+            click.echo(f"seed {pieces.seed}", err=True)
+        out = sys.stdout
+        if hasattr(out, "reconfigure"):
+            out.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
+        begin, first = time.perf_counter(), None
+        try:
+            for piece in pieces:
+                first = first or time.perf_counter()
+                out.write(piece)
+                out.flush()
+            out.write("\n")
+            out.flush()
+        finally:  # after Ctrl-C too
+            if stats or (stats is None and sys.stderr.isatty()):
+                end = time.perf_counter()
+                click.echo(
+                    _summary(len(pieces.prompt_ids), (first or end) - begin, len(pieces.ids), end - begin), err=True
+                )
+
+
+def _summary(prompt: int, until_first: float, new: int, seconds: float) -> str:
+    """The first new token comes with the prompt: the others are what decoding takes."""
+    parts = [f"prompt: {prompt} tokens in {until_first:.2f} s ({prompt / until_first:.0f} tokens/s)"]
+    parts += [f"new: {new} tokens in {seconds:.2f} s"]
+    if new > 1 and seconds > until_first:
+        parts += [f"decoding: {(new - 1) / (seconds - until_first):.1f} tokens/s"]
+    return "\n" + "; ".join(parts)

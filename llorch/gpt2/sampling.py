@@ -1,0 +1,189 @@
+"""The choice of the next token: a pure function of (logits, parameters, seed, position, the ids before).
+
+`llorch.reference._sampling` defines it; this is the same function, fast.
+"""
+
+import dataclasses
+import math
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import llorch
+from llorch import _core
+
+FloatArray = NDArray[np.float32]
+
+
+def fresh_seed() -> int:
+    """A seed from the system's random source, short enough to be typed again: in [0, 2**32)."""
+    return secrets.randbits(32)
+
+
+def whole(value: Any, name: str, low: int, high: int | None = None) -> int:
+    """value as an int in [low, high); TypeError or ValueError that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    number = int(value.__index__())
+    if number < low or (high is not None and number >= high):
+        raise ValueError(f"{name} must be {f'at least {low}' if high is None else f'in [{low}, {high})'}, got {number}")
+    return number
+
+
+def _real(value: Any, name: str) -> float:
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be finite, got {number}")
+    return number
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParameters:
+    """How the next token is chosen. The parameters are checked when this is made.
+
+    temperature : 0 is the greedy choice; more than 0 samples, and the larger it is, the flatter.
+    top_k : only the k largest logits. None: all.
+    top_p : in (0, 1], only the fewest, largest probabilities whose sum reaches it. None or 1: all.
+    repetition_penalty : more than 0; more than 1 makes ids that came before less likely. None or 1: no penalty.
+    seed : in [0, 2**64); the same seed gives the same tokens. None: `seeded` draws one.
+
+    TypeError or ValueError names the parameter that is out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: float | None) -> None:
+            object.__setattr__(self, name, value)
+
+        temperature = _real(self.temperature, "temperature")
+        with np.errstate(all="ignore"):
+            if temperature != 0 and not (temperature > 0 and 0 < np.float32(temperature) < np.inf):
+                raise ValueError(f"temperature must be 0, or more than 0 and finite in float32, got {temperature}")
+        put("temperature", temperature)
+        if self.top_k is not None:
+            put("top_k", whole(self.top_k, "top_k", 1))
+        if self.top_p is not None:
+            put("top_p", _real(self.top_p, "top_p"))
+            if not 0 < self.top_p <= 1:
+                raise ValueError(f"top_p must be more than 0 and at most 1, got {self.top_p}")
+        if self.repetition_penalty is not None:
+            penalty = _real(self.repetition_penalty, "repetition_penalty")
+            with np.errstate(all="ignore"):
+                if not 0 < np.float32(penalty) < np.inf:
+                    raise ValueError(
+                        f"repetition_penalty must be more than 0 and finite in float32, got {self.repetition_penalty}"
+                    )
+            put("repetition_penalty", penalty)
+        if self.seed is not None:
+            put("seed", whole(self.seed, "seed", 0, 2**64))
+
+    def seeded(self) -> "SamplingParameters":
+        """These, with a fresh seed if they need one and have none."""
+        if self.temperature == 0 or self.seed is not None:
+            return self
+        return dataclasses.replace(self, seed=fresh_seed())
+
+
+def next_token(logits: FloatArray, parameters: SamplingParameters, position: int, seen: Sequence[int] = ()) -> int:
+    """The id that follows.
+
+    Parameters
+    ----------
+    logits : float32 array (V,)
+        -infinity is a token that can't come.
+    parameters : SamplingParameters
+        With a seed, unless temperature is 0.
+    position : int
+        Of the new token in its own sequence: the number of tokens before it.
+    seen : ids in [0, V)
+        What came before, prompt and all; only the repetition penalty looks at it.
+
+    Raises
+    ------
+    TypeError
+        logits of another type.
+    ValueError
+        logits of another shape, with a NaN or an infinite largest value; a seed that is missing.
+    IndexError
+        seen has an id that is not in [0, V).
+    """
+    return _core._in_fpenv(_next_token, logits, parameters, position, seen)
+
+
+def _next_token(logits: FloatArray, parameters: SamplingParameters, position: int, seen: Sequence[int]) -> int:
+    l = np.asarray(logits)
+    if l.dtype != np.float32:
+        raise TypeError(f"logits is {l.dtype}, it must be float32")
+    if l.ndim != 1:
+        raise ValueError(f"logits has shape {l.shape}, it must be (V,)")
+    if parameters.repetition_penalty is not None and len(seen):
+        l = _penalised(l, np.float32(parameters.repetition_penalty), np.asarray(seen))
+    best: int = llorch.argmax(l)
+    if parameters.temperature == 0:
+        return best
+    if not np.isfinite(l[best]):
+        raise ValueError(f"logits[{best}], the largest, is {l[best]}: it must be finite")
+    if parameters.seed is None:
+        raise ValueError("parameters.seed is None: sampling needs one, parameters.seeded() draws it")
+
+    V, k, kept = l.size, parameters.top_k, None
+    values = l
+    if k is not None and k < V:
+        kept = _largest(l, k)
+        values = l[kept]
+    with np.errstate(over="ignore", under="ignore"):
+        z = values - l[best]
+        z /= np.float32(parameters.temperature)
+    p = llorch.softmax(z, out=z).astype(np.float64)  # in place: fresh pages take longer than the arithmetic
+    if parameters.top_p is not None and parameters.top_p < 1:
+        p = _nucleus(values, p, parameters.top_p)
+    sums = np.cumsum(p, out=p)  # a running sum by definition, unlike np.sum
+    i = int(np.searchsorted(sums, uniform(parameters.seed, position) * sums[-1], side="right"))
+    return i if kept is None else int(kept[i])
+
+
+def uniform(seed: int, position: int) -> float:
+    """u in [0, 1) from Philox4x64-10. NumPy counts up before its first block."""
+    bits = np.random.Philox(key=seed, counter=(position - 1) % 2**256)
+    return (int(bits.random_raw()) >> 11) * 2.0**-53
+
+
+def _penalised(l: FloatArray, penalty: np.float32, seen: NDArray[Any]) -> FloatArray:
+    outside = (seen < 0) | (seen >= l.size)
+    if outside.any():
+        raise IndexError(f"seen has {seen[outside][0]}, ids must be in [0, {l.size})")
+    values = l[seen]
+    l = l.copy()
+    with np.errstate(over="ignore", under="ignore"):
+        l[seen] = np.where(values > 0, values / penalty, values * penalty)
+    return l
+
+
+def _largest(l: FloatArray, k: int) -> NDArray[np.intp]:
+    """The k < l.size places of the largest values, of equals the lower ones; in order of place."""
+    least = np.partition(l, l.size - k)[l.size - k]
+    inside = l > least
+    inside[np.flatnonzero(l == least)[: k - np.count_nonzero(inside)]] = True
+    return np.flatnonzero(inside)
+
+
+def _nucleus(l: FloatArray, p: NDArray[np.float64], top_p: float) -> NDArray[np.float64]:
+    """p, with 0 wherever the sum over larger l has reached top_p. p rises with l: sorted, it is in order of rank."""
+    falling = np.sort(p)[::-1]
+    count = int(np.searchsorted(np.cumsum(falling, out=falling), top_p)) + 1
+    if count < p.size:
+        places = _largest(l, count)
+        kept = p[places]
+        p[:] = 0
+        p[places] = kept
+    return p

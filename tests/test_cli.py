@@ -1,0 +1,265 @@
+"""The command line: what it prints and where, its exit statuses, and how it leaves."""
+
+import io
+import json
+import math
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from helpers import num_threads
+
+import llorch
+from llorch.cli import COMMANDS, main
+from llorch.commands import common
+from llorch.gpt2.config import GPT2Config
+from llorch.gpt2.shapes import SHAPES, write_random
+from llorch.gpt2.weights import shapes
+from llorch.validation import determinism
+
+MODEL = llorch.GPT2.from_pretrained("shakespeare-1m")
+SEEDED = ("--temperature", "0.8", "--top-k", "40", "--top-p", "0.95", "--repetition-penalty", "1.1", "--seed", "3")
+OPTIONS = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 3}
+
+
+def run(*arguments, **more):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="llorch", **more)
+
+
+def command(*arguments):
+    return [sys.executable, "-P", "-m", "llorch", *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory):
+    """A model that takes seconds to fill its context, with the small one's vocabulary and no end of text."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_random(folder, GPT2Config(1024, 8192, 256, 8, 4, bos_token_id=None, eos_token_id=None))
+    shutil.copy(MODEL.path / "tokenizer.json", folder)
+    return folder
+
+
+# ---- generate ---------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_new_text_and_nothing_else():
+    result = run("generate", "ROMEO:", "-n", 40)
+    assert result.exit_code == 0
+    assert result.stdout == MODEL.generate("ROMEO:", 40) + "\n"
+    assert result.stderr == ""
+
+
+def test_generate_takes_all_options():
+    result = run("generate", "ROMEO:", "--max-new-tokens", 60, *SEEDED, "--model", MODEL.path, "--stop", "zzz")
+    assert result.stdout == MODEL.generate("ROMEO:", 60, **OPTIONS) + "\n"
+    whole = MODEL.generate("ROMEO:", 60, **OPTIONS)
+    stop = whole[20:23]
+    result = run("generate", "ROMEO:", "-n", 60, *SEEDED, "--stop", "zzz", "--stop", stop)
+    assert result.stdout == whole[: whole.index(stop)] + "\n"
+    wide = llorch.GPT2.from_pretrained("shakespeare-1m", dtype="float16")
+    assert run("generate", "ROMEO:", "-n", 9, "--dtype", "float16").stdout == wide.generate("ROMEO:", 9) + "\n"
+
+
+def test_a_fresh_seed_is_shown_and_gives_the_text_again():
+    first = run("generate", "ROMEO:", "-n", 30, "--temperature", 1)
+    word, seed = first.stderr.split()
+    assert word == "seed"
+    again = run("generate", "ROMEO:", "-n", 30, "--temperature", 1, "--seed", seed)
+    assert again.stdout == first.stdout and again.stderr == ""
+    assert run("generate", "ROMEO:", "-n", 30, "--temperature", 1).stdout != first.stdout
+
+
+def test_the_prompt_may_come_from_stdin_or_be_empty():
+    assert run("generate", "-", "-n", 9, input="ROMEO:\n").stdout == MODEL.generate("ROMEO:\n", 9) + "\n"
+    assert run("generate", "", "-n", 9).stdout == MODEL.generate("<|endoftext|>", 9) + "\n"
+
+
+def test_the_default_length_is_what_the_context_has_room_for():
+    prompt = "O " * 100
+    room = MODEL.config.n_positions - len(MODEL.tokenizer.encode(prompt))
+    assert 0 < room < 200
+    assert run("generate", prompt).stdout == MODEL.generate(prompt, room) + "\n"
+    assert run("generate", "O").stdout == MODEL.generate("O", 200) + "\n"
+
+
+def test_stats():
+    result = run("generate", "ROMEO:", "-n", 5, "--stats")
+    assert result.stdout == MODEL.generate("ROMEO:", 5) + "\n"
+    assert "prompt: 2 tokens in" in result.stderr and "new: 5 tokens in" in result.stderr
+    assert "decoding: " in result.stderr and result.stderr.endswith(" tokens/s\n")
+
+
+def test_threads():
+    with num_threads(1):
+        result = run("generate", "ROMEO:", "-n", 5, "--threads", 2)
+        assert llorch.get_num_threads() == 2
+    assert result.stdout == MODEL.generate("ROMEO:", 5) + "\n"
+
+
+def test_at_a_terminal_the_summary_is_shown():
+    """stderr is a terminal, stdout is not: the text stays plain."""
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        command("generate", "ROMEO:", "-n", 5), stdout=subprocess.PIPE, stderr=theirs,
+        env=determinism.child_environment(),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(ours, 4096).decode()
+    os.close(ours)
+    assert done.stdout.decode() == MODEL.generate("ROMEO:", 5) + "\n"
+    assert "tokens/s" in shown and done.returncode == 0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_a_terminals(monkeypatch, terminal):
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(common, "SLOW", 0.05)
+    with common.progress("reading the prompt") as advance:
+        advance(1, 3)
+        assert shown.getvalue() == "", "not before it is slow"
+        time.sleep(0.1)
+        advance(2, 3)
+        advance(3, 3)
+    assert ("reading the prompt" in shown.getvalue()) == terminal
+    assert terminal or shown.getvalue() == ""
+
+
+# ---- leaving ----------------------------------------------------------------------------------------------
+
+
+def test_text_streams_and_ctrl_c_keeps_what_came(slow):
+    process = subprocess.Popen(
+        command("generate", "ROMEO:", "--model", slow, "-n", 8000, "--stats"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=determinism.child_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
+    )
+    first = process.stdout.read1(1)
+    assert process.poll() is None, "the first text comes while the rest is computed"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    text = (first + out).decode()
+    assert process.returncode == 130
+    assert "Traceback" not in err.decode() and "new: " in err.decode()
+    model = llorch.GPT2.from_pretrained(slow)
+    assert len(text) > 1 and model.generate("ROMEO:", 500).startswith(text[:400])
+
+
+def test_a_reader_that_leaves(slow):
+    process = subprocess.Popen(
+        command("generate", "ROMEO:", "--model", slow, "-n", 8000),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=determinism.child_environment(),
+    )
+    with process:
+        process.stdout.read1(1)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["generate"], 2, "llorch generate: Missing argument 'PROMPT'"),
+        (["generate", "a", "b"], 2, "llorch generate: Got unexpected extra argument"),
+        (["generate", "a", "-n", "-1"], 2, "llorch generate: Invalid value for '-n'"),
+        (["generate", "a", "--dtype", "int8"], 2, "llorch generate: Invalid value for '--dtype'"),
+        (["generate", "a", "--threads", "0"], 2, "llorch generate: Invalid value for '--threads'"),
+        (["generate", "a", "--bogus"], 2, "llorch generate: No such option"),
+        (["sing"], 2, "llorch: No such command 'sing'"),
+        (["bench", "--shape", "tiny", "--model", "x"], 2, "llorch bench: --model and --shape exclude each other"),
+        (["generate", "a", "--top-k", "0"], 1, "llorch generate: top_k must be at least 1, got 0"),
+        (["generate", "a", "--temperature", "-1"], 1, "llorch generate: temperature must be 0, or more than 0"),
+        (["generate", "a", "--stop", ""], 1, "llorch generate: stop has an empty string"),
+        (["generate", "a", "-n", "256"], 1, "max_new_tokens can be at most 255, got 256"),
+        (["generate", "a " * 400], 1, "tokens, the context only 256"),
+        (["generate", "\udcff"], 1, r"text has the lone surrogate '\udcff' at 0"),
+        (["generate", "a", "--model", "./nowhere"], 1, "llorch generate: there is no folder ./nowhere"),
+        (["score", ""], 1, "llorch score: text is empty"),
+        (["score", "a"], 1, "llorch score: text has 1 token, it must have at least 2"),
+        (["info", "./nowhere"], 1, "llorch info: there is no folder ./nowhere"),
+        (["info", "."], 1, "config.json"),
+    ],
+)
+def test_errors_are_one_line(arguments, status, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == status
+    assert result.stdout == ""
+    assert message in result.stderr and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help(name):
+    result = run(name, "--help")
+    assert result.exit_code == 0 and f"Usage: llorch {name}" in result.stdout
+    assert name in run("--help").stdout
+
+
+def test_a_missing_tokenizer_is_one_line(tmp_path):
+    write_random(tmp_path, SHAPES["tiny"])
+    result = run("generate", "a", "--model", tmp_path)
+    assert result.exit_code == 1 and "has no tokenizer.json" in result.stderr
+
+
+# ---- the others -------------------------------------------------------------------------------------------
+
+
+def test_score():
+    text = "ROMEO:\nBut, soft!"
+    wanted = MODEL.score(text)
+    result = run("score", text)
+    assert f"perplexity:     {wanted.perplexity:.6f}\n" in result.stdout
+    numbers = json.loads(run("score", "-", "--json", "--tokens", input=text).stdout)
+    assert numbers["perplexity"] == wanted.perplexity and numbers["log_likelihood"] == wanted.log_likelihood
+    assert [token["log_probability"] for token in numbers["by_token"]] == [None, *wanted.log_probabilities.tolist()]
+    assert [token["id"] for token in numbers["by_token"]] == wanted.ids
+    assert "by_token" not in json.loads(run("score", text, "--json").stdout)
+    lines = run("score", text, "--tokens").stdout.splitlines()
+    assert len(lines) == len(wanted.ids) + 4 and lines[0].split() == [str(wanted.ids[0]), "ROMEO"]
+
+
+def test_info():
+    found = json.loads(run("info", "shakespeare-1m", "--json").stdout)
+    assert found["parameters"] == 957184 and found["config"]["n_embd"] == 128
+    assert found["tensors"] == {"bfloat16": 52}
+    assert found["memory"]["cache, a position"] == 4 * 2 * 128 * 4
+    assert "957,184" in run("info", "shakespeare-1m").stdout
+
+
+def test_bench():
+    result = run("bench", "--shape", "tiny", "--repetitions", 1, "--dtype", "bfloat16", "--json")
+    numbers = json.loads(result.stdout)
+    assert numbers["dtype"] == "bfloat16" and numbers["model"] == "tiny"
+    assert [row["what"] for row in numbers["rows"]] == [
+        "prefill, 128 tokens",
+        "decode, 1 sequence",
+        "decode, 8 sequences",
+    ]
+    assert all(row["tokens_per_s"] > 0 for row in numbers["rows"])
+    assert "tokens/s" in run("bench", "--repetitions", 1).stdout
+
+
+def test_random_checkpoints(tmp_path):
+    """The same seed gives the same file, another another; all shapes have the published number of parameters."""
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        (tmp_path / folder).mkdir()
+        write_random(tmp_path / folder, SHAPES["tiny"], seed=seed)
+    a, b, c = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in "abc")
+    assert a == b != c
+    assert llorch.GPT2.from_pretrained(tmp_path / "a").config == SHAPES["tiny"]
+    sizes = {name: sum(map(math.prod, shapes(config).values())) for name, config in SHAPES.items()}
+    assert sizes["distil"] == 81912576 and sizes["small"] == 124439808 and sizes["medium"] == 354823168
+    assert sizes["large"] == 774030080 and sizes["xl"] == 1557611200
