@@ -75,6 +75,8 @@ def embedding(table, ids):
         if given.dtype.kind not in "iu":
             raise TypeError(f"ids must be integers, got {given.dtype.name}")
         places = np.ascontiguousarray(given, _int64)  # ids of 2**63 and more become negative: refused as well
+        if not places.flags.aligned:
+            places = places.copy()
         shape = given.shape
         y = _empty((*shape, otable.shape[1]), _float32)
         a.table = otable.data
