@@ -1,6 +1,7 @@
 """float16 and bfloat16: widened exactly, rounded once; other producers of arrays; types that are refused."""
 
 import array
+import ctypes
 
 import ml_dtypes
 import numpy as np
@@ -109,6 +110,21 @@ def test_dlpack(versioned):
         llorch.layer_norm(OnlyDLPack(x.astype(np.float64)))
     with pytest.raises(TypeError, match="x has elements of type int32"):
         llorch.layer_norm(OnlyDLPack(np.zeros(4, np.int32)))
+
+
+def test_ctypes_arrays():
+    """Their buffers come without strides."""
+    x = normal(2, 3)
+    c = (ctypes.c_float * 3 * 2).from_buffer(x.copy())
+    assert_same_bits(llorch.exp(c), reference.exp(x))
+    assert_same_bits(
+        llorch.layer_norm(c, (ctypes.c_float * 3)(1, 2, 3)), reference.layer_norm(x, np.float32([1, 2, 3]))
+    )
+    out = (ctypes.c_float * 3 * 2)()
+    assert llorch.softmax(x, out=out) is out
+    assert_same_bits(np.ctypeslib.as_array(out), reference.softmax(x))
+    assert llorch.exp((ctypes.c_float * 0)()).shape == (0,)
+    assert llorch.exp(ctypes.c_float(0)) == 1
 
 
 def test_dlpack_read_only_out():

@@ -242,6 +242,21 @@ def test_environment_of_gpt2(host, tmp_path, setting, activation):
     assert_same_bits(last, wanted[[-1, 8]], setting)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_the_scale_of_scores(host, tmp_path, setting):
+    """1 / sqrt(3) / (i + 1), quotients in float64, before float32 hides their last bits."""
+    entries = TINY | {"n_head": TINY["n_embd"] // 3, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True}
+    folder = save(tmp_path / "model", entries, random_tensors(entries))
+    wanted = [GPT2Config.from_dict(entries).scale(i) for i in range(3)]
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        model = llorch.GPT2.from_pretrained(folder)
+    finally:
+        host.set_env(before)
+    assert [layer[-1] for layer in model._layers] == wanted
+
+
 SUBNORMAL = np.float32([0, 1e-40])  # made here: a host that flushes can't
 
 

@@ -1,5 +1,7 @@
 """embedding and argmax: exact, and what they refuse."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -193,3 +195,36 @@ def test_argmax_is_thread_and_batch_invariant(threads):
     x[200, 2999] = np.nan
     with num_threads(threads), pytest.raises(ValueError, match=r"logits\[200, 2999\] is NaN"):
         llorch.argmax(x)
+
+
+@pytest.mark.parametrize(
+    ("writes", "call"),
+    (
+        ("x[:] = i", "llorch.argmax(x)"),
+        ("ids[:] = i % 2 << 40", "llorch.embedding(x.reshape(-1, 8), ids)"),
+    ),
+    ids=("argmax", "embedding"),
+)
+def test_inputs_that_another_thread_writes_to(writes, call):
+    """Any result or error will do, but nothing outside the inputs is read."""
+    code = f"""
+import threading, time, numpy as np, llorch
+x, ids, stop = np.zeros(1 << 14, np.float32), np.zeros(1 << 15, np.int64), time.monotonic() + 1.5
+llorch.set_num_threads(1)
+
+def write(i=0):
+    while time.monotonic() < stop:
+        i += 1
+        {writes}
+
+writer = threading.Thread(target=write)
+writer.start()
+while time.monotonic() < stop:
+    try:
+        {call}
+    except (IndexError, ValueError):
+        pass
+writer.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr or f"the process ended by signal {-done.returncode}"

@@ -166,9 +166,11 @@ cdef int _take(Operand *o, obj, str name, bint writable, list keep) except -1:
         raise ValueError(f"{name} has {o.view.ndim} dimensions, at most {MAX_NDIM} are supported")
     o.data = <char *>o.view.buf
     o.ndim = o.view.ndim
-    for i in range(o.ndim):
+    cdef Py_ssize_t step = o.itemsize
+    for i in range(o.ndim - 1, -1, -1):
         o.shape[i] = o.view.shape[i]
-        o.strides[i] = o.view.strides[i]
+        o.strides[i] = o.view.strides[i] if o.view.strides != NULL else step  # ctypes gives none, though asked for
+        step *= o.shape[i]
     return 0
 
 

@@ -129,7 +129,9 @@ class GPT2:
         self._wte, self._wpe, self._lm_head = weights.wte, weights.wpe, weights.lm_head
         self._ln_f = weights.ln_f_weight, weights.ln_f_bias
         usual = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx  # attention's own default
-        self._layers = [(*layer, None if usual else config.scale(i)) for i, layer in enumerate(weights.layers)]
+        self._layers = [
+            (*layer, None if usual else _core._in_fpenv(config.scale, i)) for i, layer in enumerate(weights.layers)
+        ]
         self._fused = config.activation if config.activation in FUSED else None
         self._apply: Callable[[Array], object] | None = {"relu": _relu, "tanh": _tanh}.get(config.activation)
         self._spare: dict[tuple[int, ...], _Workspace] = {}
