@@ -484,6 +484,20 @@ def test_overlaps_are_refused_and_nothing_is_written():
     assert (base == before).all()
 
 
+def test_out_may_be_queries_that_lie_between_keys_and_values(isa):
+    """q, k and v as views of one projection [T][3][heads][D], of one sequence and of several: they share no memory."""
+    for batch in ((), (3,)):
+        projection = normal(*batch, 20, 3, 4, 16)
+        q, k, v = (projection[..., i, :, :].swapaxes(-3, -2) for i in range(3))
+        wanted, others = reference.attention(q, k, v), projection[..., 1:, :, :].copy()
+        assert_same_bits(llorch.attention(q, k, v, out=q), wanted)
+        assert_same_bits(q, wanted)
+        assert_same_bits(projection[..., 1:, :, :], others)
+        shifted = projection.reshape(*batch, 20, 192)[..., 16:80].reshape(*batch, 20, 4, 16).swapaxes(-3, -2)
+        with pytest.raises(ValueError, match="out overlaps k"):  # three heads of q, and one of k
+            llorch.attention(q.copy(), k, v, out=shifted)
+
+
 # ---- the cache ------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,8 @@ W = np.ones(8, np.float32)
         (lambda: llorch.layer_norm(X, eps=float("inf")), ValueError, "eps must be finite.*inf"),
         (lambda: llorch.layer_norm(X, eps=1e39), ValueError, r"eps must be finite.*1e\+39"),
         (lambda: llorch.layer_norm(X, eps="1e-5"), TypeError, "eps must be a number, got str"),
+        (lambda: llorch.layer_norm(X, eps=10**400), ValueError, "eps must be finite in float32, got int too large"),
+        (lambda: llorch.layer_norm(X, eps=np.complex64(1 + 1j)), TypeError, "eps must be a number, got complex64"),
         (lambda: llorch.layer_norm(X, eps=None), TypeError, "eps must be a number, got NoneType"),
         (lambda: llorch.layer_norm(X, out=np.empty((3, 7), np.float32)),
          ValueError, r"out has shape \(3, 7\).*\(3, 8\)"),
