@@ -226,5 +226,5 @@ while time.monotonic() < stop:
         pass
 writer.join()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr or f"the process ended by signal {-done.returncode}"
