@@ -139,6 +139,10 @@ def test_torch_tensors():
     x = normal(4, 64)
     t = torch.from_numpy(x)
     assert_same_bits(llorch.layer_norm(t), reference.layer_norm(x))
+    negative = torch.complex(t, t).conj().imag  # a view of the memory of t, and the bit that says minus
+    with pytest.raises(ValueError, match=r"x has its negative bit set.*x\.resolve_neg\(\)"):
+        llorch.layer_norm(negative)
+    assert_same_bits(llorch.tanh(negative.resolve_neg()), reference.tanh(-x))
     for dtype, numpy_dtype in ((torch.bfloat16, BF16), (torch.float16, np.dtype(np.float16))):
         h = x.astype(numpy_dtype)
         assert_same_bits(llorch.layer_norm(t.to(dtype)), reference.layer_norm(h))

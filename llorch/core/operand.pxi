@@ -76,6 +76,9 @@ cdef object _struct_names = {"d": "float64", "g": "longdouble", "i": "int32", "l
 cdef int _take_dlpack(Operand *o, obj, str name, bint writable, list keep) except -1:
     cdef DLTensor *t
     cdef DLManagedTensorVersioned *v
+    is_neg = getattr(obj, "is_neg", None)  # PyTorch's lazy minus, of which DLPack knows nothing
+    if is_neg is not None and is_neg():
+        raise ValueError(f"{name} has its negative bit set, its memory holds the other sign: write {name}.resolve_neg()")
     try:
         capsule = obj.__dlpack__(max_version=(1, 0))
     except TypeError:  # a producer older than DLPack 1.0
