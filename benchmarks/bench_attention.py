@@ -56,7 +56,7 @@ def bench(queries, length, threads, quick):
         causal = queries == length
         contenders[TORCH] = ("f(q, k, v, is_causal=causal)", env | {"f": function, "causal": causal})
         check_near(TORCH, function(*env.values(), is_causal=causal)[0].numpy(), out)
-    samples = interleaved(contenders, 5 if quick else 51, 0.01, rest=0.02 if threads > 1 else 0.0)
+    samples = interleaved(contenders, 5 if quick else 51, 0.01, rest=0.1 if threads > 1 else 0.0)
     plural = "s" if threads > 1 else ""
     what = "1 query" if queries == 1 else f"{queries} queries"
     title = f"{HEADS} heads of {WIDTH}, {what}, {length} positions, {threads} thread{plural}"
@@ -65,6 +65,16 @@ def bench(queries, length, threads, quick):
     traffic = dict.fromkeys(samples, q.nbytes + k.nbytes + v.nbytes)
     work = {"flops": 4 * HEADS * WIDTH * pairs, "traffic": traffic, "threads": threads, "limit": "fma"}
     return section(f"{queries}x{length}x{threads}", title, TORCH, samples, label=label, work=work)
+
+
+def targets(parts):
+    found = []
+    for part in parts:
+        for row in part["rows"]:
+            if row["name"] != TORCH:
+                what = f"{row['name']}, {part['title'].split(', ', 1)[1]}, beside PyTorch"
+                found.append(common.at_least(what, common.faster(parts, part["key"], row["name"]), 1.0))
+    return found
 
 
 def plot(result, path):
@@ -83,4 +93,5 @@ if __name__ == "__main__":
         "GFLOP/s count the two products over the positions that a query sees. K and V lie in the cache here, so GB/s "
         "may be more than the peak of reading from memory.",
         plot,
+        targets,
     )

@@ -120,7 +120,7 @@ def bench(m, k, n, threads, memory, quick):
     contenders, sizes = contenders_of(x, weight, bias, np.zeros((m, n), np.float32), copies)
     if m > 12:  # 16-bit weights are for decoding
         contenders = {name: c for name, c in contenders.items() if name not in (PACKED["float16"], PACKED["bfloat16"])}
-    samples = interleaved(contenders, 5 if quick else 31, 0.02, rest=0.02 if threads > 1 else 0.0)
+    samples = interleaved(contenders, 5 if quick else 31, 0.02, rest=0.1 if threads > 1 else 0.0)
     plural = "s" if threads > 1 else ""
     place = ", weights from memory" if memory else ""
     title = f"[{m}, {k}] x [{k}, {n}], {threads} thread{plural}{place}"
@@ -129,6 +129,28 @@ def bench(m, k, n, threads, memory, quick):
     work = {"flops": 2 * m * k * n, "traffic": traffic, "threads": threads}
     work["limit"] = "read" if memory and m <= 4 else "fma"
     return section(f"{m}x{k}x{n}x{threads}", title, [ADDMM, TORCH_LINEAR], samples, label=label, work=work)
+
+
+def targets(parts):
+    found = []
+    for k, n, threads in ((1024, 4096, 1), (1024, 4096, 2), (4096, 1024, 1), (4096, 1024, 2)):
+        for name in (LINEAR, PACKED["float32"]):
+            value = common.faster(parts, f"510x{k}x{n}x{threads}", name)
+            what = f"{name}, 510 rows, {k} to {n}, {threads} thread{'s' if threads > 1 else ''}, beside PyTorch"
+            found.append(common.at_least(what, value, 1.0))
+    for name in (LINEAR, PACKED["float32"]):
+        value = common.faster(parts, "12x1024x4096x1", name)
+        found.append(common.at_least(f"{name}, 12 rows, beside PyTorch", value, 1.8))
+    for threads in (1, 2):
+        rows = {d: common.row_of(parts, f"1x1024x50257x{threads}", PACKED[d]) for d in STORAGE}
+        wide = rows["float32"]
+        what = f"one row, 1024 to 50257, {threads} thread{'s' if threads > 1 else ''}"
+        share = wide["rates"]["read"]["share"]
+        found.append(common.at_least(f"{what}, share of the peak of reading", share, 0.95, "of it"))
+        for dtype in ("bfloat16", "float16"):
+            value = wide["median_s"] / rows[dtype]["median_s"]
+            found.append(common.at_least(f"{what}, {dtype} weights beside float32", value, 1.8))
+    return found
 
 
 def plot(result, path):
@@ -147,4 +169,5 @@ if __name__ == "__main__":
         },
         "Times are relative to the faster of PyTorch's two calls. 16-bit weights are widened to float32 exactly.",
         plot,
+        targets,
     )

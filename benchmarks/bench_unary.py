@@ -16,7 +16,7 @@ from common import BLUE, GREY, RED, TORCH, interleaved, section, set_threads, to
 import llorch
 from llorch.testing import differing_bits
 
-LLORCH = "llorch, `out=`"
+LLORCH = "llorch, out="
 MILLION, SMALL = 1 << 20, 1 << 14
 FUNCTIONS = {
     "exp": llorch.exp,
@@ -83,16 +83,14 @@ def bench(name, size, threads, quick):
 
 
 def targets(parts):
-    listed = []
+    found = []
     for name in TARGETS:
-        part = next(p for p in parts if p["key"] == f"{name}x{MILLION}x1")
-        ratio = next(row["ratio"] for row in part["rows"] if row["name"] == LLORCH)
-        measured = "PyTorch is not installed" if ratio is None else f"{ratio:.2f} x"
-        met = None if ratio is None else ratio <= 2.0
-        listed.append(
-            {"target": f"{name}, a million values: at most 2 x PyTorch's time", "measured": measured, "met": met}
-        )
-    return listed
+        row = common.row_of(parts, f"{name}x{MILLION}x1", LLORCH)
+        measured = "not measured" if row["ratio"] is None else f"{row['ratio']:.2f} x"
+        target = f"{name}, a million values: at most 2 x PyTorch's time"
+        met = None if row["ratio"] is None else row["ratio"] <= 2.0
+        found.append({"target": target, "measured": measured, "met": met})
+    return found
 
 
 def markdown(result):

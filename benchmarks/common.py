@@ -136,6 +136,24 @@ def add_shares(parts, peaks):
             }
 
 
+def row_of(parts, key, name):
+    """The row of a contender in the section of that key, or None."""
+    return next((row for part in parts if part["key"] == key for row in part["rows"] if row["name"] == name), None)
+
+
+def at_least(what, value, least, unit="x"):
+    """A target: value (None: not measured) is to reach least."""
+    measured = "not measured" if value is None else f"{value:.2f} {unit}"
+    target = f"{what}: at least {least} {unit}"
+    return {"target": target, "measured": measured, "met": None if value is None else value >= least}
+
+
+def faster(parts, key, name):
+    """How many times as fast as its section's baseline, or None."""
+    row = row_of(parts, key, name)
+    return 1 / row["ratio"] if row and row["ratio"] else None
+
+
 def median_of(part, name):
     return next((r["median_s"] for r in part["rows"] if r["name"] == name), None)
 
@@ -455,10 +473,11 @@ def in_steps(steps):
     return results
 
 
-def run_with_peaks(doc, operation, steps, note, plot):
+def run_with_peaks(doc, operation, steps, note, plot, targets):
     """The whole of a benchmark whose rows are shares of the peaks, which are measured before and after it.
 
-    steps: {name: function of `quick` that returns a section with its "work"}; note: for the report's first paragraph.
+    steps: {name: function of `quick` that returns a section with its "work"}; note: for the report's first paragraph;
+    targets: function of the sections, once they have their rates.
     """
     options = arguments(doc)
     before, *parts, after = in_steps(
@@ -468,7 +487,8 @@ def run_with_peaks(doc, operation, steps, note, plot):
     )
     result = describe(options.quick) | {"peaks": higher(before, after), "sections": parts}
     add_shares(parts, result["peaks"])
-    lines = head_lines(result, note) + peak_lines(result["peaks"])
+    result["targets"] = targets(parts)
+    lines = head_lines(result, note) + peak_lines(result["peaks"]) + ["", *target_lines(result["targets"])]
     for part in parts:
         lines += section_lines(part)
     publish(operation, result, "\n".join(lines) + "\n", plot, options)

@@ -9,7 +9,7 @@
  *   Phi:   phi(t) t sum of t^(2n) / (2n+1)!! is Phi(t) - 1/2, all terms positive; from TAIL on, where that would
  *          cancel, phi(t) / (t + 1/(t + 2/(t + 3/(t + ...)))) is 1 - Phi(t)
  *   Results are good to 2^-90; the closest any of the 2^32 inputs comes to a rounding boundary, apart from the ones
- *   named below, is about 2^-60 (docs/exhaustive.md).
+ *   named below, is 2^-76.6 (docs/exhaustive.md).
  *
  * Where |x| is tiny the result is a float32 or halfway between two, and a trifle away from it, which no precision
  * would resolve: `nudged` rounds those.

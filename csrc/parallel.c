@@ -37,7 +37,7 @@
 
 #define SPIN_NS 50000
 #define STACK_BYTES (512 * 1024)
-#define CHUNKS_PER_THREAD 4
+#define SHARES_PER_THREAD 2
 
 #define SLOT ((uint64_t)1 << 10)
 #define GENERATION ((uint64_t)1 << 20)
@@ -46,7 +46,7 @@
 static struct {
     ll_task task;
     void *context;
-    size_t n, chunk;
+    size_t n, grain, shares;
     _Atomic size_t next;
     atomic_int finished;
 } job;
@@ -83,13 +83,20 @@ static void run(ll_task task, void *context, size_t begin, size_t end)
     ll_fpenv_leave(saved);
 }
 
+/* Chunks become smaller towards the end, in whole grains: the first are large, and the last are over at about the same
+ * time whatever the threads' speeds are. */
 static void take_chunks(void)
 {
-    for (;;) {
-        size_t begin = atomic_fetch_add_explicit(&job.next, job.chunk, memory_order_relaxed);
-        if (begin >= job.n)
-            return;
-        run(job.task, job.context, begin, job.n - begin < job.chunk ? job.n : begin + job.chunk);
+    size_t begin = atomic_load_explicit(&job.next, memory_order_relaxed);
+    while (begin < job.n) {
+        size_t left = job.n - begin, chunk = (left / job.shares / job.grain + 1) * job.grain;
+        if (chunk > left)
+            chunk = left;
+        if (!atomic_compare_exchange_weak_explicit(&job.next, &begin, begin + chunk, memory_order_relaxed,
+                                                   memory_order_relaxed))
+            continue; /* begin is what it is now */
+        run(job.task, job.context, begin, begin + chunk);
+        begin = atomic_load_explicit(&job.next, memory_order_relaxed);
     }
 }
 
@@ -177,11 +184,11 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context)
     if (workers < threads - 1)
         make_workers(threads - 1);
 
-    size_t share = n / ((size_t)threads * CHUNKS_PER_THREAD);
     job.task = task;
     job.context = context;
     job.n = n;
-    job.chunk = (share / grain + 1) * grain;
+    job.grain = grain;
+    job.shares = (size_t)threads * SHARES_PER_THREAD;
     atomic_store_explicit(&job.next, 0, memory_order_relaxed);
     atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
     uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;

@@ -1,5 +1,6 @@
 """Shared by all tests: comparison by bits, the seam shapes, special values, input classes."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -64,6 +65,36 @@ def at_offset(a, offset):
     place = room[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
     place[...] = a
     return place
+
+
+class Guarded:
+    """Arrays that end where memory does: a read or write past the end is a crash. Linux only."""
+
+    def __init__(self):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+        self.libc.mmap.restype = ctypes.c_void_p
+        self.libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self.libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self.libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self.held = []
+
+    def copy(self, a):
+        pages = -(-a.nbytes // 4096) + 1
+        start = self.libc.mmap(None, pages * 4096, 3, 0x22, -1, 0)
+        assert start != ctypes.c_void_p(-1).value
+        assert self.libc.mprotect(start + (pages - 1) * 4096, 4096, 0) == 0
+        self.held.append((start, pages * 4096))
+        memory = (ctypes.c_uint8 * a.nbytes).from_address(start + (pages - 1) * 4096 - a.nbytes)
+        b = np.frombuffer(memory, np.uint8).view(a.dtype).reshape(a.shape)
+        b[...] = a
+        return b
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for start, size in self.held:
+            self.libc.munmap(start, size)
 
 
 @contextmanager

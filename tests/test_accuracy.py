@@ -5,6 +5,7 @@ import pytest
 from helpers import input_classes, normal
 
 import llorch
+from llorch import reference
 
 # Largest error allowed; 10000 + normal is the class where others lose 1e-3.
 BOUNDS = {
@@ -65,3 +66,91 @@ def test_log_probabilities():
     error = np.abs(log_probabilities(logits, ids) - exact).max()
     assert error <= 3e-8
     assert np.abs(np.log(llorch.softmax(logits)[np.arange(200), ids]) - exact).max() > 10 * error  # negative control
+
+
+# ---- products: next to float64, and to PyTorch on the same input where it is installed --------------------
+
+
+def errors(y, exact):
+    """Root mean square and largest error, both relative to the root mean square of the exact results."""
+    error, size = y.astype(np.float64) - exact, np.sqrt((exact * exact).mean())
+    return np.sqrt((error * error).mean()) / size, abs(error).max() / size
+
+
+def no_worse(ours, theirs):
+    """The mean error decides; the largest hangs on one value of thousands, so it has a quarter of room."""
+    assert ours[0] <= 1.02 * theirs[0] and ours[1] <= 1.25 * theirs[1], f"{ours} beside {theirs}"
+
+
+LINEAR = {768: 2.25e-7, 1024: 2.3e-7, 4096: 2.5e-7}  # docs/numerics.md, section 3: 2.08, 2.11, 2.26, and the spread
+
+
+@pytest.mark.parametrize("K", LINEAR)
+@pytest.mark.parametrize("M", (1, 12, 64))
+@pytest.mark.parametrize("shift", (0, 3))
+def test_linear(K, M, shift):
+    x, w = normal(M, K, shift=shift), normal(K, 512, seed=1)
+    exact = x.astype(np.float64) @ w.astype(np.float64)
+    ours = errors(llorch.linear(x, w), exact)
+    assert ours[0] <= LINEAR[K] and ours[1] <= 1.6e-6
+    try:
+        import torch
+    except ImportError:
+        return
+    no_worse(ours, errors((torch.from_numpy(x) @ torch.from_numpy(w)).numpy(), exact))
+
+
+def test_one_chain_is_worse():
+    """Negative control: the same sum without blocks misses the bound by far."""
+    x, w = normal(2, 4096), normal(4096, 256, seed=1)
+    y = np.zeros((2, 256), np.float32)
+    for k in range(4096):
+        y = reference.fma(*np.broadcast_arrays(x[:, k : k + 1], w[k : k + 1]), y)
+    assert errors(y, x.astype(np.float64) @ w.astype(np.float64))[0] > 3 * LINEAR[4096]
+
+
+def exact_attention(q, k, v):
+    q, k, v = (a.astype(np.float64) for a in (q, k, v))
+    s = q @ k.transpose(0, 2, 1) / np.sqrt(np.float64(q.shape[-1]))
+    s = np.where(np.tril(np.ones(s.shape[1:], bool)), s, -np.inf)
+    e = np.exp(s - s.max(axis=-1, keepdims=True))
+    e /= e.sum(axis=-1, keepdims=True)
+    return e @ v
+
+
+@pytest.mark.parametrize(
+    ("T", "D", "scale", "bound"),
+    [(64, 64, 1, 2e-7), (300, 64, 1, 2.8e-7), (300, 128, 1, 3.5e-7), (300, 64, 4, 1.25e-6)],
+)
+def test_attention(T, D, scale, bound):
+    """Sharp scores cost accuracy, everybody's alike: a score of 60 is exact to 4e-6, and so is its weight."""
+    q, k, v = (normal(16, T, D, seed=10 + i, scale=scale if i < 2 else 1) for i in range(3))
+    exact = exact_attention(q, k, v)
+    ours = errors(llorch.attention(q, k, v), exact)
+    assert ours[0] <= bound
+    try:
+        import torch
+    except ImportError:
+        return
+    sequence = [torch.from_numpy(a)[None] for a in (q, k, v)]
+    theirs = torch.nn.functional.scaled_dot_product_attention(*sequence, is_causal=True)[0]
+    no_worse(ours, errors(theirs.numpy(), exact))
+
+
+@pytest.mark.parametrize(("n", "bound"), [(64, 4e-7), (1000, 5.2e-7), (50257, 1.25e-6)])
+def test_softmax(n, bound):
+    x = normal(8, n, scale=5)
+    e = np.exp(x.astype(np.longdouble) - x.max(axis=1, keepdims=True))
+    exact = (e / e.sum(axis=1, keepdims=True)).astype(np.float64)
+
+    def relative(y):
+        error = y / exact - 1  # of each weight: the small ones count as much
+        return np.sqrt((error * error).mean()), abs(error).max()
+
+    ours = relative(llorch.softmax(x))
+    assert ours[0] <= bound
+    try:
+        import torch
+    except ImportError:
+        return
+    no_worse(ours, relative(torch.softmax(torch.from_numpy(x), -1).numpy()))

@@ -1,6 +1,7 @@
 """float16 and bfloat16: widened exactly, rounded once; other producers of arrays; types that are refused."""
 
 import array
+import ctypes
 
 import ml_dtypes
 import numpy as np
@@ -111,6 +112,21 @@ def test_dlpack(versioned):
         llorch.layer_norm(OnlyDLPack(np.zeros(4, np.int32)))
 
 
+def test_ctypes_arrays():
+    """Their buffers come without strides."""
+    x = normal(2, 3)
+    c = (ctypes.c_float * 3 * 2).from_buffer(x.copy())
+    assert_same_bits(llorch.exp(c), reference.exp(x))
+    assert_same_bits(
+        llorch.layer_norm(c, (ctypes.c_float * 3)(1, 2, 3)), reference.layer_norm(x, np.float32([1, 2, 3]))
+    )
+    out = (ctypes.c_float * 3 * 2)()
+    assert llorch.softmax(x, out=out) is out
+    assert_same_bits(np.ctypeslib.as_array(out), reference.softmax(x))
+    assert llorch.exp((ctypes.c_float * 0)()).shape == (0,)
+    assert llorch.exp(ctypes.c_float(0)) == 1
+
+
 def test_dlpack_read_only_out():
     frozen = np.zeros((2, 3), np.float32)
     frozen.flags.writeable = False
@@ -123,6 +139,10 @@ def test_torch_tensors():
     x = normal(4, 64)
     t = torch.from_numpy(x)
     assert_same_bits(llorch.layer_norm(t), reference.layer_norm(x))
+    negative = torch.complex(t, t).conj().imag  # a view of the memory of t, and the bit that says minus
+    with pytest.raises(ValueError, match=r"x has its negative bit set.*x\.resolve_neg\(\)"):
+        llorch.layer_norm(negative)
+    assert_same_bits(llorch.tanh(negative.resolve_neg()), reference.tanh(-x))
     for dtype, numpy_dtype in ((torch.bfloat16, BF16), (torch.float16, np.dtype(np.float16))):
         h = x.astype(numpy_dtype)
         assert_same_bits(llorch.layer_norm(t.to(dtype)), reference.layer_norm(h))

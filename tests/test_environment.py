@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import os
 import platform
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from gpt2_models import TINY, random_tensors, save
@@ -98,6 +100,125 @@ def test_environment_of_functions(host, isa, setting):
         assert_same_bits(g, v, f"{setting}, {name}")
 
 
+# Results are subnormal, or hang on the rounding of the last bit: what another environment would change. Everything is
+# made here: in the host's environment NumPy's own arithmetic gives other values.
+BF16 = np.dtype(ml_dtypes.bfloat16)
+FEW, ROWS, MANY = normal(2, 200), normal(13, 200), normal(2000, 200)
+LARGE, VANISHING = FEW * np.float32(3e37), normal(200, 90, scale=1e-40)
+W, B, H = normal(200, 90, seed=1), normal(90, seed=2, scale=1e-39), normal(2000, 90, seed=3)
+W_SMALL = W * np.float32(1e-5)
+Q, K, V = normal(3, 150, 16), normal(3, 150, 16, seed=1), normal(3, 150, 16, seed=2, scale=1e-39)
+HALF = {
+    name: a.astype(np.float16) for name, a in {"x": ROWS, "w": W, "q": Q, "k": K, "v": V * np.float32(1e33)}.items()
+}
+S = normal(400, 300, scale=20)
+S_LOW, S_VANISHING, S_BACK, S_BF16 = S - np.float32(60), S * np.float32(1e-40), S[::-1].copy(), S.astype(BF16)
+TABLE, IDS = np.arange(1024, dtype=np.uint16).view(np.float16)[:, None], np.arange(1024)
+LOGITS = np.float32([[0, 1e-45, 3e-45, 2e-45], [-1e-45, -2e-45, -0.0, 0]])
+B_BF16, W_BF16 = B.astype(BF16), W.astype(BF16)
+
+CASES = {  # what the host calls, and what it should get
+    "linear, few rows": lambda m: m.linear(FEW, VANISHING, B),
+    "linear": lambda m: m.linear(ROWS, VANISHING, B),
+    "linear, packed first": lambda m: m.linear(MANY, VANISHING, B),
+    "linear, overflow": lambda m: m.linear(LARGE, W),
+    "linear, 16 bits": lambda m: m.linear(HALF["x"], HALF["w"], B_BF16),
+    "linear, fused": lambda m: m.linear(MANY, W, B, activation="gelu", residual=H),
+    "softmax": lambda m: m.softmax(S_LOW),
+    "softmax, 16 bits": lambda m: m.softmax(S_BF16),
+    "attention": lambda m: m.attention(Q, K, V),
+    "attention, 16 bits": lambda m: m.attention(HALF["q"], HALF["k"], HALF["v"]),
+    "attention, one query": lambda m: m.attention(Q[:, -1:], K, V),
+    "gelu_tanh": lambda m: m.gelu(S, approximate="tanh"),
+    "rms_norm": lambda m: m.rms_norm(S_VANISHING, eps=1e-42),
+    "add_layer_norm": lambda m: m.add_layer_norm(S_VANISHING, S_BACK, eps=0.0)[0],
+    "embedding": lambda m: m.embedding(TABLE, IDS),
+    "argmax": lambda m: m.argmax(LOGITS),
+    "packed": lambda m: m.linear(ROWS, VANISHING, B) if m is reference else llorch.PackedLinear(VANISHING, B)(ROWS),
+    "packed as bfloat16": lambda m: (
+        m.linear(MANY, W_BF16, B) if m is reference else llorch.PackedLinear(W, B, dtype="bfloat16")(MANY)
+    ),
+    "packed as float16, a row": lambda m: (
+        W_SMALL.astype(np.float16)[3].astype(np.float32)
+        if m is reference
+        else llorch.PackedLinear(W_SMALL, dtype="float16").row(3)
+    ),
+    "packed from float16, a column": lambda m: (
+        TABLE[:, 0].astype(np.float32) if m is reference else llorch.PackedLinear(TABLE, dtype="float16").column(0)
+    ),
+    "cache": lambda m: m.attention(Q, K, V) if m is reference else cached(Q, K, V),
+}
+
+
+def cached(q, k, v):
+    cache = llorch.KVCache(k.shape[0], k.shape[2], k.shape[1])
+    for t in range(0, k.shape[1], 50):
+        cache.append(k[:, t : t + 50], v[:, t : t + 50])
+    return cache.attention(q)
+
+
+@pytest.fixture(scope="module")
+def wanted_of():
+    return {name: case(reference) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_every_family(host, isa, setting, wanted_of):
+    """One thread and three: the host's setting is neither used nor lost, in no thread."""
+    before = host.get_env()
+    mode = ~0x3F if platform.machine() == "x86_64" else ~0  # without the sticky flags
+    for threads in (1, 3):
+        with num_threads(threads):
+            for name, case in CASES.items():
+                try:
+                    host.set_env(SETTINGS[setting])
+                    got = case(llorch)
+                    after = host.get_env()
+                finally:
+                    host.set_env(before)
+                assert after & mode == SETTINGS[setting] & mode, name
+                assert_same_bits(got, wanted_of[name], f"{name}, {setting}, {threads} threads")
+
+
+NEW_THREADS = """
+import ctypes, sys, numpy as np, llorch
+host = ctypes.CDLL(sys.argv[1])
+host.get_env.restype, host.set_env.argtypes = ctypes.c_uint64, [ctypes.c_uint64]
+x = np.random.default_rng(0).standard_normal((2000, 200), np.float32)
+w = (np.random.default_rng(1).standard_normal((200, 90)) * 1e-40).astype(np.float32)
+before = host.get_env()
+host.set_env(int(sys.argv[2]))
+llorch.set_num_threads(3)
+y = llorch.linear(x, w)
+host.set_env(before)
+llorch.set_num_threads(1)
+assert np.count_nonzero(y) > y.size // 2, "subnormal results were flushed"
+assert y.tobytes() == llorch.linear(x, w).tobytes()
+"""
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_threads_born_in_the_hosts_environment(host, setting):
+    """A new thread has the setting of the one that made it."""
+    command = [sys.executable, "-P", "-c", NEW_THREADS, host._name, str(SETTINGS[setting])]
+    found = {**os.environ, "PYTHONPATH": str(Path(llorch.__file__).parent.parent)}
+    done = subprocess.run(command, env=found, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
+    """Negative control: the oracle, which is NumPy in whatever environment, gives other bits there for these."""
+    before = host.get_env()
+    for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm"):
+        try:
+            host.set_env(SETTINGS[setting])
+            got = CASES[name](reference)
+        finally:
+            host.set_env(before)
+        assert not same_bits(got, wanted_of[name]), name
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("activation", ("gelu_new", "relu"))
 def test_environment_of_gpt2(host, tmp_path, setting, activation):
@@ -119,6 +240,21 @@ def test_environment_of_gpt2(host, tmp_path, setting, activation):
         host.set_env(before)
     assert_same_bits(got, wanted, setting)
     assert_same_bits(last, wanted[[-1, 8]], setting)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_the_scale_of_scores(host, tmp_path, setting):
+    """1 / sqrt(3) / (i + 1), quotients in float64, before float32 hides their last bits."""
+    entries = TINY | {"n_head": TINY["n_embd"] // 3, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True}
+    folder = save(tmp_path / "model", entries, random_tensors(entries))
+    wanted = [GPT2Config.from_dict(entries).scale(i) for i in range(3)]
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        model = llorch.GPT2.from_pretrained(folder)
+    finally:
+        host.set_env(before)
+    assert [layer[-1] for layer in model._layers] == wanted
 
 
 SUBNORMAL = np.float32([0, 1e-40])  # made here: a host that flushes can't

@@ -40,6 +40,8 @@ W = np.ones(8, np.float32)
         (lambda: llorch.layer_norm(X, eps=float("inf")), ValueError, "eps must be finite.*inf"),
         (lambda: llorch.layer_norm(X, eps=1e39), ValueError, r"eps must be finite.*1e\+39"),
         (lambda: llorch.layer_norm(X, eps="1e-5"), TypeError, "eps must be a number, got str"),
+        (lambda: llorch.layer_norm(X, eps=10**400), ValueError, "eps must be finite in float32, got int too large"),
+        (lambda: llorch.layer_norm(X, eps=np.complex64(1 + 1j)), TypeError, "eps must be a number, got complex64"),
         (lambda: llorch.layer_norm(X, eps=None), TypeError, "eps must be a number, got NoneType"),
         (lambda: llorch.layer_norm(X, out=np.empty((3, 7), np.float32)),
          ValueError, r"out has shape \(3, 7\).*\(3, 8\)"),
@@ -114,6 +116,51 @@ def test_detection_is_what_the_system_says():
     assert ("avx2" in available) == ({"avx2", "fma", "f16c"} <= flags)
     assert ("avx512" in available) == ({"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags)
     assert available[-1] == "generic" and llorch.isa() == available[0]
+
+
+def huge(*shape):
+    """Zeros of this shape over a row of memory that only the last axis has, and that is never touched."""
+    return np.broadcast_to(np.zeros(shape[-1], np.float32), shape)
+
+
+def test_no_memory_is_an_error_and_changes_nothing():
+    """More than an address space holds: a MemoryError that says for what, and the next call works."""
+    cache = llorch.KVCache(2**24, 2**24, 8)
+    k = huge(2**24, 1, 2**24)
+    for call, message in (
+        (lambda: cache.append(k, k), "a block of [0-9]+ bytes"),
+        (lambda: llorch.PackedLinear(huge(2**24, 2**24)), "a packed weight of 1125899906842624 bytes"),
+        (lambda: llorch.linear(huge(2**26, 2**24), np.zeros((2**24, 1), np.float32)), "[0-9]+ bytes of working space"),
+        (lambda: llorch.softmax(np.broadcast_to(np.float32(0), (2**24, 2**24))), None),
+    ):
+        with pytest.raises(MemoryError, match=message):
+            call()
+    assert (len(cache), cache.nbytes, cache.keys.shape) == (0, 0, (2**24, 0, 2**24))
+    assert llorch.linear(X, np.ones((8, 2), np.float32)).shape == (3, 2)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's limit of the address space")
+def test_no_memory_to_attend():
+    code = """
+import resource, numpy as np, llorch
+q = np.zeros((2, 1, 1 << 22), np.float32)
+out = np.full_like(q, 7)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    llorch.attention(q, q, q, out=out)  # a chunk of 128 keys and values takes 4 GB
+except MemoryError as error:
+    assert "no memory to work in: 2 heads, 1 queries of 1 positions" in str(error), error
+else:
+    raise SystemExit("attention found more memory than there is")
+assert (out == 7).all()
+x = np.ones((2, 3, 4), np.float32)
+assert (llorch.attention(x, x, x) == 1).all()
+"""
+    found = {"PYTHONPATH": os.path.dirname(os.path.dirname(llorch.__file__)), "LLORCH_NUM_THREADS": "1"}
+    done = run(code, **found)
+    assert done.returncode == 0, done.stderr
 
 
 def test_results_survive_errors():

@@ -1,5 +1,6 @@
 """GPT-2: every logit against the oracle, every way to cut the work, transformers, and what is refused."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -263,6 +264,7 @@ def test_capacity(tiny):
         ([True], TypeError, "ids must be ints, got bool"),
         ("ROMEO:", TypeError, "ids must be token ids, got a str: encode it by model.tokenizer"),
         ([[1, 2]], ValueError, r"ids has shape \(1, 2\), it must be one sequence"),
+        ([[1], [1, 2]], ValueError, "ids must be one sequence of token ids, it holds several"),
         (5, ValueError, r"ids has shape \(\), it must be one sequence"),
         ([1] * 161, ValueError, "ids has 161 tokens, the model has 160 positions"),
     ),
@@ -334,7 +336,7 @@ except AttributeError as error:
 """
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        env={"PYTHONPATH": ":".join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,

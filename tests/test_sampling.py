@@ -170,6 +170,8 @@ def test_penalty_is_that_of_transformers():
         ({"temperature": 1e-60}, ValueError, "temperature must be"),
         ({"temperature": 1e39}, ValueError, "temperature must be"),
         ({"temperature": math.nan}, ValueError, "temperature must be finite, got nan"),
+        ({"temperature": 10**400}, ValueError, "temperature must be finite, got int too large for a float"),
+        ({"top_p": np.complex64(0.5 + 1j)}, TypeError, "top_p must be a number"),
         ({"temperature": "1"}, TypeError, "temperature must be a number, got '1'"),
         ({"temperature": None}, TypeError, "temperature must be a number, got None"),
         ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),

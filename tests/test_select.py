@@ -1,9 +1,13 @@
 """embedding and argmax: exact, and what they refuse."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import LONG, SEAMS, assert_same_bits, normal, num_threads, rng
+from helpers import LONG, SEAMS, Guarded, assert_same_bits, at_offset, normal, num_threads, rng
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -38,6 +42,41 @@ def test_embedding_of_any_layout(dtype):
     with num_threads(2):
         many = rng(2).integers(0, 40, 3000)
         assert_same_bits(llorch.embedding(table, many), reference.embedding(table, many))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_embedding_of_every_value_at_every_address(isa, dtype):
+    """All 65,536 encodings of 16 bits; of float32 some of all kinds. They are widened and not computed with."""
+    every = (np.arange(65536, dtype=np.uint16).view(dtype) if dtype.itemsize == 2 else
+             np.arange(0, 2**32, 65537, dtype=np.uint64).astype(np.uint32).view(np.float32)[:65536])  # fmt: skip
+    with np.errstate(invalid="ignore"):  # some are signalling NaNs
+        for table in (every.reshape(512, 128), every.reshape(-1, 1), every.reshape(512, 128)[:, ::3]):
+            rows = rng(5).permutation(len(table))
+            assert_same_bits(llorch.embedding(table, rows), reference.embedding(table, rows))
+        table = every[20000:20400].reshape(10, 40)
+        for offset in range(64):
+            ids = at_offset(np.array([9, 0, 5]), offset)
+            assert_same_bits(llorch.embedding(at_offset(table, offset), ids), reference.embedding(table, [9, 0, 5]))
+
+
+@pytest.mark.parametrize("threads", (1, 2, 3, 8))
+def test_embedding_is_thread_invariant(threads):
+    for dtype in DTYPES:
+        table, ids = normal(300, 700).astype(dtype), rng(6).integers(0, 300, 1000)
+        with num_threads(threads):
+            assert_same_bits(llorch.embedding(table, ids), reference.embedding(table, ids))
+            assert_same_bits(llorch.embedding(table[:, ::2], ids), reference.embedding(table[:, ::2], ids))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's mmap")
+def test_nothing_outside_the_inputs_is_read(isa):
+    for dtype in DTYPES:
+        for n in (1, 3, 15, 16, 17, 33, 100, 1030):
+            x = normal(3, n).astype(dtype)
+            with Guarded() as guarded:
+                there = guarded.copy(x)
+                assert_same_bits(llorch.embedding(there, [2, 0]), reference.embedding(x, [2, 0]))
+                assert np.array_equal(llorch.argmax(there), reference.argmax(x))
 
 
 TABLE = normal(10, 4)
@@ -129,3 +168,63 @@ def test_argmax_of_any_layout():
     big = normal(40, 20000)
     with num_threads(2):
         assert np.array_equal(llorch.argmax(big), big.argmax(axis=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_argmax_at_every_address_and_of_16_bits(isa, dtype):
+    x = normal(2, 77).astype(dtype)
+    for offset in range(64):
+        assert np.array_equal(llorch.argmax(at_offset(x, offset)), reference.argmax(x))
+    for at in (0, 1, 16, 40, 76):
+        y = x.copy()
+        y[1, at] = np.inf
+        assert llorch.argmax(y)[1] == at
+        y[1, at] = np.nan
+        with pytest.raises(ValueError, match=rf"logits\[1, {at}\] is NaN"):
+            llorch.argmax(y)
+
+
+@pytest.mark.parametrize("threads", (1, 2, 3, 8))
+def test_argmax_is_thread_and_batch_invariant(threads):
+    x = normal(300, 3000).astype(np.float16).astype(np.float32)  # with ties
+    wanted = [llorch.argmax(row) for row in x]
+    with num_threads(threads):
+        for batch in (1, 2, 7, 300):
+            assert llorch.argmax(x[:batch]).tolist() == wanted[:batch]
+            assert llorch.argmax(x[-batch:]).tolist() == wanted[-batch:]
+    x[200, 2999] = np.nan
+    with num_threads(threads), pytest.raises(ValueError, match=r"logits\[200, 2999\] is NaN"):
+        llorch.argmax(x)
+
+
+@pytest.mark.parametrize(
+    ("writes", "call"),
+    (
+        ("x[:] = i", "llorch.argmax(x)"),
+        ("ids[:] = i % 2 << 40", "llorch.embedding(x.reshape(-1, 8), ids)"),
+    ),
+    ids=("argmax", "embedding"),
+)
+def test_inputs_that_another_thread_writes_to(writes, call):
+    """Any result or error will do, but nothing outside the inputs is read."""
+    code = f"""
+import threading, time, numpy as np, llorch
+x, ids, stop = np.zeros(1 << 14, np.float32), np.zeros(1 << 15, np.int64), time.monotonic() + 1.5
+llorch.set_num_threads(1)
+
+def write(i=0):
+    while time.monotonic() < stop:
+        i += 1
+        {writes}
+
+writer = threading.Thread(target=write)
+writer.start()
+while time.monotonic() < stop:
+    try:
+        {call}
+    except (IndexError, ValueError):
+        pass
+writer.join()
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr or f"the process ended by signal {-done.returncode}"

@@ -1,11 +1,12 @@
 """softmax: bit for bit the oracle, whatever the shape, place or company of a row."""
 
+import threading
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import LONG, SEAMS, SPECIALS, assert_same_bits, at_offset, normal, num_threads, same_bits
+from helpers import LONG, SEAMS, SPECIALS, Guarded, assert_same_bits, at_offset, normal, num_threads, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -103,7 +104,7 @@ def test_place_invariant_in_place_and_nothing_else_written(isa, dtype):
     for n in (1, 5, 64, 131):
         x = normal(3, n).astype(dtype)
         wanted = reference.softmax(x)
-        for offset in (0, 2, 4, 20, 33, 62):
+        for offset in range(64):
             placed = at_offset(x, offset)
             out = at_offset(np.zeros_like(x), (offset * 5) % 64)
             assert llorch.softmax(placed, out=out) is out
@@ -128,7 +129,55 @@ def test_strides_and_shapes(isa):
         assert_same_bits(llorch.softmax(x), reference.softmax(x), f"shape {shape}")
 
 
+@given(
+    st.integers(1, 140),
+    st.integers(1, 20),
+    st.sampled_from(DTYPES),
+    st.integers(1, 3),
+    st.randoms(use_true_random=False),
+)
+def test_a_row_knows_no_other(n, rows, dtype, threads, random):
+    """In another order, in any batches; 16 bits are the float32 result of the widened row, rounded once."""
+    x = normal(rows, n, seed=n, scale=6).astype(dtype)
+    wanted = llorch.softmax(x)
+    assert_same_bits(wanted, reference.narrow(llorch.softmax(reference.widen(x)), dtype))
+    order = list(range(rows))
+    random.shuffle(order)
+    with num_threads(threads):
+        start = 0
+        while start < rows:
+            part = order[start : start + random.randint(1, 7)]
+            start += len(part)
+            assert_same_bits(llorch.softmax(x[part]), wanted[part])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's mmap")
+def test_nothing_outside_is_read_or_written(isa):
+    for n in (1, 5, 15, 16, 17, 33, 64, 100, 131):
+        for dtype in DTYPES:
+            x = normal(3, n).astype(dtype)
+            with Guarded() as guarded:
+                y = llorch.softmax(guarded.copy(x), out=guarded.copy(x))
+                assert_same_bits(y.copy(), reference.softmax(x), f"n={n}, {dtype}")
+
+
+def test_threads_sharing_their_input():
+    x = normal(5, 300)
+    wanted = llorch.softmax(x).tobytes()
+    wrong = []
+    workers = [
+        threading.Thread(target=lambda: wrong.extend(1 for _ in range(500) if llorch.softmax(x).tobytes() != wanted))
+        for _ in range(4)
+    ]
+    for t in workers:
+        t.start()
+    for t in workers:
+        t.join()
+    assert not wrong
+
+
 X = normal(3, 8)
+WINDOW = np.lib.stride_tricks.as_strided(normal(8), (3, 1, 4), (4, 4, 4))
 
 
 @pytest.mark.parametrize(
@@ -139,6 +188,9 @@ X = normal(3, 8)
         (lambda: llorch.softmax(X, out=np.empty((3, 7), np.float32)), ValueError, r"out has shape \(3, 7\).*\(3, 8\)"),
         (lambda: llorch.softmax(X, out=np.empty((3, 8), np.float16)), TypeError, "out is float16.*float32"),
         (lambda: llorch.softmax(X, out=X[::-1]), ValueError, "out overlaps x in part"),
+        (lambda: llorch.softmax(WINDOW[:, 0], out=WINDOW[:, 0]), ValueError, "out overlaps itself"),
+        (lambda: llorch.softmax([1.0]), TypeError, "x must be an array.*got list"),
+        (lambda: llorch.softmax(X, X), TypeError, "positional"),
         (lambda: llorch.softmax(X, out=np.broadcast_to(np.float32(0), (3, 8))), ValueError, "out is read-only"),
         (lambda: llorch.softmax(np.broadcast_to(np.float32(1), (1, 2**24 + 1))), ValueError, r"2\*\*24"),
     ],

@@ -16,7 +16,8 @@ from llorch.gpt2.tokenizer import load
 from llorch.validation import determinism
 
 DATA = Path(__file__).parent / "data" / "gpt2_tokenizer"
-SMALL = load(llorch.GPT2.from_pretrained("shakespeare-1m").path)
+EMBEDDED = llorch.GPT2.from_pretrained("shakespeare-1m").path
+SMALL = load(EMBEDDED)
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +137,39 @@ def test_broken_files(tmp_path, files, error, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(error, match=message):
         load(tmp_path)
+
+
+def changed(folder, **entries):
+    """The embedded tokenizer with other entries in its tokenizer.json; model= changes some of its model."""
+    settings = json.loads((EMBEDDED / "tokenizer.json").read_text(encoding="utf-8"))
+    settings["model"] |= entries.pop("model", {})
+    (folder / "tokenizer.json").write_text(json.dumps(settings | entries), encoding="utf-8")
+    return load(folder)
+
+
+def test_a_broken_tokenizer_on_which_the_library_panics(tmp_path):
+    with pytest.raises(ValueError, match=r"tokenizer.json in .* can't be read as a tokenizer: .*charsmap"):
+        changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": ""})
+    charsmap = "BAAAAP////9hYmM="  # can be read, but not used
+    broken = changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap})
+    with pytest.raises(ValueError, match="the tokenizer can't encode text: index out of bounds"):
+        broken.encode("a")
+    broken = changed(tmp_path, model={"vocab": {"a": 0}, "merges": [], "unk_token": "none"})
+    with pytest.raises(ValueError, match="the tokenizer can't encode text: "):
+        broken.encode("b")
+
+
+def test_no_token_is_dropped_added_or_drawn(tmp_path):
+    """A file may keep the truncation, padding and dropout of the training it comes from."""
+    text = "ROMEO:\nHenceforth I never will be Romeo."
+    wanted = SMALL.encode(text)
+    truncation = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+               "pad_type_id": 0, "pad_token": "<|endoftext|>"}  # fmt: skip
+    for entries in ({"truncation": truncation}, {"padding": padding}, {"model": {"dropout": 0.5}}):
+        tokenizer = changed(tmp_path, **entries)
+        for _ in range(10):
+            assert tokenizer.encode(text) == wanted, entries
 
 
 def test_text_that_is_none():

@@ -1,4 +1,4 @@
-"""The constants of csrc/kernels/unary.h and csrc/ops/exact.c, from their definitions, as C text.
+"""The constants of csrc/kernels/unary.h and csrc/exact.c, from their definitions, as C text.
 
     python tools/unary_constants.py            # needs mpmath; some seconds
 

@@ -91,7 +91,8 @@ LL_FN vd vd_div(vd a, vd b) { return _mm512_div_pd(a, b); }
 LL_FN vd vd_max(vd a, vd b) { return _mm512_max_pd(a, b); }
 LL_FN vd vd_abs(vd a) { return _mm512_abs_pd(a); }
 /* The 29 bits that float32 has not are those of a tie, plus or minus 2^(53 - m): after one addition all but the lowest
- * are 0. (2^-m of a number just below a power of two is nearly 2^(53 - m) of its last place.) */
+ * are 0. (2^-m of a number just below a power of two is nearly 2^(53 - m) of its last place.) One tie has other bits:
+ * that between the largest subnormal and 2^-126. That no input comes near it is known from the exhaustive check. */
 #define LL_NEAR_TIE
 LL_FN int vd_near_tie(vd a, vd b, int m)
 {

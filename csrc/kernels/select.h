@@ -12,11 +12,11 @@
 #define PART 1024
 #define EVERY_LANE ((1u << LL_VL) - 1)
 
-/* The first place of a value in [begin, end), which holds it; or of a NaN. */
+/* The first place of a value in [begin, end), or of a NaN. It is there, unless another thread writes to x meanwhile:
+ * then begin. */
 LL_INLINE size_t place_of(const char *x, size_t begin, size_t end, float value, int nan, int dtype)
 {
-    size_t j = begin;
-    for (;; j += LL_VL) {
+    for (size_t j = begin; j < end; j += LL_VL) {
         size_t count = end - j < LL_VL ? end - j : LL_VL;
         vf v = row_load_n(x, j, count, dtype);
         unsigned found = nan ? ~vf_equal(v, v) : vf_equal(v, vf_set1(value));
@@ -24,6 +24,7 @@ LL_INLINE size_t place_of(const char *x, size_t begin, size_t end, float value, 
         if (found)
             return j + (size_t)__builtin_ctz(found);
     }
+    return begin;
 }
 
 LL_INLINE int64_t argmax_row(const char *x, size_t n, int dtype)

@@ -13,7 +13,7 @@
  *
  * Order:    none, every value is for itself.
  * Rounding: the result is the float32 next to the true value, ties to even. y is computed in float64, with a
- *           relative error below 2^-MARGIN (fits 2^-43.6 or better, rounding some 2^-46, most of it in arguments of exp
+ *           relative error below 2^-MARGIN (fits 2^-43.5 or better, rounding some 2^-46, most of it in arguments of exp
  *           near 100). Where y (1 - 2^-42) and y (1 + 2^-42) round to the same float32, that is the result, also of a
  *           subnormal or an overflow; where they don't, one lane in 2^17 or so, it is computed again by csrc/exact.c
  *           in double-double. (AVX-512 looks at the bits that float32 has not instead of rounding twice.) So how
@@ -284,7 +284,7 @@ LL_NOINLINE void gelu_far(vf x[2])
 }
 
 /* Where all |x| <= 4, which is nearly everywhere, without exp and division: (1 - Phi(t))^(1/8) is so tame that a
- * polynomial reaches 2^-38.7 in its eighth power. */
+ * polynomial reaches 2^-40.0 in its eighth power. */
 LL_INLINE void ll_gelu_vp(vf x[2])
 {
     vf c[2], y[2];

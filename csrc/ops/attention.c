@@ -5,9 +5,11 @@
 
 #include "../kernels/table.h"
 
-/* What a thread must have to be worth waking, in multiplications: some 10 us of work. An exponential counts as EXP. */
+/* What a thread must have to be worth waking, in multiplications: some 10 us of work. An exponential counts as EXP, a
+ * key's or value's number as READ: it comes from memory, and few queries share it. */
 #define GRAIN_FMA ((size_t)1 << 18)
 #define EXP 16
+#define READ 4
 /* The scores of a unit, which should stay in the second cache; packed heads, which should stay in the third. */
 #define SCORE_BYTES ((size_t)192 << 10)
 #define PACKED_BYTES ((size_t)4 << 20)
@@ -102,7 +104,7 @@ int ll_attention(ll_attention_args *a)
     for (int i = 0; i < job.slots; i++)
         atomic_init(&job.taken[i], 0);
 
-    const size_t work = (a->Tq * (a->Tk - a->Tq / 2) / units + 1) * (2 * a->D + EXP);
+    const size_t work = (a->Tq * (a->Tk - a->Tq / 2) / units + 1) * (2 * a->D + EXP) + a->Tk * 2 * a->D * READ / units;
     const size_t grain = GRAIN_FMA / work + 1, heads = pack ? job.packed_heads : a->count;
     for (job.first = 0; job.first < a->count; job.first += heads) {
         const size_t now = least(heads, a->count - job.first);

@@ -25,8 +25,11 @@ typedef struct linear_job {
 
 static size_t panels_of(size_t N) { return (N + LL_PANEL - 1) / LL_PANEL; }
 
-/* One row of contiguous float32 is a tile as it lies. */
-static int x_is_packed(const ll_linear_args *a) { return a->M == 1 && a->dtype == LL_F32; }
+/* One row of contiguous float32 is a tile as it lies, at whole floats: tiles are read as floats. */
+static int x_is_packed(const ll_linear_args *a)
+{
+    return a->M == 1 && a->dtype == LL_F32 && (uintptr_t)a->x % sizeof(float) == 0;
+}
 
 /* Many rows read the weight several times: it is packed first. */
 static int weight_is_packed_first(const ll_linear_args *a) { return !a->packed && a->M > PACK_ROWS; }

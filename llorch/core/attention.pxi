@@ -247,11 +247,12 @@ cdef class KVCache:
     Notes
     -----
     Memory is taken in blocks of 128 positions as they arrive. Forks share blocks; who writes into a shared block copies
-    it first, so no cache ever changes another's bits. One thread at a time may append or truncate; attention in another
-    thread sees the positions that were there when it began.
+    it first, so no cache ever changes another's bits. One thread at a time may append or truncate: a second one gets a
+    RuntimeError. Attention and forks in other threads see the positions that were there when they began.
     """
     cdef float **_blocks
     cdef size_t _length, _count
+    cdef bint _changing
     cdef readonly size_t heads, head_dim, capacity
 
     def __cinit__(self, heads, head_dim, capacity, *, dtype="float32"):
@@ -297,7 +298,7 @@ cdef class KVCache:
         """Add positions: k and v (heads, T, head_dim), float32, float16 or bfloat16, at any strides.
 
         ValueError for a shape that doesn't fit or more positions than the capacity has left, TypeError for another
-        element type, MemoryError: then nothing has changed.
+        element type, RuntimeError while another thread appends, MemoryError: then nothing has changed.
         """
         cdef Operand ok, ov
         cdef ll_cache_rows rows
@@ -327,6 +328,7 @@ cdef class KVCache:
             rows.D = self.head_dim
             rows.T = T
             with cython.critical_section(self):
+                self._check_alone()
                 rows.first = self._length
                 if rows.T > self.capacity - self._length:
                     raise ValueError(f"the cache is full: it holds {self._length} of at most {self.capacity} positions, "
@@ -335,11 +337,19 @@ cdef class KVCache:
                 if T * ok.shape[0] * ok.shape[2] < RELEASE_FROM:
                     ll_cache_append(&rows, self._blocks)
                 else:
+                    self._changing = True
                     with nogil:
                         ll_cache_append(&rows, self._blocks)
+                    self._changing = False
                 self._length += rows.T
         finally:
             _drop(&ok); _drop(&ov)
+
+    cdef int _check_alone(self) except -1:
+        """Without the GIL, or where an append has released it, another thread may be writing into the blocks."""
+        if self._changing:
+            raise RuntimeError("another thread is appending to this cache")
+        return 0
 
     cdef int _make_room(self, size_t T) except -1:
         """Blocks for T more positions; the one that is begun becomes our own."""
@@ -369,9 +379,13 @@ cdef class KVCache:
             ll_block_release(self._blocks[self._count])
 
     def truncate(self, length):
-        """Forget the positions from `length` on. ValueError unless 0 <= length <= len(self)."""
+        """Forget the positions from `length` on.
+
+        ValueError unless 0 <= length <= len(self), RuntimeError while another thread appends.
+        """
         cdef size_t wanted = _natural(length, "length", 0)
         with cython.critical_section(self):
+            self._check_alone()
             if wanted > self._length:
                 raise ValueError(f"length is {wanted}, the cache holds {self._length} positions")
             self._length = wanted
@@ -385,10 +399,11 @@ cdef class KVCache:
         return other
 
     cdef void _share(self, KVCache other) noexcept:
+        """The blocks of its positions: not one that another thread's append has just begun."""
         cdef size_t i
-        for i in range(self._count):
+        other._count = (self._length + LL_BLOCK - 1) // LL_BLOCK
+        for i in range(other._count):
             other._blocks[i] = ll_block_share(self._blocks[i])
-        other._count = self._count
         other._length = self._length
 
     def attention(self, q, *, scale=None, out=None):

@@ -123,9 +123,9 @@ def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
         three types; 16-bit values widen exactly.
     bias : array (N,), optional
     activation : None, "gelu", "gelu_tanh" or "silu"
-        Applied before the result goes to memory, correctly rounded: the same bits as a call of its own.
+        Applied to the float32 sum, correctly rounded, before the result goes to memory.
     residual : array (..., N) of x's type, optional
-        Added last, in float32. The same bits as ``residual + linear(...)`` where x is float32.
+        Added last, in float32. Where x is float32, activation and residual have the bits of calls of their own.
     out : array (..., N) of x's type, optional
         Receives the result. May be residual itself; shares no memory with the others.
 
@@ -138,7 +138,8 @@ def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
     TypeError
         An argument of another element type; float64 is never narrowed silently.
     ValueError
-        A shape that doesn't fit, an unknown activation, an out that overlaps or is read-only.
+        A shape that doesn't fit, more than 2**24 rows or columns of weight, an unknown activation, an out that overlaps
+        or is read-only.
 
     Notes
     -----
@@ -194,7 +195,7 @@ cdef class PackedLinear:
     Raises
     ------
     TypeError, ValueError
-        As `linear`; ValueError also for an unknown dtype.
+        As `linear`; ValueError also for an unknown dtype. MemoryError where the packed weight doesn't fit.
     """
     cdef void *_packed
     cdef int _dtype
@@ -232,7 +233,9 @@ cdef class PackedLinear:
                 raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(K, N, kind)} bytes")
             with nogil:
                 ll_pack(oweight.data, oweight.dtype, weight_k, weight_n, K, N, kind, packed)
-            packed, self._packed = self._packed, packed  # the second call of __init__ frees the first one's
+            if self._packed != NULL:  # a product in another thread may be reading it
+                raise TypeError("a PackedLinear is made once: make another one")
+            packed, self._packed = NULL, packed
             self._dtype = kind
             self.in_features, self.out_features, self.bias = K, N, kept
         finally:
@@ -281,7 +284,7 @@ cdef class PackedLinear:
             _drop(&obias)
 
     def row(self, k):
-        """Row k of the (K, N) weight, widened: (N,) float32. IndexError unless 0 <= k < K."""
+        """Row k of the (K, N) weight, widened: a new (N,) float32. IndexError unless 0 <= k < K."""
         cdef size_t index = _index(k, "k", self.in_features, "rows")
         y = _empty(self.out_features, _float32)
         if self.out_features:
@@ -290,7 +293,7 @@ cdef class PackedLinear:
         return y
 
     def column(self, n):
-        """Column n of the (K, N) weight, widened: (K,) float32. IndexError unless 0 <= n < N.
+        """Column n of the (K, N) weight, widened: a new (K,) float32. IndexError unless 0 <= n < N.
 
         Of an embedding (V, E), packed with transposed=True as the LM head, it is the vector of token n.
         """

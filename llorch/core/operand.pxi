@@ -76,6 +76,9 @@ cdef object _struct_names = {"d": "float64", "g": "longdouble", "i": "int32", "l
 cdef int _take_dlpack(Operand *o, obj, str name, bint writable, list keep) except -1:
     cdef DLTensor *t
     cdef DLManagedTensorVersioned *v
+    is_neg = getattr(obj, "is_neg", None)  # PyTorch's lazy minus, of which DLPack knows nothing
+    if is_neg is not None and is_neg():
+        raise ValueError(f"{name} has its negative bit set, its memory holds the other sign: write {name}.resolve_neg()")
     try:
         capsule = obj.__dlpack__(max_version=(1, 0))
     except TypeError:  # a producer older than DLPack 1.0
@@ -166,9 +169,11 @@ cdef int _take(Operand *o, obj, str name, bint writable, list keep) except -1:
         raise ValueError(f"{name} has {o.view.ndim} dimensions, at most {MAX_NDIM} are supported")
     o.data = <char *>o.view.buf
     o.ndim = o.view.ndim
-    for i in range(o.ndim):
+    cdef Py_ssize_t step = o.itemsize
+    for i in range(o.ndim - 1, -1, -1):
         o.shape[i] = o.view.shape[i]
-        o.strides[i] = o.view.strides[i]
+        o.strides[i] = o.view.strides[i] if o.view.strides != NULL else step  # ctypes gives none, though asked for
+        step *= o.shape[i]
     return 0
 
 
@@ -269,32 +274,11 @@ cdef bint _same_layout(Operand *a, Operand *b) noexcept:
     return True
 
 
-cdef bint _overlap(Operand *a, Operand *b) noexcept:
-    """True unless a and b are seen to be disjoint: apart, or rows of equal stride that pass by each other."""
-    cdef uintptr_t alow, ahigh, blow, bhigh
-    cdef Py_ssize_t distance, arow, brow
-    _extent(a, &alow, &ahigh)
-    _extent(b, &blow, &bhigh)
-    if ahigh <= blow or bhigh <= alow:
-        return False
-    if a.ndim and b.ndim and _rows_collapse(a) and _rows_collapse(b) and a.row_stride == b.row_stride > 0:
-        arow = a.shape[a.ndim - 1] * a.itemsize
-        brow = b.shape[b.ndim - 1] * b.itemsize
-        distance = <Py_ssize_t>((<uintptr_t>b.data - <uintptr_t>a.data) % <uintptr_t>a.row_stride
-                                if b.data >= a.data else
-                                (a.row_stride - (<uintptr_t>a.data - <uintptr_t>b.data) % <uintptr_t>a.row_stride)
-                                % a.row_stride)
-        return not (distance >= arow and distance + brow <= a.row_stride)
-    return True
-
-
-cdef bint _overlaps_itself(Operand *o) noexcept:
-    """Dimensions from the smallest stride up: each must step over all that is inside it."""
-    cdef Py_ssize_t order[MAX_NDIM]
-    cdef Py_ssize_t i, j, k, count = 0, size = o.itemsize
+cdef int _by_stride(Operand *o, Py_ssize_t *order) noexcept:
+    """The axes that lead to other memory, from the smallest stride up; how many."""
+    cdef Py_ssize_t i, j
+    cdef int count = 0
     for i in range(o.ndim):
-        if o.shape[i] == 0:
-            return False
         if o.shape[i] > 1:
             j = count
             while j > 0 and abs(o.strides[order[j - 1]]) > abs(o.strides[i]):
@@ -302,7 +286,54 @@ cdef bint _overlaps_itself(Operand *o) noexcept:
                 j -= 1
             order[j] = i
             count += 1
-    for k in range(count):
+    return count
+
+
+cdef bint _as_rows(Operand *o, Py_ssize_t *row, Py_ssize_t *stride) noexcept:
+    """True where o's memory, its axes in any order, is rows of `row` bytes every `stride` bytes; 0 for one row."""
+    cdef Py_ssize_t order[MAX_NDIM]
+    cdef Py_ssize_t i, step, expected = 0
+    row[0] = o.itemsize
+    stride[0] = 0
+    for k in range(_by_stride(o, order)):
+        i = order[k]
+        step = abs(o.strides[i])
+        if step == 0:
+            continue
+        if stride[0] == 0 and step == row[0]:
+            row[0] *= o.shape[i]
+        elif stride[0] == 0 or step == expected:
+            stride[0] = stride[0] or step
+            expected = step * o.shape[i]
+        else:
+            return False
+    return True
+
+
+cdef bint _overlap(Operand *a, Operand *b) noexcept:
+    """True unless a and b are seen to be disjoint: apart, or rows of equal stride that pass by each other."""
+    cdef uintptr_t alow, ahigh, blow, bhigh, distance, stride
+    cdef Py_ssize_t arow, brow, astride, bstride
+    _extent(a, &alow, &ahigh)
+    _extent(b, &blow, &bhigh)
+    if ahigh <= blow or bhigh <= alow:
+        return False
+    if _as_rows(a, &arow, &astride) and _as_rows(b, &brow, &bstride) and (astride == bstride or not astride or not bstride):
+        stride = astride or bstride
+        if stride:
+            distance = (blow - alow) % stride if blow >= alow else (stride - (alow - blow) % stride) % stride
+            return not (distance >= <uintptr_t>arow and distance + brow <= stride)
+    return True
+
+
+cdef bint _overlaps_itself(Operand *o) noexcept:
+    """Dimensions from the smallest stride up: each must step over all that is inside it."""
+    cdef Py_ssize_t order[MAX_NDIM]
+    cdef Py_ssize_t i, k, size = o.itemsize
+    for i in range(o.ndim):
+        if o.shape[i] == 0:
+            return False
+    for k in range(_by_stride(o, order)):
         i = order[k]
         if abs(o.strides[i]) < size:
             return True
@@ -363,11 +394,13 @@ cdef double _number(value, str name) except? -1.0:
     """A float, or what makes one; not a string."""
     if type(value) is not float:
         try:
-            if isinstance(value, (str, bytes)):
+            if isinstance(value, (str, bytes, np.complexfloating)):  # float() drops NumPy's imaginary parts
                 raise TypeError
             value = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}") from None
+        except OverflowError:
+            raise ValueError(f"{name} must be finite in float32, got {type(value).__name__} too large for a float") from None
     return value
 
 

@@ -74,7 +74,8 @@ def embedding(table, ids):
             given = given.astype(_int64)  # an empty list
         if given.dtype.kind not in "iu":
             raise TypeError(f"ids must be integers, got {given.dtype.name}")
-        places = np.ascontiguousarray(given, _int64)  # ids of 2**63 and more become negative: refused as well
+        # A copy: what is checked is what is used, whatever other threads write. Ids of 2**63 and more become negative.
+        places = np.array(given, _int64, order="C")
         shape = given.shape
         y = _empty((*shape, otable.shape[1]), _float32)
         a.table = otable.data

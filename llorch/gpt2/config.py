@@ -26,6 +26,7 @@ ACTIVATIONS = {
 REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
 
 LARGEST = 2**24  # values in a row that the kernels specify
+FLOAT32_END = 2**128 - 2**103  # the least number that rounds to infinity in float32
 MOST_LAYERS = 10_000  # a hostile number must not cost memory before the file is looked at
 
 
@@ -86,7 +87,7 @@ class GPT2Config:
         eps = self.layer_norm_epsilon
         if isinstance(eps, bool) or not isinstance(eps, int | float):
             raise TypeError(f"layer_norm_epsilon must be a number, got {type(eps).__name__}")
-        if not (math.isfinite(eps) and 0 <= eps < 2**127):
+        if not 0 <= eps < FLOAT32_END:  # as it is: an int may be too large for a float
             raise ValueError(f"layer_norm_epsilon is {eps}, it must be finite in float32 and not negative")
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             if not isinstance(getattr(self, name), bool):

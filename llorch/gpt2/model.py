@@ -82,7 +82,6 @@ class _Workspace:
 
     def __init__(self, config: GPT2Config, lengths: tuple[int, ...]) -> None:
         rows, E, H, D = sum(lengths), config.n_embd, config.n_head, config.head_dim
-        self.lengths = lengths
         self.h, self.a, self.context = (np.empty((rows, E), np.float32) for _ in range(3))
         self.qkv = np.empty((rows, 3 * E), np.float32)
         self.f = np.empty((rows, config.inner), np.float32)
@@ -131,7 +130,9 @@ class GPT2:
         self._wte, self._wpe, self._lm_head = weights.wte, weights.wpe, weights.lm_head
         self._ln_f = weights.ln_f_weight, weights.ln_f_bias
         usual = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx  # attention's own default
-        self._layers = [(*layer, None if usual else config.scale(i)) for i, layer in enumerate(weights.layers)]
+        self._layers = [
+            (*layer, None if usual else _core._in_fpenv(config.scale, i)) for i, layer in enumerate(weights.layers)
+        ]
         self._fused = config.activation if config.activation in FUSED else None
         self._apply: Callable[[Array], object] | None = {"relu": _relu, "tanh": _tanh}.get(config.activation)
         self._spare: dict[tuple[int, ...], _Workspace] = {}
@@ -360,7 +361,10 @@ class GPT2:
     def _ids(self, ids: Ids, name: str) -> Array:
         if isinstance(ids, str | bytes):
             raise TypeError(f"{name} must be token ids, got a {type(ids).__name__}: encode it by model.tokenizer")
-        given = np.asarray(ids)
+        try:
+            given = np.asarray(ids)
+        except ValueError:  # sequences of several lengths
+            raise ValueError(f"{name} must be one sequence of token ids, it holds several") from None
         if given.ndim != 1:
             raise ValueError(f"{name} has shape {given.shape}, it must be one sequence of token ids")
         if not given.size:

@@ -34,9 +34,12 @@ def whole(value: Any, name: str, low: int, high: int | None = None) -> int:
 
 
 def _real(value: Any, name: str) -> float:
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
+    if isinstance(value, bool | str | np.complexfloating) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got {type(value).__name__} too large for a float") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number

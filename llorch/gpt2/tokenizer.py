@@ -27,7 +27,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of text, nothing added before or behind. Special tokens that stand in it are recognised.
 
-        TypeError if it isn't a str, ValueError if it has half a surrogate pair, which no encoding of text has.
+        TypeError if it isn't a str; ValueError if it has half a surrogate pair, which no encoding of text has, or if
+        the tokenizer is broken in a way that shows only here.
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, got {type(text).__name__}")
@@ -35,7 +36,10 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text has the lone surrogate {text[error.start]!r} at {error.start}") from None
-        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise ValueError(f"the tokenizer can't encode text: {_reason(error)}") from None
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -93,7 +97,12 @@ def load(folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     whole, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if whole.is_file():
-        return Tokenizer(_read(tokenizers.Tokenizer.from_file, whole))
+        library = _read(tokenizers.Tokenizer.from_file, whole)
+        library.no_truncation()  # what a training run left in the file would drop or add tokens, or draw them by lot
+        library.no_padding()
+        if getattr(library.model, "dropout", None):
+            library.model.dropout = None
+        return Tokenizer(library)
     if missing := [path.name for path in (vocabulary, merges) if not path.is_file()]:
         raise FileNotFoundError(
             f"{folder} has no tokenizer.json and no {' and no '.join(missing)}: text needs the one, or both others"
@@ -108,12 +117,18 @@ def load(folder: str | Path) -> Tokenizer:
 
 
 def _read(reader: Any, *paths: Path) -> Any:
-    """The library raises a bare Exception."""
     try:
         return reader(*map(str, paths))
-    except Exception as error:
-        names = " and ".join(path.name for path in paths)
-        raise ValueError(f"{names} in {paths[0].parent} can't be read as a tokenizer: {error}") from None
+    except BaseException as error:
+        names, reason = " and ".join(path.name for path in paths), _reason(error)
+        raise ValueError(f"{names} in {paths[0].parent} can't be read as a tokenizer: {reason}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The library raises a bare Exception, or where its code panics a BaseException; others go on."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return str(error)
 
 
 def _add_prefix_space(path: Path) -> bool:

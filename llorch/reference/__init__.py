@@ -1,9 +1,9 @@
 """The oracle: what every bit of llorch is, in NumPy, written to be read.
 
-Same functions and signatures as llorch's own; dot128 and linear come before their kernels. Only elementwise
-+ - * /, sqrt, casts, comparisons and integer views are used; the order of every sum is written out. NumPy's sum,
-mean, dot or exp don't appear: their last bits depend on NumPy's own choice of instructions. Slow on purpose. Run it
-in the default floating-point environment.
+Same functions and signatures as llorch's own, on NumPy arrays; `dot128`, `fma`, `sum64`, `narrow` and `widen` are what
+they are made of. Only elementwise + - * /, sqrt, casts, comparisons and integer views are used; the order of every sum
+is written out. NumPy's sum, mean, dot or exp don't appear: their last bits depend on NumPy's own choice of
+instructions. Slow on purpose. Run it in the default floating-point environment.
 """
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen

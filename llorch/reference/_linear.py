@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import fma, narrow, widen
+from llorch.reference._unary import gelu, silu
 
 Array = NDArray[Any]
 
@@ -28,11 +29,21 @@ def dot128(a: Array, b: Array, init: Array) -> Array:
     return y
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None, *, out: Array | None = None) -> Array:
-    """x (..., K) times weight (K, N), plus bias (N,): (..., N), in the type of x.
+def linear(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """activation(x (..., K) @ weight (K, N) + bias (N,)) + residual (..., N), in the type of x. See `llorch.linear`.
 
     ValueError names the argument whose shape doesn't fit; TypeError one that isn't float32, float16 or bfloat16.
     """
+    if activation not in (None, "gelu", "gelu_tanh", "silu"):
+        raise ValueError(f"activation must be None, 'gelu', 'gelu_tanh' or 'silu', got {activation!r}")
     if weight.ndim != 2:
         raise ValueError(f"weight has shape {weight.shape}, it must be (K, N)")
     if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
@@ -43,8 +54,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, out: Array | N
         )
     K, N = weight.shape
     shape = (*x.shape[:-1], N)
-    if out is not None and out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}, it must be {shape}")
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"residual is {residual.dtype}, it must have the type of x, {x.dtype}")
+    for name, array in (("residual", residual), ("out", out)):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} has shape {array.shape}, it must be {shape}")
     rows = 1
     for length in x.shape[:-1]:
         rows *= length
@@ -52,6 +66,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, out: Array | N
     if bias is not None:
         init[:] = widen(bias, "bias")
     y = dot128(widen(x).reshape(rows, K), widen(weight, "weight"), init)
+
+    # in float32 to the end: a 16-bit result is rounded once
+    if activation is not None:
+        y = silu(y) if activation == "silu" else gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+    if residual is not None:
+        with np.errstate(all="ignore"):
+            y = y + widen(residual, "residual").reshape(rows, N)
     y = narrow(y, x.dtype).reshape(shape)
     if out is None:
         return y

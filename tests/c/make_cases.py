@@ -1,33 +1,140 @@
-"""Writes tests/data/norm_vectors.npz as check_vectors.c reads it: python make_cases.py CASES"""
+"""Writes the cases of check_vectors.c: python make_cases.py CASES
+
+The float32 cases are tests/data/*.npz, which an independent oracle made, and the hard cases, which MPFR made; what is
+not in there (16 bits, fused forms, places) comes from llorch.reference, which needs no compiled code.
+"""
 
 import struct
 import sys
+import types
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
-OUTPUTS = {  # name: op, weight, bias, eps
-    "y": (0, 1, 1, 1e-5),
-    "y_plain": (0, 0, 0, 1e-5),
-    "y_weight": (0, 1, 0, 1e-5),
-    "y_bias": (0, 0, 1, 1e-5),
-    "y_eps0": (0, 1, 1, 0.0),
-    "rms": (1, 1, 0, 1e-5),
-    "rms_eps0": (1, 1, 0, 0.0),
-}
+ROOT = Path(__file__).parent.parent.parent
+DATA = ROOT / "tests" / "data"
+package = types.ModuleType("llorch")  # the package without its core, which isn't built here
+package.__path__ = [str(ROOT / "llorch")]
+sys.modules["llorch"] = package
+from llorch import reference  # noqa: E402
 
-vectors = np.load(Path(__file__).parent.parent / "data" / "norm_vectors.npz")
-with open(sys.argv[1], "wb") as file:
+NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING = range(7)  # the numbers of check_vectors.c
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # and of llorch.h
+OPERATIONS = ("exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh")
+rng = np.random.default_rng(20261125)
+
+
+def normal(*shape, scale=1.0):
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def write(family, numbers, *arrays, eps=0.0):
+    file.write(struct.pack("<8If", family, *numbers, *[0] * (7 - len(numbers)), eps))
+    for array in arrays:
+        if array is not None:
+            file.write(np.ascontiguousarray(array).tobytes())
+
+
+def norm():
+    vectors = np.load(DATA / "norm_vectors.npz")
+    outputs = {  # name: is rms_norm, weight, bias, eps
+        "y": (0, 1, 1, 1e-5),
+        "y_plain": (0, 0, 0, 1e-5),
+        "y_weight": (0, 1, 0, 1e-5),
+        "y_bias": (0, 0, 1, 1e-5),
+        "y_eps0": (0, 1, 1, 0.0),
+        "rms": (1, 1, 0, 1e-5),
+        "rms_eps0": (1, 1, 0, 0.0),
+    }
     for n in (1, 5, 64, 65, 200, 768, 1024):
         x, weight, bias = (vectors[f"layer_norm/{n}/{name}"] for name in ("x", "weight", "bias"))
-        for output, (op, has_weight, has_bias, eps) in OUTPUTS.items():
-            y = vectors[f"layer_norm/{n}/{output}"]
-            file.write(struct.pack("<5If", op, len(x), n, has_weight, has_bias, eps))
-            for array, there in (
-                (x, 1),
-                (weight, has_weight),
-                (bias, has_bias),
-                (y, 1),
-            ):
-                if there:
-                    file.write(np.ascontiguousarray(array, "<f4").tobytes())
+        for output, (rms, has_weight, has_bias, eps) in outputs.items():
+            arrays = x, weight if has_weight else None, bias if has_bias else None, vectors[f"layer_norm/{n}/{output}"]
+            write(NORM, (rms, len(x), n, has_weight, has_bias), *arrays, eps=eps)
+
+
+def linear():
+    vectors = np.load(DATA / "linear_vectors.npz")
+    for shape in sorted({name.split("/")[1] for name in vectors.files}):
+        x, weight, bias, y, plain = (vectors[f"linear/{shape}/{s}"] for s in ("x", "weight", "bias", "y", "y_no_bias"))
+        sizes = (*x.shape, weight.shape[1])
+        write(LINEAR, (*sizes, 0, 1), x, weight, bias, y)
+        write(LINEAR, (*sizes, 0, 0), x, weight, plain)
+    activations = (None, "gelu", "gelu_tanh", "silu")
+    # tiles of 1 .. 6 rows, several tiles, a weight that is packed first; blocks and depths; broken panels
+    for M, K, N in ((1, 300, 70), (2, 129, 20), (3, 128, 33), (7, 257, 16), (13, 300, 47), (97, 40, 18), (4, 0, 5)):
+        x, weight = normal(M, K), normal(K, N, scale=0.1)
+        bias, residual = normal(N), normal(M, N)
+        if K:
+            weight[0, :3] = 1e-6, 1e-40, 7e4  # subnormal and too large for float16
+        for number, kept in enumerate(DTYPES):
+            rounded = reference.narrow(weight, kept)
+            activation = (M + number) % 4
+            more = {"activation": activations[activation], "residual": residual if number != 1 else None}
+            y = reference.linear(x, rounded, bias, **more)
+            numbers = (M, K, N, number, 1, activation, int(number != 1))
+            write(LINEAR, numbers, x, weight, rounded if number else None, bias, more["residual"], y)
+    tiny, bias = normal(2, 200, scale=1e-22), np.full(20, -0.0, np.float32)
+    bias[::3] = np.nan, *[1e-40] * 6
+    for x in (tiny, np.resize(tiny, (9, 200)), np.resize(np.float32([3e38, -3e38, np.inf, 1]), (3, 200))):
+        weight = normal(200, 20, scale=1e-22)
+        write(LINEAR, (*x.shape, 20, 0, 1), x, weight, bias, reference.linear(x, weight, bias))
+
+
+def unary():
+    vectors = np.load(DATA / "unary_vectors.npz")
+    for number, name in enumerate(OPERATIONS):
+        more = {"approximate": "tanh"} if name == "gelu_tanh" else {}
+        function = getattr(reference, name.removesuffix("_tanh"))
+        x, y = vectors["unary/x"], vectors[f"unary/{name}"]
+        if number > 3:  # without the smallest subnormals, on which those vectors are wrong (tests/test_unary.py)
+            kept = abs(x) != np.float32(2.0**-149)
+            x, y = x[kept], y[kept]
+        write(UNARY, (number, len(x), 0), x, y)
+        rows = [line.split() for line in (DATA / "unary_hard" / f"{name}.txt").read_text().splitlines()]
+        x, y = (np.array([float.fromhex(value) for value in column], np.float32) for column in zip(*rows, strict=True))
+        write(UNARY, (number, len(x), 0), x, y)
+        for dtype in (1, 2):
+            x = rng.permutation(65536).astype(np.uint16)[:3001].view(DTYPES[dtype])
+            write(UNARY, (number, len(x), dtype), x, function(x, **more))
+
+
+def softmax_and_attention():
+    vectors = np.load(DATA / "attention_vectors.npz")
+    write(SOFTMAX, (*vectors["softmax/x"].shape, 0), vectors["softmax/x"], vectors["softmax/y"])
+    special = np.float32(
+        [[0, -np.inf, 3], [np.inf, 0, 0], [np.nan, 1, 2], [-np.inf] * 3, [3e38, -3e38, 1], [-90, 0, -104]]
+    )
+    for dtype, kind in enumerate(DTYPES):
+        with np.errstate(over="ignore"):
+            rows = [x.astype(kind) for x in (normal(3, 200, scale=9), normal(2, 64), special)]
+        for x in rows:
+            write(SOFTMAX, (*x.shape, dtype), x, reference.softmax(x))
+    for shape in sorted({name.split("/")[1] for name in vectors.files if name.startswith("attention/")}):
+        heads, T, D = map(int, shape.split("x"))
+        write(ATTENTION, (heads, T, T, D), *(vectors[f"attention/{shape}/{name}"] for name in "qkvy"))
+    for heads, Tq, Tk, D in ((2, 1, 1, 1), (1, 1, 300, 16), (2, 13, 140, 17), (1, 30, 30, 64)):
+        q, k, v = normal(heads, Tq, D), normal(heads, Tk, D), normal(heads, Tk, D)
+        v[:, -1, 0] = np.nan  # only the last query sees it
+        write(ATTENTION, (heads, Tq, Tk, D), q, k, v, reference.attention(q, k, v))
+
+
+def argmax_and_embedding():
+    for n in (1, 5, 64, 1100):
+        x = normal(7, n)
+        x[1] = -np.inf
+        x[2, n // 2] = x[2, -1] = np.inf
+        x[3] = np.resize(np.float32([0.0, -0.0, 1e-45]), n)
+        x[4, n * 2 // 3 :] = np.nan
+        places = [-1 - int(np.isnan(row).argmax()) if np.isnan(row).any() else reference.argmax(row) for row in x]
+        write(ARGMAX, x.shape, x, np.float32(places))
+    for dtype, kind in enumerate(DTYPES):
+        table = (rng.permutation(65536).astype(np.uint16)[:3000].view(kind) if dtype else normal(3000)).reshape(30, 100)
+        with np.errstate(invalid="ignore"):
+            write(EMBEDDING, (30, 100, dtype), table, reference.embedding(table, range(29, -1, -1)))
+
+
+with open(sys.argv[1], "wb") as file:
+    for cases in (norm, linear, unary, softmax_and_attention, argmax_and_embedding):
+        cases()

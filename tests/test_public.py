@@ -1,0 +1,154 @@
+"""Every public name with every element type reaches its kernel: what it gives is all written, and is the oracle's."""
+
+import inspect
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers import assert_same_bits, normal
+
+import llorch
+from llorch import _core, reference
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+# What computes nothing: versions, threads, instruction sets; and what has tests of its own.
+NO_KERNEL = {
+    "GPT2", "__version__", "available_isas",
+    "config", "get_num_threads", "isa", "reference", "set_num_threads", "show_config",
+    "testing",
+}  # fmt: skip
+
+X, R, B = normal(3, 40), normal(3, 40, seed=1), normal(40, seed=2)
+W = normal(40, 40, seed=3)
+Q, K, V = normal(2, 5, 16), normal(2, 9, 16, seed=1), normal(2, 9, 16, seed=2)
+
+
+def cache_of(d):
+    cache = llorch.KVCache(2, 16, 9)
+    cache.append(K.astype(d), V.astype(d))
+    return cache
+
+
+def elementwise(name, **more):
+    return lambda d, **out: getattr(llorch, name)(X.astype(d), **more, **out), lambda d: getattr(reference, name)(
+        X.astype(d), **more
+    )
+
+
+# Of each name: a call that takes out (or of an object whose results are new arrays), and what it should give.
+CALLS = {
+    "layer_norm": (
+        lambda d, **out: llorch.layer_norm(X.astype(d), B, B, **out),
+        lambda d: reference.layer_norm(X.astype(d), B, B),
+    ),
+    "rms_norm": (lambda d, **out: llorch.rms_norm(X.astype(d), B, **out), lambda d: reference.rms_norm(X.astype(d), B)),
+    "add_layer_norm": (
+        lambda d, **out: llorch.add_layer_norm(X.astype(d), R.astype(d), B, B, **out)[0],
+        lambda d: reference.add_layer_norm(X.astype(d), R.astype(d), B, B)[0],
+    ),
+    "linear": (
+        lambda d, **out: llorch.linear(X.astype(d), W.astype(d), B.astype(d), residual=R.astype(d), **out),
+        lambda d: reference.linear(X.astype(d), W.astype(d), B.astype(d), residual=R.astype(d)),
+    ),
+    "PackedLinear": (
+        lambda d, **out: llorch.PackedLinear(W.astype(d), B, dtype=d.name)(X.astype(d), **out),
+        lambda d: reference.linear(X.astype(d), W.astype(d), B),
+    ),
+    "softmax": elementwise("softmax"),
+    "attention": (
+        lambda d, **out: llorch.attention(*(a.astype(d) for a in (Q, K, V)), **out),
+        lambda d: reference.attention(*(a.astype(d) for a in (Q, K, V))),
+    ),
+    "KVCache": (
+        lambda d, **out: cache_of(d).attention(Q.astype(d), **out),
+        lambda d: reference.attention(*(a.astype(d) for a in (Q, K, V))),
+    ),
+    "embedding": (lambda d: llorch.embedding(W.astype(d), [7, 3]), lambda d: reference.embedding(W.astype(d), [7, 3])),
+    "argmax": (lambda d: llorch.argmax(X.astype(d)), lambda d: reference.argmax(X.astype(d))),
+    **{name: elementwise(name) for name in ("exp", "tanh", "erf", "sigmoid", "silu")},
+    "gelu": elementwise("gelu"),
+    "gelu, tanh": elementwise("gelu", approximate="tanh"),
+    "linear, gelu": (
+        lambda d, **out: llorch.linear(X.astype(d), W, activation="gelu", **out),
+        lambda d: reference.linear(X.astype(d), W, activation="gelu"),
+    ),
+}
+NEW_RESULTS = {"embedding", "argmax"}
+
+
+def check(call, wanted, dtype, name):
+    y = wanted(dtype)
+    assert_same_bits(call(dtype), y, f"{name}, {dtype}")
+    if name in NEW_RESULTS:
+        return
+    for fill in (np.nan, 0, 7):
+        out = np.full(y.shape, fill, dtype)
+        assert call(dtype, out=out) is out, f"{name} returned something else than out"
+        assert_same_bits(out, y, f"{name}, {dtype}, out was full of {fill}")
+
+
+def test_no_public_name_is_left_out():
+    assert set(llorch.__all__) == {name.partition(",")[0] for name in CALLS} | NO_KERNEL
+    for name in llorch.__all__:
+        assert hasattr(llorch, name), name
+    public = {name for name in vars(_core) if not name.startswith("_") and callable(getattr(_core, name))}
+    assert public <= set(llorch.__all__), f"{public - set(llorch.__all__)} of the core is in no list"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_every_name_reaches_its_kernel(isa, name, dtype):
+    check(*CALLS[name], dtype, name)
+
+
+@pytest.mark.parametrize("name", sorted(NEW_RESULTS))
+def test_new_results_are_not_what_lay_in_memory(isa, name):
+    """NumPy hands freed memory out again: calls in turn have other results each."""
+    for dtype in DTYPES:
+        for seed in range(20):
+            table = normal(30, 40, seed=seed).astype(dtype)
+            if name == "embedding":
+                assert_same_bits(llorch.embedding(table, [seed, 3]), reference.embedding(table, [seed, 3]))
+            else:
+                assert_same_bits(llorch.argmax(table), reference.argmax(table))
+
+
+def test_a_function_without_its_kernel_would_be_seen():
+    """Negative control: one that returns out as it came, or new memory as it is."""
+
+    def nothing(d, out=None):
+        return np.empty(X.shape, d) if out is None else out
+
+    dtype = DTYPES[0]
+    with pytest.raises(AssertionError, match="differ"):
+        check(nothing, CALLS["exp"][1], dtype, "exp")
+
+    def returns_only(d, out=None):
+        return reference.exp(X.astype(d)) if out is None else out
+
+    with pytest.raises(AssertionError, match="out was full of nan"):
+        check(returns_only, CALLS["exp"][1], dtype, "exp")
+
+
+def test_the_oracle_has_the_same_signatures():
+    for name in reference.__all__:
+        if inspect.isroutine(getattr(llorch, name, None)):
+            ours = inspect.signature(getattr(llorch, name)).parameters
+            theirs = inspect.signature(getattr(reference, name)).parameters
+            assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+                (p.name, p.kind, p.default) for p in theirs.values()
+            ], name
+
+
+def test_every_public_docstring_says_what_it_takes_and_raises():
+    for name in set(llorch.__all__) - {"__version__", "reference", "testing"}:
+        public = getattr(llorch, name)
+        assert inspect.getdoc(public), name
+        if inspect.isclass(public):
+            for method, f in vars(public).items():
+                if not method.startswith("_") and callable(f):
+                    assert inspect.getdoc(f), f"{name}.{method}"
+        elif name in CALLS:
+            text = inspect.getdoc(public)
+            assert "those of `" in text or all(p in text for p in inspect.signature(public).parameters), name
