@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from llorch.validation import dumps, faults, ladder
 from llorch.validation.dumps import Aligned, Dump
 from llorch.validation.ladder import Tensor
-from llorch.validation.trace import Float64, Model, Network, Progress, Trace, greedy, merge_heads, silent
+from llorch.validation.trace import (
+    Arithmetic,
+    Float64,
+    Model,
+    Network,
+    Progress,
+    Rough,
+    Trace,
+    greedy,
+    merge_heads,
+    silent,
+)
 
 Array = NDArray[Any]
 Status = Literal["ok", "diverges", "absent"]
@@ -29,6 +40,7 @@ WHOLE = ("ids", "argmax", "generated")  # whole numbers: as far apart by one id 
 HALF = 0.5  # what it must explain of the next block, to be all that is wrong there
 NOISE = 1e-5  # relative: what float32 may do in some blocks
 TELLING = 2e-6  # relative: distances further apart than this are so by more than float32's noise
+ROUGH = 2e-5  # relative: what matrix products in float32 may add to a distance
 STATISTICAL = 0.2  # for the one fault whose values nobody can know: a head that was never loaded
 
 
@@ -319,25 +331,26 @@ class _Bench:
         theirs, mine, _ = dumps.comparable(self.reads[name], self.tensors[name], values)
         return dumps.relative(theirs, mine)
 
-    def candidates(self) -> list[tuple[faults.Fault, tuple[int, ...]]]:
-        """Faults, and the blocks to try each in: all that may be at fault together, and one by one."""
-        span = range(max(self.start, 0), self.end + 1)
-        scopes: list[tuple[int, ...]] = [(layer,) for layer in span]
-        if len(scopes) > 1:
-            scopes.insert(0, tuple(span))
-        found: list[tuple[faults.Fault, tuple[int, ...]]] = []
+    def candidates(self) -> list[tuple[faults.Fault, tuple[int, ...], bool]]:
+        """Faults, the blocks to try each in, and whether it is the last of its stage: first what isn't in a block, or
+        is in all that may be at fault, as most mistakes are; then one block after the other."""
+        span = tuple(range(max(self.start, 0), self.end + 1))
+        first: list[tuple[faults.Fault, tuple[int, ...]]] = []
+        inside = []
         for fault in faults.of(self.network):
             if fault.decoding:
                 if self.first.name == "generated":
-                    found.append((fault, ()))
+                    first.append((fault, ()))
             elif fault.in_block:
-                found += [(fault, scope) for scope in scopes]
-            elif fault.shows == "embed":
-                if self.start < 0:
-                    found.append((fault, ()))
-            elif self.after:
-                found.append((fault, ()))
-        return found
+                if span:
+                    inside.append(fault)
+                    first.append((fault, span))
+            elif self.start < 0 if fault.shows == "embed" else self.after:
+                first.append((fault, ()))
+        second = [(fault, (layer,)) for layer in span for fault in inside] if len(span) > 1 else []
+        return [
+            (fault, layers, i == len(stage) - 1) for stage in (first, second) for i, (fault, layers) in enumerate(stage)
+        ]
 
     def begin(self, layer: int) -> tuple[int, Array | None]:
         """Where a pass begins whose first fault is in this block, and with what."""
@@ -353,8 +366,13 @@ class _Bench:
             found = greedy(fault.inject(self.network, *layers), self.ids, Float64())["generated"]
             distance = self.distance("generated", found)
             return _Trial(fault, layers, distance, distance)
-        window: Trace = next(part for part in self.parts(fault, layers) if self.first.name in part)
-        distance = self.distance(self.first.name, window[self.first.name])
+        name = self.first.name
+        if len(layers) == 1 and layers[0] < self.end:  # through many blocks: a look in float32 first
+            rough = self.distance(name, self.part(fault, layers, Rough())[name])
+            if not rough <= 2 * self.enough + ROUGH:
+                return _Trial(fault, layers, rough, math.inf)
+        window = self.part(fault, layers, Float64())
+        distance = self.distance(name, window[name])
         if not distance <= self.enough:
             return _Trial(fault, layers, distance, math.inf)
         shares = [self._share(name, window[name]) for name in window if name in self.reads and name not in WHOLE]
@@ -362,11 +380,15 @@ class _Bench:
             distance = math.inf  # it would have shown before
         return _Trial(fault, layers, distance, max(shares, default=0.0))
 
-    def parts(self, fault: faults.Fault, layers: tuple[int, ...]) -> Iterator[Trace]:
+    def part(self, fault: faults.Fault, layers: tuple[int, ...], a: Arithmetic) -> Trace:
+        """The block that has the first divergence, or the head, of a model with the fault."""
+        return next(part for part in self.parts(fault, layers, a) if self.first.name in part)
+
+    def parts(self, fault: faults.Fault, layers: tuple[int, ...], a: Arithmetic) -> Iterator[Trace]:
         """The tensors of a model with the fault, from the first block that has it on."""
         faulty = fault.inject(self.network, *layers)
         start, x = self.begin(layers[0] if layers else -1 if fault.shows == "embed" else self.network.config.n_layer)
-        for part in faulty.parts(self.ids, Float64(), start, x):
+        for part in faulty.parts(self.ids, a, start, x):
             yield {name: self._in_heads(name, values) for name, values in part.items()}
 
     def follows(
@@ -374,7 +396,7 @@ class _Bench:
     ) -> tuple[float, float] | None:
         """What the fault in one block, and in every one, leaves unexplained of the first tensors behind the divergence
         that tell the two apart: the median share, since rounding faults amplify noise. None if they have none."""
-        for one, all in zip(self.parts(fault, alone), self.parts(fault, every), strict=True):
+        for one, all in zip(self.parts(fault, alone, Float64()), self.parts(fault, every, Float64()), strict=True):
             if self.first.name in one:
                 continue
             names = [name for name in one if name in self.reads and name not in WHOLE]
@@ -423,14 +445,19 @@ def diagnose(
     name, trials = first.tensor.name, []
     candidates = bench.candidates()
     healthy = bench.healthy[name]
-    for done, (fault, layers) in enumerate(candidates, 1):
+    tried = 0
+    for fault, layers, last in candidates:
         trial = _unloaded_head(bench, fault) if fault.key == faults.FRESH else bench.attempt(fault, layers)
         enough = STATISTICAL if fault.key == faults.FRESH else bench.enough
         if trial is not None and trial.distance <= enough:
             trials.append(trial)
-        progress(done, len(candidates))
+        tried += 1
+        progress(tried, len(candidates))
+        if last and trials:  # one in every block: no need to look for it in each of them
+            break
+    progress(len(candidates), len(candidates))
     if not trials:
-        return None, len(candidates)
+        return None, tried
     # One that gives the rest of that part of the model too comes before one that gives the first tensor alone.
     trials.sort(key=lambda trial: (trial.whole > EXPLAINED, max(trial.whole, trial.distance)))
     best = trials[0]
@@ -452,7 +479,7 @@ def diagnose(
             tuple(other),
             tuple(other.values()),
         ),
-        len(candidates),
+        tried,
     )
 
 

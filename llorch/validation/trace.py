@@ -174,6 +174,15 @@ class Float64:
         return y
 
 
+class Rough(Float64):
+    """Float64 but for its matrix products, which are NumPy's in float32: ten times as fast on a large model, whose
+    weights needn't be widened."""
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        y: Array = (x.astype(np.float32) @ weight).astype(np.float64)
+        return y if bias is None else y + bias
+
+
 def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
     """exp(score - largest), +0 where masked; a row that sees nothing weighs all alike, as a finite mask would."""
     blind = ~(scores > -np.inf).any(axis=-1, keepdims=True) & ~np.isnan(scores).any(axis=-1, keepdims=True)
