@@ -6,6 +6,7 @@
 True
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from llorch import _threadpoolctl, reference, testing
@@ -34,6 +35,7 @@ from llorch._core import (
 )
 
 if TYPE_CHECKING:
+    from llorch import validate
     from llorch.gpt2 import GPT2
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "softmax",
     "tanh",
     "testing",
+    "validate",
 ]
 
 _threadpoolctl.register()
@@ -74,6 +77,8 @@ def __getattr__(name: str) -> Any:
 
         globals()[name] = GPT2
         return GPT2
+    if name == "validate":
+        return importlib.import_module("llorch.validate")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,7 @@ import click
 
 import llorch
 
-COMMANDS = ("generate", "score", "info", "bench", "validate", "config")
+COMMANDS = ("generate", "score", "info", "bench", "validate", "dump", "compare", "config")
 INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 

@@ -35,7 +35,7 @@ GROUPS = [[step.group for step in checkpoint.steps()] for checkpoint in CHECKPOI
 
 
 def validate(*arguments):
-    return CliRunner().invoke(main, ["validate", *map(str, arguments)])
+    return CliRunner().invoke(main, ["validate", "--kernels", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

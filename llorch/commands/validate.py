@@ -1,13 +1,20 @@
-"""`llorch validate`."""
+"""`llorch validate`, and the options that its relatives share."""
 
+import re
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from llorch.commands import common
+from llorch.gpt2.shapes import SHAPES
 from llorch.validation import Step, checkpoint_01, checkpoint_02, peers, report, run
 
 CHECKPOINTS = {"1": checkpoint_01, "2": checkpoint_02}
@@ -26,53 +33,168 @@ def writable(context: click.Context, parameter: click.Parameter, value: Path | N
     return value
 
 
+def file_option(flag: str, name: str, metavar: str, help: str) -> Callable[..., Any]:
+    return click.option(flag, name, type=click.Path(path_type=Path), callback=writable, metavar=metavar, help=help)
+
+
+def _ids(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(part) for part in value.replace(",", " ").split())
+    except ValueError:
+        raise click.BadParameter(f"{value!r} must be token ids, such as 15496,13") from None
+
+
+prompt_option = click.option("--prompt", default="Hello.", show_default=True, help='The text; "-" is standard input.')
+ids_option = click.option("--ids", callback=_ids, metavar="N,N,...", help="Token ids in the place of a text.")
+
+
+def layers_option(default: frozenset[int] | None) -> Callable[..., Any]:
+    """--layers: a set of blocks; None is what the command makes of it, an empty set all of them."""
+
+    def parse(context: click.Context, parameter: click.Parameter, value: str | None) -> frozenset[int] | None:
+        if value is None:
+            return default
+        if value == "all":
+            return frozenset()
+        found: set[int] = set()
+        for part in value.split(","):
+            match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip())
+            if match is None:
+                raise click.BadParameter(f'{value!r} must be blocks, such as 0,3-5, or "all"')
+            found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        return frozenset(found)
+
+    shown = "the one that diverges first, or 0" if default is None else ",".join(map(str, default))
+    return click.option(
+        "--layers", callback=parse, metavar="N,N-N|all", help=f"Blocks to show tensor by tensor.  [default: {shown}]"
+    )
+
+
 @click.command("validate")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    callback=writable,
-    metavar="FILE",
-    help="Write everything measured to this file.",
-)
-@click.option(
-    "--report",
-    "report_path",
-    type=click.Path(path_type=Path),
-    callback=writable,
-    metavar="FILE.md",
-    help="Write a Markdown report, with all that a second person needs to repeat it.",
-)
+@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="Random weights of this size in the place of a model.")
+@prompt_option
+@ids_option
+@click.option("--self-test", is_flag=True, help="Inject every known fault, and see that each is found and named.")
+@layers_option(frozenset({0}))
+@file_option("--json", "json_path", "FILE", "Write everything measured to this file.")
+@file_option("--report", "report_path", "FILE", "Write a report: a page of HTML, of the kernels Markdown.")
+@click.option("--kernels", is_flag=True, help="The kernels by themselves, on fixed input, in the place of the ladder.")
 @click.option(
     "--peer",
     "wanted",
     multiple=True,
     type=click.Choice([*(peer.key for peer in peers.PEERS), "none"]),
-    help="Run this library only (repeatable), or none. Without it: every one that is installed.",
+    help='"none": llorch and its oracle alone. Another implies --kernels: run this library only (repeatable).',
 )
 @click.option(
     "--checkpoint",
     "chosen",
     multiple=True,
     type=click.Choice(list(CHECKPOINTS)),
-    help="Run this checkpoint only (repeatable). Without it: all of them.",
+    help="Implies --kernels: this checkpoint only (repeatable).",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only what failed, and the summary.")
+@common.threads_option
 @click.pass_context
 def command(
     context: click.Context,
+    model: str,
+    shape: str | None,
+    prompt: str,
+    ids: tuple[int, ...] | None,
+    self_test: bool,
+    layers: frozenset[int],
     json_path: Path | None,
     report_path: Path | None,
+    kernels: bool,
     wanted: tuple[str, ...],
     chosen: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """The checkpoints of GPT-2 inference, against everything there is to compare them with.
+    """Every tensor of GPT-2 inference on a model, 12 checkpoints deep.
 
-    1 is LayerNorm; 2 the projection to Q, K and V, attention and the feed-forward layer.
+    llorch is compared with its oracle bit for bit, and with transformers, if it is installed, within each rung's
+    tolerance. `llorch dump` and `llorch compare` do the same with any other engine.
 
-    The exit status is 0 if all that ran holds (a library that is not installed is skipped), 1 if something failed.
+    --kernels: LayerNorm (checkpoint 1) and the projection to Q, K and V, attention and the feed-forward layer (2) on
+    fixed input, against everything there is to compare them with; a library that is not installed is skipped.
+
+    The exit status is 0 if all that ran holds, 1 if something failed.
     """
+    if kernels or chosen or (wanted and wanted != ("none",)):
+        if self_test:
+            raise click.UsageError("--self-test is of the ladder, not of --kernels")
+        context.exit(0 if _kernels(json_path, report_path, wanted, chosen, quiet) else 1)
+    if shape is not None and context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--model and --shape can't be given both")
+    with _model(model, shape) as name:
+        if self_test:
+            holds = _self_test(name, json_path, report_path, quiet)
+        else:
+            holds = _ladder(name, prompt, ids, layers, json_path, report_path, "none" not in wanted, quiet)
+    context.exit(0 if holds else 1)
+
+
+@contextmanager
+def _model(model: str, shape: str | None) -> Iterator[str]:
+    """The model's name, or the folder of random weights, which is there as long as it is needed."""
+    if shape is None:
+        yield model
+        return
+    from llorch.gpt2.shapes import write_random
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"random-{shape}")
+        path.mkdir()
+        with common.failures(), common.progress(f"making {path.name}") as progress:
+            write_random(path, SHAPES[shape], progress=progress)
+        yield str(path)
+
+
+def _ladder(
+    model: str,
+    prompt: str,
+    ids: tuple[int, ...] | None,
+    layers: frozenset[int],
+    json_path: Path | None,
+    report_path: Path | None,
+    peer: bool,
+    quiet: bool,
+) -> bool:
+    from llorch.validation import page, show
+    from llorch.validation.climb import run_ladder
+
+    with common.failures(), common.progress("the oracle") as progress:
+        result = run_ladder(model, common.text_of(prompt), ids=ids, peer=peer, progress=progress)
+    show.show_ladder(result, report.console(), layers or None, quiet=quiet)
+    if json_path is not None:
+        json_path.write_text(show.as_json(show.ladder_json(result)), encoding="utf-8")
+    if report_path is not None:
+        report_path.write_text(page.of_ladder(result), encoding="utf-8")
+    return result.holds
+
+
+def _self_test(model: str, json_path: Path | None, report_path: Path | None, quiet: bool) -> bool:
+    from llorch.validation import selftest, show
+    from llorch.validation.trace import Model
+
+    if report_path is not None:
+        raise click.UsageError("--self-test has no report, its table and --json say everything")
+    clock = time.perf_counter()
+    with common.failures(), common.progress("injecting faults") as progress:
+        cases = list(selftest.run(Model(model), progress=progress))
+    holds = show.show_self_test(cases, report.console(), time.perf_counter() - clock, quiet=quiet)
+    if json_path is not None:
+        json_path.write_text(show.as_json(show.self_test_json(cases)), encoding="utf-8")
+    return holds
+
+
+def _kernels(
+    json_path: Path | None, report_path: Path | None, wanted: tuple[str, ...], chosen: tuple[str, ...], quiet: bool
+) -> bool:
     started, clock = time.time(), time.perf_counter()
     checkpoints = [module for number, module in CHECKPOINTS.items() if not chosen or number in chosen]
     steps = [module.steps(wanted or None) for module in checkpoints]
@@ -103,4 +225,4 @@ def command(
         json_path.write_text(report.as_json(whole), encoding="utf-8")
     if report_path is not None:
         report_path.write_text(report.as_markdown(whole), encoding="utf-8")
-    context.exit(0 if whole.holds else 1)
+    return whole.holds

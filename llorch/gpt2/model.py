@@ -23,6 +23,7 @@ Array = NDArray[Any]
 Ids = Sequence[int] | Array
 Prompt = str | Ids
 Stop = str | int | Sequence[str | int] | None
+Trace = Callable[[str, Array], object]
 
 FUSED = ("gelu_tanh", "gelu", "silu")  # activations that linear applies by itself
 KEPT_ROWS = 64  # a workspace of more rows is not kept for the next call
@@ -195,7 +196,7 @@ class GPT2:
             raise ValueError(f"capacity is {capacity}, the model has {most} positions")
         return Cache(self, caches)
 
-    def forward(self, ids: Ids, cache: Cache | None = None) -> Array:
+    def forward(self, ids: Ids, cache: Cache | None = None, *, trace: Trace | None = None) -> Array:
         """The logits of every position of `ids`.
 
         Parameters
@@ -203,6 +204,11 @@ class GPT2:
         ids : sequence or array of T >= 1 ints in [0, vocab_size)
         cache : Cache of this model, optional
             What came before; ids are appended to it. Without one, ids are the whole text.
+        trace : function of (name, array), optional
+            Called with inner tensors as they are computed: embed; h.0.ln_1, h.0.attn.c_attn, h.0.attn.context,
+            h.0.attn.c_proj, h.0.residual, h.0.ln_2, h.0.mlp.c_fc, h.0.mlp.act, h.0.mlp.c_proj, h.0 and so on for every
+            block; ln_f. Each is (T, its width) float32, in memory that is used again: copy it to keep it. What it
+            raises ends the call. docs/validator.md says what each is.
 
         Returns
         -------
@@ -219,7 +225,7 @@ class GPT2:
             self._check_cache(cache, "cache", len(chunk), "ids")
         elif len(chunk) > self.config.n_positions:
             raise ValueError(f"ids has {len(chunk)} tokens, the model has {self.config.n_positions} positions")
-        return self._run([chunk], None if cache is None else [cache], last=False)
+        return self._run([chunk], None if cache is None else [cache], last=False, trace=trace)
 
     def step(self, chunks: Sequence[Ids], caches: Sequence[Cache]) -> Array:
         """Appends to several sequences at once; the logits of the last position of each.
@@ -383,15 +389,15 @@ class GPT2:
 
     # ---- the computation -------------------------------------------------------------------------------
 
-    def _run(self, chunks: list[Array], caches: list[Cache] | None, *, last: bool) -> Array:
+    def _run(self, chunks: list[Array], caches: list[Cache] | None, *, last: bool, trace: Trace | None = None) -> Array:
         lengths = tuple(map(len, chunks))
         workspace = self._spare.pop(lengths, None) or _Workspace(self.config, lengths)  # no one else's meanwhile
         if caches is None:
-            logits = self._forward(chunks, workspace, None, [0], last)
+            logits = self._forward(chunks, workspace, None, [0], last, trace)
         else:
             before = [cache.length for cache in caches]
             try:
-                logits = self._forward(chunks, workspace, [cache._layers for cache in caches], before, last)
+                logits = self._forward(chunks, workspace, [cache._layers for cache in caches], before, last, trace)
             except BaseException:  # out of memory, or an interrupt between blocks
                 for cache, length in zip(caches, before, strict=True):
                     for layer in cache._layers:
@@ -410,6 +416,7 @@ class GPT2:
         caches: list[tuple[KVCache, ...]] | None,
         starts: list[int],
         last: bool,
+        trace: Trace | None,
     ) -> Array:
         """The rows of all sequences one below the other: every matrix is read once for all of them."""
         eps, fused, apply = self.config.layer_norm_epsilon, self._fused, self._apply
@@ -432,7 +439,13 @@ class GPT2:
                 _core.add_layer_norm(h, positions, w1, b1, eps=eps, out=a, sum_out=h)
             else:
                 layer_norm(h, w1, b1, eps=eps, out=a)
+            if trace is not None:
+                if i == 0:
+                    trace("embed", h)
+                trace(f"h.{i}.ln_1", a)
             c_attn(a, out=qkv)
+            if trace is not None:
+                trace(f"h.{i}.attn.c_attn", qkv)
             if i == final:
                 views = w.last_views
             if caches is None:
@@ -446,16 +459,30 @@ class GPT2:
             if i == final and w.last_h is not h:
                 np.take(h, w.last_rows, axis=0, out=w.last_h)
                 h, a, context, f = w.last_h, w.last_a, w.last_context, w.last_f
+            if trace is not None:
+                trace(f"h.{i}.attn.context", context)
+                trace(f"h.{i}.attn.c_proj", c_proj(context))
             c_proj(context, residual=h, out=h)
 
             # h = h + c_proj(activation(c_fc(layer_norm(h))))
             layer_norm(h, w2, b2, eps=eps, out=a)
+            if trace is not None:
+                trace(f"h.{i}.residual", h)
+                trace(f"h.{i}.ln_2", a)
+                trace(f"h.{i}.mlp.c_fc", c_fc(a))
             c_fc(a, activation=fused, out=f)
             if apply is not None:
                 apply(f)
+            if trace is not None:
+                trace(f"h.{i}.mlp.act", f)
+                trace(f"h.{i}.mlp.c_proj", c_out(f))
             c_out(f, residual=h, out=h)
+            if trace is not None:
+                trace(f"h.{i}", h)
 
         layer_norm(h, *self._ln_f, eps=eps, out=a)
+        if trace is not None:
+            trace("ln_f", a)
         return self._lm_head(a)
 
 

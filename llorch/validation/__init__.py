@@ -1,6 +1,14 @@
-"""What `llorch validate` runs: one module a checkpoint of GPT-2 inference, each a list of steps that yield checks.
+"""The validator. The ladder on a model, and the kernels by themselves.
+
+ladder, trace, climb    the tensors of the ladder; where they come from; all of them compared
+dumps, compare          files of any engine, lined up; the first that diverges, and the fault that gives it
+faults, selftest        known faults, each a change to the traced oracle; all of them injected and found
+show, page              what is printed, and the page of HTML
+
+The kernels (`llorch validate --kernels`): one module a checkpoint, each a list of steps that yield checks.
 
 checkpoint_01   LayerNorm: oracle, exact result, published values, and the three below
+checkpoint_02   Q, K and V; blocks: attention and the feed-forward layer
 peers           the same input through PyTorch, ONNX Runtime, Candle and Mistral.rs
 determinism     one hash over runs, processes, instruction sets, threads, alignments and batches
 mutations       wrong kernels that the comparison has to catch

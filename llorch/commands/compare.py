@@ -1,0 +1,77 @@
+"""`llorch compare`."""
+
+from pathlib import Path
+
+import click
+
+from llorch.commands import common
+from llorch.commands.validate import file_option, layers_option
+
+
+def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        theirs, equals, ours = value.partition("=")
+        if not (theirs and equals and ours):
+            raise click.BadParameter(f"{value!r} must be THEIRS=OURS, such as layer0.norm=h.0.ln_1")
+        found[theirs] = ours
+    return found
+
+
+@click.command("compare")
+@click.argument("theirs", type=click.Path(path_type=Path))
+@click.argument("ours", type=click.Path(path_type=Path))
+@click.option(
+    "--model", help="The model of both, a folder or hub id: faults are tried in it. [default: the dump's own]"
+)
+@click.option(
+    "--map",
+    "names",
+    multiple=True,
+    callback=_pairs,
+    metavar="THEIRS=OURS",
+    help="A name that isn't known (repeatable).",
+)
+@layers_option(None)
+@file_option("--json", "json_path", "FILE", "Write everything found to this file.")
+@file_option("--report", "report_path", "FILE.html", "Write a page with the ladder and the errors drawn.")
+@click.pass_context
+def command(
+    context: click.Context,
+    theirs: Path,
+    ours: Path,
+    model: str | None,
+    names: dict[str, str],
+    layers: frozenset[int] | None,
+    json_path: Path | None,
+    report_path: Path | None,
+) -> None:
+    """Find the first wrong tensor in THEIRS, any engine's dump, and what was done wrong to it.
+
+    THEIRS is a .safetensors or .npz file with as many of the ladder's tensors as there are; OURS is what `llorch dump`
+    wrote for the same model and prompt. docs/validator.md has the names.
+
+    The exit status is 0 if all that is there agrees, 1 if not.
+    """
+    from llorch.validation import dumps, page, show
+    from llorch.validation.compare import compare
+    from llorch.validation.report import console
+    from llorch.validation.trace import Model
+
+    with common.failures(), common.progress("trying faults") as progress:
+        mine = dumps.read(ours)
+        at_hand = Model(model) if model is not None else None
+        if at_hand is None and mine.metadata.get("model") == common.EMBEDDED:
+            at_hand = Model(common.EMBEDDED)
+        their_dump = dumps.read(theirs)
+        result = compare(their_dump, mine, model=at_hand, names=names, progress=progress)
+    if layers is None:
+        layers = frozenset({(result.first.tensor.layer if result.first else None) or 0})
+    show.show_comparison(result, console(), layers or None)
+    if json_path is not None:
+        json_path.write_text(show.as_json(show.comparison_json(result)), encoding="utf-8")
+    if report_path is not None:
+        with common.failures():
+            content = page.of_comparison(result, their_dump, mine, at_hand, names)
+            report_path.write_text(content, encoding="utf-8")
+    context.exit(0 if result.holds else 1)

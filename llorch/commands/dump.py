@@ -1,0 +1,39 @@
+"""`llorch dump`."""
+
+from pathlib import Path
+
+import click
+
+from llorch.commands import common
+from llorch.commands.validate import ids_option, prompt_option, writable
+
+
+@click.command("dump")
+@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@prompt_option
+@ids_option
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=writable,
+    metavar="FILE.safetensors",
+    help="The file to write.",
+)
+@click.option(
+    "--source",
+    type=click.Choice(["llorch", "oracle", "transformers"]),
+    default="llorch",
+    show_default=True,
+    help="Who computes it.",
+)
+@common.threads_option
+def command(model: str, prompt: str, ids: tuple[int, ...] | None, output: Path, source: str) -> None:
+    """Write every tensor of the ladder for a prompt: what `llorch compare` compares an engine's dump with."""
+    from llorch.validation.climb import dump
+
+    with common.failures():
+        trace = dump(output, model, common.text_of(prompt), ids=ids, source=source)
+    size = sum(values.nbytes for values in trace.values())
+    click.echo(f"{output}: {len(trace)} tensors, {size:,} bytes, {len(trace['ids'])} tokens")
