@@ -16,7 +16,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat1
 NO_KERNEL = {
     "GPT2", "__version__", "available_isas",
     "config", "get_num_threads", "isa", "reference", "set_num_threads", "show_config",
-    "testing",
+    "testing", "validate",
 }  # fmt: skip
 
 X, R, B = normal(3, 40), normal(3, 40, seed=1), normal(40, seed=2)
