@@ -153,7 +153,7 @@ LL_INLINE void scores_part(const float *q, const float *keys, size_t D, float sc
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS], c = vf_set1(scale);
     for (size_t i = 0; i < R * V; i++)
         y[i] = vf_zero();
-    tile_dot(R, V, PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, NULL, 0, y);
+    tile_dot(R, V, PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, NULL, 0, 0, y);
     for (size_t r = 0; r < R; r++)
         for (size_t v = 0; v < V; v++)
             vf_store(s + r * s_stride + v * LL_VL, vf_mul(y[r * V + v], c));
@@ -175,7 +175,7 @@ LL_INLINE void values_part(const float *e, size_t e_stride, const attention_valu
         for (size_t i = 0; i < V; i++)
             y[r * V + i] = vf_load(o + r * o_stride + i * LL_VL);
     tile_dot(R, V, PANEL_VECTORS, e, e_stride, 1, v->at + column * v->panel * sizeof(float), v->stride, v->panel, LL_F32,
-             count, NULL, 0, y);
+             count, NULL, 0, 0, y);
     for (size_t r = 0; r < R; r++)
         for (size_t i = 0; i < V; i++)
             vf_store(o + r * o_stride + i * LL_VL, y[r * V + i]);

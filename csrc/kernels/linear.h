@@ -21,8 +21,9 @@
 /* Rows of x and panels whose sums stay in the second cache, beside the rows' values of DEPTH k, while k goes on. */
 #define BLOCK_ROWS 120
 #define PANEL_GROUP 4
-/* Where the rows are one tile and the weight is plain, its rows are read in longer pieces instead: memory likes that. */
-#define FEW_GROUP 8
+/* Where the rows are one tile and the weight is plain, its rows are read in longer pieces if the tile takes many panels,
+ * and the parts along k are shorter: memory likes that. */
+#define FEW_GROUP (2 * MOST_PANELS)
 #define FEW_DEPTH LL_BLOCK
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
@@ -73,7 +74,7 @@ typedef struct linear_part {
     const char *b;      /* [panel][.][16] of dtype, panels b_panel values apart */
     size_t b_panel, kc;
     const char *ahead;  /* where the tile calls for the next part of the weight, */
-    size_t ahead_k;     /* and how far it goes in a step of k */
+    size_t ahead_k, ahead_panel; /* how far it goes in a step of k, and from panel to panel (bytes) */
     size_t m, n;        /* the tile's first row and column */
     int first, last;    /* of the parts along k */
     int again;          /* another tile is finished on these panels next */
@@ -132,7 +133,8 @@ LL_INLINE void tile_part(const linear_part *t, size_t R, size_t P, int dtype)
         for (size_t r = R; r < 2 * R; r++)
             __builtin_prefetch(to + (ptrdiff_t)r * a->y_stride, 1, 3);
 
-    tile_dot(R, V, PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k, y);
+    tile_dot(R, V, PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k, t->ahead_panel,
+             y);
 
     if (!t->last) {
         LL_UNROLL
@@ -392,7 +394,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const int few = count == 1 && by_rows;
         const size_t depth = count == 1 && direct ? K : few ? FEW_DEPTH : DEPTH;
         const size_t together = PANELS(tile_row(block + 1, tiles, a->M) - m);
-        const size_t group = few ? FEW_GROUP : PANEL_GROUP; /* together divides both, or is less */
+        const size_t group = few && 2 * together > PANEL_GROUP ? 2 * together : PANEL_GROUP;
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = least(group, panel_end - panel);
             size_t k = 0;
@@ -415,6 +417,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                                      : panel + group < panel_end ? packed + (ptrdiff_t)(group - p) * whole - in
                                                                  : packed;
                         part.ahead_k = LL_PANEL * size / count;
+                        part.ahead_panel = (size_t)whole;
                     }
                     const size_t now = least(together, panels - p);
                     if (!direct) { /* the same panels of the next part; of plain rows the first tile alone, a line each */
@@ -422,9 +425,11 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         if (by_rows) {
                             part.ahead = (const char *)a->weight + (ptrdiff_t)k_next * a->weight_k + next * LL_PANEL * size;
                             part.ahead_k = (size_t)a->weight_k;
+                            part.ahead_panel = LL_PANEL * size;
                         } else if (a->packed) {
                             part.ahead = (const char *)a->weight + (next * K + k_next) * LL_PANEL * size;
                             part.ahead_k = LL_PANEL * size / count;
+                            part.ahead_panel = K * LL_PANEL * size;
                         }
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
@@ -435,7 +440,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         part.m += R;
                         part.sums += R * LL_PANEL;
                         if (by_rows)
-                            part.ahead = (const char *)x, part.ahead_k = 0;
+                            part.ahead = (const char *)x, part.ahead_k = part.ahead_panel = 0;
                         part.ahead += part.ahead_k * kc;
                     }
                 }

@@ -44,17 +44,19 @@ LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (
  *   a      value (r, k) is a[r * a_row + k * a_k]
  *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
  *          dtype, which widen exactly; panel is how many vectors lie side by side
- *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k; or the
- *          constant NULL
+ *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k, as many lines
+ *          as there are panels, ahead_panel bytes apart; or the constant NULL
  * R, V, panel and dtype are constants wherever this is called: p then stays in registers. */
 LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t kc, const char *ahead, size_t ahead_k, vf *p)
+                        size_t b_k, size_t b_panel, int dtype, size_t kc, const char *ahead, size_t ahead_k, size_t ahead_panel,
+                        vf *p)
 {
     const size_t size = ll_dtype_size(dtype);
     LL_UNROLL_K
     for (size_t k = 0; k < kc; k++) {
         if (ahead) {
-            __builtin_prefetch(ahead, 0, 2);
+            for (size_t v = 0; v < (R > 2 ? V : 1); v += panel) /* one row or two have nothing to call for */
+                __builtin_prefetch(ahead + v / panel * ahead_panel, 0, 2);
             ahead += ahead_k;
         }
         if (dtype != LL_F32 && k % 2 == 0)
@@ -93,7 +95,8 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
 
 /* y += dot128 over K values of k that begin at a boundary of blocks: y [R * V] vectors, in memory. */
 LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t K, const char *ahead, size_t ahead_k, vf *y)
+                        size_t b_k, size_t b_panel, int dtype, size_t K, const char *ahead, size_t ahead_k, size_t ahead_panel,
+                        vf *y)
 {
     for (size_t k = 0; k < K; k += LL_BLOCK) {
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL];
@@ -103,9 +106,9 @@ LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t
         const float *ak = a + k * a_k;
         const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
         if (K - k >= LL_BLOCK) /* a constant length: fewer branches, and one that is foreseen */
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, p);
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel, p);
         else
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, p);
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, p);
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_add(y[i], p[i]);
