@@ -30,6 +30,8 @@ if sanitizers := os.environ.get("LLORCH_SANITIZE"):
     # -O1: at -O3 the checks in the unrolled tiles take compilers minutes a file
     flags += ["-O1", f"-fsanitize={sanitizers}", "-g", "-fno-omit-frame-pointer"]
     links += [f"-fsanitize={sanitizers}"]
+elif not os.environ.get("LLORCH_DEBUG"):
+    flags += ["-g0"]  # Python's own flags ask for debug information: ten times the size of the code
 ours = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("LLORCH_WERROR") else [])
 
 

@@ -99,9 +99,9 @@ DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfl
 KINDS = tuple(DTYPES.values())
 ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu")
 
-# Rows: every height of a tile (2, 6, 12 rows), few rows that are not packed (2), several tiles, several blocks of 120
-# rows, from 97 on a plain weight is packed first. K: blocks of 128, depths of 128 and 256. N: panels of 16, strips of
-# 512, groups of 4 and 8 panels.
+# Rows: every height of a tile (2, 6, 12 rows), few rows that are not packed (12, of 16 bits 2), several tiles, several
+# blocks of 120 rows, from 97 on a plain weight is packed first. K: blocks of 128, depths of 128 and 256; steps of 8 and
+# 16. N: panels of 16, strips of 512, groups of 4 panels.
 SEAMS_M = (*range(1, 15), 18, 19, 23, 24, 25, 95, 96, 97, 119, 120, 121, 239, 241)
 SEAMS_K = (0, 1, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257, 300)
 SEAMS_N = (1, 2, 15, 16, 17, 31, 33, 47, 63, 64, 65, 90, 127, 128, 129)
@@ -110,6 +110,7 @@ CASES = (
      for K in SEAMS_K]
     + [(M, 140, 33) for M in SEAMS_M] + [(M, 260, 16) for M in (1, 2, 24, 120, 241)]
     + [(M, 33, N) for M in (1, 2, 3, 7, 97) for N in SEAMS_N]
+    + [(M, K, N) for M in range(3, 14) for K, N in ((139, 529), (17, 1024))]
     + [(1, 300, 1100), (2, 129, 513), (97, 129, 513), (130, 300, 70), (260, 140, 20), (300, 7, 3)]
 )  # fmt: skip
 

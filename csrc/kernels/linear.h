@@ -21,10 +21,6 @@
 /* Rows of x and panels whose sums stay in the second cache, beside the rows' values of DEPTH k, while k goes on. */
 #define BLOCK_ROWS 120
 #define PANEL_GROUP 4
-/* Where the rows are one tile and the weight is plain, its rows are read in longer pieces if the tile takes many panels,
- * and the parts along k are shorter: memory likes that. */
-#define FEW_GROUP (2 * MOST_PANELS)
-#define FEW_DEPTH LL_BLOCK
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
@@ -305,63 +301,125 @@ LL_INLINE void fetch_panels(const ll_linear_args *a, size_t panel, size_t panels
 }
 
 /* Few rows of x on a weight whose rows are contiguous: nothing is copied. A strip of columns keeps its chains and sums
- * in the first cache while STEP rows of the weight stream past it at a time. */
-#define FEW_ROWS 2
+ * in the first caches while some rows of the weight stream past it at a time. */
+#define FEW_ROWS 12
 #define STRIP 512
-#define STEP 8
+/* Rows of the weight that R rows take at a time: their chains are fetched and put back once for so many. Vectors of
+ * columns: chains enough, and no more than registers. */
+#define FEW_STEP(R) ((R) > 6 ? 16 : 8)
+#define FEW_VECTORS(R) ((R) <= 2 || 2 * (R) > LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL ? 1 : 2)
+
+/* p[r] = fma(x[i, r], w[i], p[r]) for i < steps, V vectors of columns; count is of a single vector that isn't whole. */
+LL_INLINE void few_rows_vectors(const vf *xs, const float *x, size_t R, size_t V, const char *row, ptrdiff_t stride,
+                                size_t steps, size_t count, int type, float *p)
+{
+    vf v[LL_TILE_ROWS * 2];
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        v[i] = vf_load(p + i / V * STRIP + i % V * LL_VL);
+    LL_UNROLL
+    for (size_t i = 0; i < steps; i++, row += stride) {
+        vf w[2];
+        for (size_t line = 0; line < V * LL_VL * ll_dtype_size(type); line += 64)
+            __builtin_prefetch(row + FEW_STEP(R) * stride + line, 0, 3);
+        LL_UNROLL
+        for (size_t j = 0; j < V; j++)
+            w[j] = count == LL_VL ? row_load(row, j * LL_VL, type) : row_load_n(row, 0, count, type);
+        LL_UNROLL
+        for (size_t r = 0; r < R; r++) {
+            vf xr = R <= 2 ? xs[i * R + r] : vf_set1(x[i * R + r]);
+            LL_UNROLL
+            for (size_t j = 0; j < V; j++)
+                v[r * V + j] = vf_fma(xr, w[j], v[r * V + j]);
+        }
+    }
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        vf_store(p + i / V * STRIP + i % V * LL_VL, v[i]);
+}
 
 LL_INLINE void few_rows_step(const float *x, size_t R, const char *row, ptrdiff_t stride, size_t steps, size_t columns,
                              int type, float *p)
 {
-    vf xs[FEW_ROWS * STEP];
-    for (size_t i = 0; i < steps; i++)
-        for (size_t r = 0; r < R; r++)
-            xs[i * R + r] = vf_set1(x[i * R + r]);
-    for (size_t j = 0; j < columns; j += LL_VL) {
-        const size_t count = least(LL_VL, columns - j);
-        vf v[FEW_ROWS];
-        for (size_t r = 0; r < R; r++)
-            v[r] = vf_load(p + r * STRIP + j);
-        for (size_t i = 0; i < steps; i++) {
-            const char *at = row + (ptrdiff_t)i * stride;
-            __builtin_prefetch(at + STEP * stride + j * ll_dtype_size(type), 0, 3);
-            vf w = count == LL_VL ? row_load(at, j, type) : row_load_n(at, j, count, type);
-            for (size_t r = 0; r < R; r++)
-                v[r] = vf_fma(xs[i * R + r], w, v[r]);
-        }
-        for (size_t r = 0; r < R; r++)
-            vf_store(p + r * STRIP + j, v[r]);
-    }
+    const size_t V = FEW_VECTORS(R), size = ll_dtype_size(type);
+    vf xs[2 * FEW_STEP(2)];
+    if (R <= 2) /* in registers through the whole strip */
+        for (size_t i = 0; i < steps * R; i++)
+            xs[i] = vf_set1(x[i]);
+    size_t j = 0;
+    for (; j + V * LL_VL <= columns; j += V * LL_VL)
+        few_rows_vectors(xs, x, R, V, row + j * size, stride, steps, LL_VL, type, p + j);
+    for (; j < columns; j += LL_VL)
+        few_rows_vectors(xs, x, R, 1, row + j * size, stride, steps, least(LL_VL, columns - j), type, p + j);
 }
 
-LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_t begin, size_t end, int type)
+#define LL_DEFINE(R, type, dtype) \
+    LL_NOINLINE void few_##R##_##type(const float *x, const char *row, ptrdiff_t stride, size_t steps, size_t columns, \
+                                      float *p) \
+    { \
+        if (steps == FEW_STEP(R)) /* a constant length: registers */ \
+            few_rows_step(x, R, row, stride, FEW_STEP(R), columns, dtype, p); \
+        else \
+            few_rows_step(x, R, row, stride, steps, columns, dtype, p); \
+    }
+typedef void (*few_function)(const float *x, const char *row, ptrdiff_t stride, size_t steps, size_t columns, float *p);
+/* 16-bit weights that are not packed are rare: with more than two rows they are widened into panels, as for many. */
+LL_DEFINE(1, f16, LL_F16) LL_DEFINE(1, bf16, LL_BF16) LL_DEFINE(2, f16, LL_F16) LL_DEFINE(2, bf16, LL_BF16)
+LL_DEFINE(1, f32, LL_F32) LL_DEFINE(2, f32, LL_F32)
+#if LL_TILE_ROWS > 2
+LL_DEFINE(3, f32, LL_F32) LL_DEFINE(4, f32, LL_F32) LL_DEFINE(5, f32, LL_F32) LL_DEFINE(6, f32, LL_F32)
+#endif
+#if LL_TILE_ROWS > 6
+LL_DEFINE(7, f32, LL_F32) LL_DEFINE(8, f32, LL_F32) LL_DEFINE(9, f32, LL_F32)
+LL_DEFINE(10, f32, LL_F32) LL_DEFINE(11, f32, LL_F32) LL_DEFINE(12, f32, LL_F32)
+#endif
+static const few_function few_functions[LL_TILE_ROWS][LL_DTYPES] = {
+    {few_1_f32, few_1_f16, few_1_bf16}, {few_2_f32, few_2_f16, few_2_bf16},
+#if LL_TILE_ROWS > 2
+    {few_3_f32}, {few_4_f32}, {few_5_f32}, {few_6_f32},
+#endif
+#if LL_TILE_ROWS > 6
+    {few_7_f32}, {few_8_f32}, {few_9_f32}, {few_10_f32}, {few_11_f32}, {few_12_f32},
+#endif
+};
+#undef LL_DEFINE
+
+LL_INLINE int are_few_rows(const ll_linear_args *a)
+{
+    return !a->packed && a->weight_n == (ptrdiff_t)ll_dtype_size(a->weight_dtype)
+           && a->M <= (a->weight_dtype == LL_F32 ? FEW_ROWS : least(2, LL_TILE_ROWS));
+}
+
+LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t begin, size_t end)
 {
     _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
+    const size_t M = a->M, K = a->K, tiles = tiles_of(M), size = ll_dtype_size(a->weight_dtype);
+    const size_t step = FEW_STEP(tile_row(1, tiles, M)); /* of the tile with the most rows, which is the first */
     for (size_t n = begin; n < end; n += STRIP) {
         const size_t columns = least(STRIP, end - n), padded = (columns + 2 * LL_VL - 1) / (2 * LL_VL) * (2 * LL_VL);
-        for (size_t r = 0; r < R; r++) {
-            memset(y + r * STRIP, 0, padded * sizeof *y);
+        for (size_t m = 0; m < M; m++) {
+            memset(y + m * STRIP, 0, padded * sizeof *y);
             if (a->bias)
-                memcpy(y + r * STRIP, a->bias + n, columns * sizeof *y);
+                memcpy(y + m * STRIP, a->bias + n, columns * sizeof *y);
         }
-        for (size_t k = 0; k < a->K; k += LL_BLOCK) {
-            const size_t kc = least(LL_BLOCK, a->K - k);
-            memset(p, 0, sizeof p);
-            for (size_t i = 0; i < kc; i += STEP) {
-                const char *row = (const char *)a->weight + (ptrdiff_t)(k + i) * a->weight_k + n * ll_dtype_size(type);
-                if (kc - i >= STEP) /* a constant length: registers */
-                    few_rows_step(x + (k + i) * R, R, row, a->weight_k, STEP, columns, type, p);
-                else
-                    few_rows_step(x + (k + i) * R, R, row, a->weight_k, kc - i, columns, type, p);
-            }
-            for (size_t r = 0; r < R; r++)
-                for (size_t j = 0; j < padded; j += LL_VL)
-                    vf_store(y + r * STRIP + j, vf_add(vf_load(y + r * STRIP + j), vf_load(p + r * STRIP + j)));
+        for (size_t k = 0; k < K; k += LL_BLOCK) {
+            const size_t kc = least(LL_BLOCK, K - k);
+            memset(p, 0, M * STRIP * sizeof *p);
+            for (size_t i = 0; i < kc; i += step)
+                for (size_t tile = 0; tile < tiles; tile++) { /* the rows of the weight are in the first cache */
+                    const size_t m = tile_row(tile, tiles, M), R = tile_row(tile + 1, tiles, M) - m;
+                    few_functions[R - 1][a->weight_dtype](
+                        x + m * K + (k + i) * R, (const char *)a->weight + (ptrdiff_t)(k + i) * a->weight_k + n * size,
+                        a->weight_k, least(step, kc - i), columns, p + m * STRIP);
+                }
+            for (size_t m = 0; m < M; m++)
+                for (size_t j = m * STRIP; j < m * STRIP + padded; j += LL_VL)
+                    vf_store(y + j, vf_add(vf_load(y + j), vf_load(p + j)));
         }
-        for (size_t r = 0; r < R; r++)
+        for (size_t m = 0; m < M; m++)
             for (size_t j = 0; j < columns; j += 2 * LL_VL) {
-                vf pair[2] = {vf_load(y + r * STRIP + j), vf_load(y + r * STRIP + j + LL_VL)};
-                finish(a, pair, (ptrdiff_t)r, n + j, least(2 * LL_VL, columns - j));
+                vf pair[2] = {vf_load(y + m * STRIP + j), vf_load(y + m * STRIP + j + LL_VL)};
+                finish(a, pair, (ptrdiff_t)m, n + j, least(2 * LL_VL, columns - j));
             }
     }
 }
@@ -370,18 +428,12 @@ LL_INLINE void few_rows(const ll_linear_args *a, const float *x, size_t R, size_
 static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                               size_t panel_begin, size_t panel_end)
 {
-    _Alignas(64) float room[(PANEL_GROUP * DEPTH > FEW_GROUP * FEW_DEPTH ? PANEL_GROUP * DEPTH : FEW_GROUP * FEW_DEPTH)
-                            * LL_PANEL];
+    _Alignas(64) float room[PANEL_GROUP * DEPTH * LL_PANEL];
     _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
     const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
-    if (by_rows && a->M <= FEW_ROWS) {
-        const size_t begin = panel_begin * LL_PANEL, end = least(panel_end * LL_PANEL, a->N);
-#define LL_CASE(rows, type) \
-    if (a->M == rows && a->weight_dtype == type) \
-        few_rows(a, x, rows, begin, end, type);
-        LL_CASE(1, LL_F32) LL_CASE(1, LL_F16) LL_CASE(1, LL_BF16) LL_CASE(2, LL_F32) LL_CASE(2, LL_F16) LL_CASE(2, LL_BF16)
-#undef LL_CASE
+    if (are_few_rows(a)) {
+        few_rows(a, x, panel_begin * LL_PANEL, least(panel_end * LL_PANEL, a->N));
         return;
     }
     /* blocks of tiles as even as can be: each reads the weight once more */
@@ -391,12 +443,10 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t block_end = least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
         const int direct = a->packed && (count == 1 || a->weight_dtype == LL_F32);
-        const int few = count == 1 && by_rows;
-        const size_t depth = count == 1 && direct ? K : few ? FEW_DEPTH : DEPTH;
+        const size_t depth = count == 1 && direct ? K : DEPTH;
         const size_t together = PANELS(tile_row(block + 1, tiles, a->M) - m);
-        const size_t group = few && 2 * together > PANEL_GROUP ? 2 * together : PANEL_GROUP;
-        for (size_t panel = panel_begin; panel < panel_end; panel += group) {
-            const size_t panels = least(group, panel_end - panel);
+        for (size_t panel = panel_begin; panel < panel_end; panel += PANEL_GROUP) {
+            const size_t panels = least(PANEL_GROUP, panel_end - panel);
             size_t k = 0;
             do {
                 const size_t kc = least(depth, K - k);
@@ -414,14 +464,14 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         const ptrdiff_t whole = (ptrdiff_t)(K * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
                         part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
                                      : !last ? packed - (ptrdiff_t)p * whole + (ptrdiff_t)(kc * LL_PANEL * size)
-                                     : panel + group < panel_end ? packed + (ptrdiff_t)(group - p) * whole - in
+                                     : panel + PANEL_GROUP < panel_end ? packed + (ptrdiff_t)(PANEL_GROUP - p) * whole - in
                                                                  : packed;
                         part.ahead_k = LL_PANEL * size / count;
                         part.ahead_panel = (size_t)whole;
                     }
                     const size_t now = least(together, panels - p);
                     if (!direct) { /* the same panels of the next part; of plain rows the first tile alone, a line each */
-                        const size_t k_next = last ? 0 : k + kc, next = panel + p + (last ? group : 0);
+                        const size_t k_next = last ? 0 : k + kc, next = panel + p + (last ? PANEL_GROUP : 0);
                         if (by_rows) {
                             part.ahead = (const char *)a->weight + (ptrdiff_t)k_next * a->weight_k + next * LL_PANEL * size;
                             part.ahead_k = (size_t)a->weight_k;

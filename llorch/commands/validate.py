@@ -119,8 +119,9 @@ def command(
     llorch is compared with its oracle bit for bit, and with transformers, if it is installed, within each rung's
     tolerance. `llorch dump` and `llorch compare` do the same with any other engine.
 
-    --kernels: LayerNorm (checkpoint 1) and the projection to Q, K and V, attention and the feed-forward layer (2) on
-    fixed input, against everything there is to compare them with; a library that is not installed is skipped.
+    Then, where no model is named, the kernels by themselves: LayerNorm (checkpoint 1) and the projection to Q, K and V,
+    attention and the feed-forward layer (2) on fixed input, against published values and every library that is
+    installed. --kernels runs these alone and shows every check.
 
     The exit status is 0 if all that ran holds, 1 if something failed.
     """
@@ -128,13 +129,15 @@ def command(
         if self_test:
             raise click.UsageError("--self-test is of the ladder, not of --kernels")
         context.exit(0 if _kernels(json_path, report_path, wanted, chosen, quiet) else 1)
-    if shape is not None and context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE:
+    named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
+    if shape is not None and named:
         raise click.UsageError("--model and --shape can't be given both")
     with _model(model, shape) as name:
         if self_test:
             holds = _self_test(name, json_path, report_path, quiet)
         else:
-            holds = _ladder(name, prompt, ids, layers, json_path, report_path, "none" not in wanted, quiet)
+            peer, too = "none" not in wanted, shape is None and not named
+            holds = _ladder(name, prompt, ids, layers, json_path, report_path, peer, too, quiet)
     context.exit(0 if holds else 1)
 
 
@@ -162,6 +165,7 @@ def _ladder(
     json_path: Path | None,
     report_path: Path | None,
     peer: bool,
+    kernels: bool,
     quiet: bool,
 ) -> bool:
     from llorch.validation import page, show
@@ -170,11 +174,16 @@ def _ladder(
     with common.failures(), common.progress("the oracle") as progress:
         result = run_ladder(model, common.text_of(prompt), ids=ids, peer=peer, progress=progress)
     show.show_ladder(result, report.console(), layers or None, quiet=quiet)
+    content = show.ladder_json(result)
+    alone = _run_kernels(() if peer else ("none",), ()) if kernels else None
+    if alone is not None:
+        report.show_summary(alone, report.console())
+        content |= {"kernels": report.content(alone), "holds": result.holds and alone.holds}
     if json_path is not None:
-        json_path.write_text(show.as_json(show.ladder_json(result)), encoding="utf-8")
+        json_path.write_text(show.as_json(content), encoding="utf-8")
     if report_path is not None:
-        report_path.write_text(page.of_ladder(result), encoding="utf-8")
-    return result.holds
+        report_path.write_text(page.of_ladder(result, alone), encoding="utf-8")
+    return result.holds and (alone is None or alone.holds)
 
 
 def _self_test(model: str, json_path: Path | None, report_path: Path | None, quiet: bool) -> bool:
@@ -195,6 +204,16 @@ def _self_test(model: str, json_path: Path | None, report_path: Path | None, qui
 def _kernels(
     json_path: Path | None, report_path: Path | None, wanted: tuple[str, ...], chosen: tuple[str, ...], quiet: bool
 ) -> bool:
+    whole = _run_kernels(wanted, chosen)
+    report.show(whole, report.console(), quiet=quiet)
+    if json_path is not None:
+        json_path.write_text(report.as_json(whole), encoding="utf-8")
+    if report_path is not None:
+        report_path.write_text(report.as_markdown(whole), encoding="utf-8")
+    return whole.holds
+
+
+def _run_kernels(wanted: tuple[str, ...], chosen: tuple[str, ...]) -> report.Report:
     started, clock = time.time(), time.perf_counter()
     checkpoints = [module for number, module in CHECKPOINTS.items() if not chosen or number in chosen]
     steps = [module.steps(wanted or None) for module in checkpoints]
@@ -219,10 +238,4 @@ def _kernels(
             checks = list(run(mine, begin))
             results.append(report.Result(module.TITLE, module.INPUT, checks, time.perf_counter() - since))
 
-    whole = report.Report(results, started, time.perf_counter() - clock)
-    report.show(whole, report.console(), quiet=quiet)
-    if json_path is not None:
-        json_path.write_text(report.as_json(whole), encoding="utf-8")
-    if report_path is not None:
-        report_path.write_text(report.as_markdown(whole), encoding="utf-8")
-    return whole.holds
+    return report.Report(results, started, time.perf_counter() - clock)

@@ -14,6 +14,7 @@ from llorch.validation.climb import Ladder, error, versions
 from llorch.validation.compare import Comparison, Diagnosis, Row
 from llorch.validation.dumps import Dump
 from llorch.validation.ladder import Tensor
+from llorch.validation.report import Report, line
 from llorch.validation.trace import Model, trace_float64
 
 STYLE = """
@@ -264,8 +265,8 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def of_ladder(result: Ladder) -> str:
-    """The page of `run_ladder`."""
+def of_ladder(result: Ladder, kernels: Report | None = None) -> str:
+    """The page of `run_ladder`; kernels: what ran beside it."""
     points = [
         Point(
             step.tensor,
@@ -289,6 +290,8 @@ def of_ladder(result: Ladder) -> str:
         verdict += f"<p>transformers {version}: {size - bad} of {size} tensors within the tolerances</p>"
         verdict += said(result.peer.first, result.peer.diagnosis, result.peer.tried)
     verdict += f"<p>Greedy: <code>{escape(repr(result.text) if result.text else str(result.generated))}</code></p>"
+    for checkpoint in kernels.results if kernels else ():
+        verdict += f"<p>Kernels, {escape(line(checkpoint))}</p>"
     took = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
     lead = (
         f"{escape(result.model)}, prompt <code>{escape(repr(result.prompt))}</code>, {len(result.ids)} tokens; {now()}"
@@ -298,7 +301,7 @@ def of_ladder(result: Ladder) -> str:
         "llorch validate",
         lead,
         verdict,
-        result.holds,
+        result.holds and (kernels is None or kernels.holds),
         [
             ("Largest error of each tensor", plot(points, "transformers", "float64")),
             ("Worst elements, beside transformers", worst_elements(points) if result.peer else ""),

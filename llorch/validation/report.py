@@ -21,7 +21,7 @@ from . import Check
 
 WIDTH = 100
 STYLES = {"pass": "green", "fail": "bold red", "skip": "yellow", "info": "cyan"}
-COMMAND = 'pip install ".[gpt2,references]" && llorch validate'
+COMMAND = 'pip install ".[gpt2,references]" && llorch validate --kernels'
 
 
 def summary(counts: Counter[str]) -> str:
@@ -140,6 +140,21 @@ def show(report: Report, console: Console, *, quiet: bool = False) -> None:
     console.print(Text(f"llorch {info['llorch']}, instruction set {info['isa']}, {info['cpu']}"), soft_wrap=True)
 
 
+def show_summary(report: Report, console: Console) -> None:
+    """A line for each checkpoint, and what failed: for a run whose main thing is another."""
+    for result in report.results:
+        style = STYLES["pass" if result.holds else "fail"]
+        console.print(Text(f"kernels, {line(result)}", style=style), soft_wrap=True)
+        for check in result.checks:
+            if check.status == "fail":
+                console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
+    console.print(Text("every check of the kernels: llorch validate --kernels", style="dim"))
+
+
+def line(result: Result) -> str:
+    return f"{result.title[0].lower()}{result.title[1:]}: {summary(result.counts)}"
+
+
 def plain(value: Any) -> Any:
     """The same as JSON values: tuples as lists, infinities and NaN as strings."""
     if isinstance(value, dict):
@@ -150,12 +165,16 @@ def plain(value: Any) -> Any:
 
 
 def as_json(report: Report) -> str:
+    return json.dumps(plain(content(report)), indent=1, allow_nan=False) + "\n"
+
+
+def content(report: Report) -> dict[str, Any]:
     """Everything, machine readable."""
 
     def counted(counts: Counter[str]) -> dict[str, int]:
         return {key: counts[key] for key in STYLES}
 
-    content = {
+    return {
         "holds": report.holds,
         "date": report.date,
         "seconds": round(report.seconds, 2),
@@ -176,7 +195,6 @@ def as_json(report: Report) -> str:
             for result in report.results
         ],
     }
-    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def as_markdown(report: Report) -> str:
