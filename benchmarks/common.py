@@ -73,11 +73,15 @@ def set_threads(threads):
         threadpoolctl.threadpool_limits(threads, user_api="blas")
 
 
+WARM = 0.03  # seconds
+
+
 def interleaved(contenders, repetitions, sample_seconds, rest=0.0):
     """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}.
 
-    Before each sample one call that is not counted warms the caches for its own contender; `rest` seconds before it
-    let the other libraries' thread pools stop spinning.
+    Before each sample one call that is not counted warms the caches for its own contender. With `rest`, as many seconds
+    before it let the other libraries' thread pools stop spinning, and then it is called for WARM seconds: a core that
+    slept is slow to come back, and a program that uses two doesn't let them sleep.
     """
     timers = {name: timeit.Timer(stmt, globals=env) for name, (stmt, env) in contenders.items()}
     loops = {}
@@ -92,7 +96,10 @@ def interleaved(contenders, repetitions, sample_seconds, rest=0.0):
         for name in names[k:] + names[:k]:
             if rest:
                 time.sleep(rest)
+            awake = time.perf_counter() + WARM if rest else 0.0
             timers[name].timeit(1)
+            while time.perf_counter() < awake:
+                timers[name].timeit(1)
             samples[name].append(timers[name].timeit(loops[name]) / loops[name])
     return samples
 

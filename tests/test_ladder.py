@@ -16,7 +16,7 @@ from ladders import embedded, tiny
 import llorch
 from llorch import reference, validate
 from llorch.cli import main
-from llorch.validation import climb, dumps, ladder, trace
+from llorch.validation import Check, Step, climb, dumps, ladder, trace
 from llorch.validation.trace import Float64, Kernels, Specified, trace_engine, trace_oracle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +151,35 @@ def test_page_is_self_contained_and_says_everything(done):
     assert page.count("<svg") == 1 and "noise floor" in page
     assert content["model_sha256"] in page and llorch.__version__ in page
     assert all(f">{tensor['name']}<" in page for tensor in content["tensors"])
+
+
+def test_the_kernels_run_too_unless_a_model_is_named(done, tmp_path):
+    result, content, page = done
+    titles = [checkpoint["title"] for checkpoint in content["kernels"]["checkpoints"]]
+    assert [title.partition(":")[0] for title in titles] == ["Checkpoint 1", "Checkpoint 2"]
+    published = [c for k in content["kernels"]["checkpoints"] for c in k["checks"] if "published" in c["group"].lower()]
+    assert published and {check["status"] for check in published} <= {"pass", "info"}
+    for text in (result.output, page):
+        assert re.search(r"[Kk]ernels, checkpoint 2: .*: \d+ passed", text)
+    named = run("validate", "--model", "shakespeare-1m", "--peer", "none", "--json", tmp_path / "n.json")
+    assert "ernels" not in named.output and "kernels" not in json.loads((tmp_path / "n.json").read_text())
+
+
+def test_a_wrong_kernel_fails_the_whole_run(monkeypatch, tmp_path):
+    """The negative control: the ladder holds, one check of the kernels doesn't."""
+    monkeypatch.setattr("llorch.commands.validate.CHECKPOINTS", {"1": wrong})
+    result = run("validate", "--peer", "none", "--json", tmp_path / "w.json", "--report", tmp_path / "w.html")
+    assert result.exit_code == 1 and "FAIL  broken: 1 ULP" in result.output
+    assert json.loads((tmp_path / "w.json").read_text())["holds"] is False
+    assert "checkpoint 1: wrong: 1 failed" in (tmp_path / "w.html").read_text()
+
+
+class wrong:
+    TITLE, INPUT = "Checkpoint 1: wrong", "nothing"
+
+    @staticmethod
+    def steps(wanted):
+        return [Step("group", "a step", lambda: [Check("group", "broken", "fail", "It is broken.", "1 ULP")])]
 
 
 def test_without_transformers_the_rest_runs_and_it_is_said(monkeypatch, tmp_path):

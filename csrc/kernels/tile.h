@@ -37,8 +37,8 @@ LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (
 #endif
 
 /* Bytes ahead at which 16-bit values, which come straight from memory, are called for: fewer of them than of float32
- * are on their way by the loads alone, as each takes more instructions. */
-#define STREAM_AHEAD 2048
+ * are on their way by the loads alone, as each takes more instructions. Half a block of a panel. */
+#define STREAM_AHEAD ((size_t)(LL_BLOCK / 2 * LL_PANEL * 2))
 
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]
@@ -46,10 +46,11 @@ LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (
  *          dtype, which widen exactly; panel is how many vectors lie side by side
  *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k, as many lines
  *          as there are panels, ahead_panel bytes apart; or the constant NULL
+ *   stream how far ahead of itself b is called for, in bytes, where dtype has 16 bits
  * R, V, panel and dtype are constants wherever this is called: p then stays in registers. */
 LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
                         size_t b_k, size_t b_panel, int dtype, size_t kc, const char *ahead, size_t ahead_k, size_t ahead_panel,
-                        vf *p)
+                        size_t stream, vf *p)
 {
     const size_t size = ll_dtype_size(dtype);
     LL_UNROLL_K
@@ -61,7 +62,7 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
         }
         if (dtype != LL_F32 && k % 2 == 0)
             for (size_t v = 0; v < V; v += panel)
-                __builtin_prefetch(b + (v / panel) * b_panel * size + STREAM_AHEAD, 0, 0);
+                __builtin_prefetch(b + (v / panel) * b_panel * size + stream, 0, 0);
         /* the smaller of the two sides waits in registers, or there are too few of them */
         if (R < V) {
             vf x[LL_TILE_ROWS];
@@ -105,10 +106,20 @@ LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t
             p[i] = vf_zero();
         const float *ak = a + k * a_k;
         const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
-        if (K - k >= LL_BLOCK) /* a constant length: fewer branches, and one that is foreseen */
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel, p);
-        else
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, p);
+        if (K - k == LL_BLOCK && dtype != LL_F32 && V > panel) { /* what comes after these panels' ends are the next ones */
+            const size_t half = LL_BLOCK / 2, ends = STREAM_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, STREAM_AHEAD, p);
+            next = next ? next + half * ahead_k : NULL;
+            ak += half * a_k;
+            bk += half * b_k * ll_dtype_size(dtype);
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, ends, p);
+        } else if (K - k >= LL_BLOCK) { /* a constant length: fewer branches, and one that is foreseen */
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel,
+                     STREAM_AHEAD, p);
+        } else {
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, STREAM_AHEAD,
+                     p);
+        }
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_add(y[i], p[i]);

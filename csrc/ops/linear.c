@@ -4,9 +4,14 @@
 
 #include "../kernels/table.h"
 
-/* Multiplications a thread must have to be worth waking: some 10 us of work; and panels it likes to have together. */
+/* Multiplications a thread must have to be worth waking: some 10 us of work. */
 #define GRAIN_FMA ((size_t)1 << 19)
+/* Panels a thread likes to have together: the fewer, the less one waits for the other at the end, which tells where the
+ * memory is what both wait for; a strip of columns where few rows meet a plain weight. */
 #define GRAIN_PANELS 8
+#define GRAIN_PANELS_FEW 4
+#define GRAIN_PANELS_STRIP 32
+#define FEW_ROWS 12
 /* Panels that are packed and used in turn. */
 #define TOGETHER 4
 /* From so many rows on, a weight that is not packed is packed first. */
@@ -91,8 +96,10 @@ void ll_linear(ll_linear_args *a)
         job.with_packed.packed = 1;
     }
     if (job.panels >= 4 * GRAIN_PANELS || job.panels >= job.tiles) {
-        size_t grain = GRAIN_FMA / (a->M * (a->K + 1) * LL_PANEL) + 1;
-        ll_parallel_for(job.panels, (grain + GRAIN_PANELS - 1) / GRAIN_PANELS * GRAIN_PANELS, panels_task, &job);
+        size_t grain = a->M > FEW_ROWS ? GRAIN_PANELS : a->packed ? GRAIN_PANELS_FEW : GRAIN_PANELS_STRIP;
+        if (job.panels * LL_PANEL * (a->K + 1) < 2 * GRAIN_FMA / a->M)
+            grain = job.panels;
+        ll_parallel_for(job.panels, grain, panels_task, &job);
     } else {
         size_t work = a->M * (a->K + 1) * a->N / job.tiles;
         if (job.packed)
