@@ -6,10 +6,11 @@
  * Rounding: dot128; the activation is correctly rounded; the residual is one add; 16-bit results are rounded once,
  *           at the very end.
  * Edges:    K = 0 gives the bias. A NaN or infinity stays in its own row (of x) or column (of weight).
- * Cost:     weight is read from memory once for every BLOCK_ROWS rows of x, y is written once. x is copied into tiles [K][R] first, so that
- *           a tile reads one sequence; weights that are not packed, or have 16 bits and meet several tiles, go
- *           through a buffer of panels in the second cache. Few rows (one tile) widen 16 bits in registers.
- *           A tile takes more panels when it has fewer rows, so that there are always enough chains.
+ * Cost:     weight is read from memory once for every BLOCK_ROWS rows of x, y is written once. x is copied into tiles
+ *           [K][R] first, so that a tile reads one sequence; weights that are not packed, or have 16 bits and meet several
+ *           tiles, go through a buffer of panels in the second cache. Few rows (one tile) widen 16 bits in registers, and
+ *           read a plain weight as it lies, strip by strip. A tile takes more panels when it has fewer rows, so that
+ *           there are always enough chains.
  * Oracle:   llorch.reference.linear. Tests: tests/test_linear.py.
  */
 #include "tile.h"
