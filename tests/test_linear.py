@@ -297,6 +297,19 @@ def test_thread_invariant(threads):
                 assert_same_bits(PackedLinear(w, dtype=kept)(x), wanted, f"{M, K, N}, packed by {threads}")
 
 
+def test_threads_that_share_few_rows_add_a_residual_once(isa):
+    """Few columns and a long way along k: threads take tiles, and out is the residual."""
+    for M, K, N in ((12, 6000, 16), (7, 9001, 16), (12, 2000, 65)):
+        x, w, residual = normal(M, K), normal(K, N, seed=1), normal(M, N, seed=2)
+        with num_threads(1):
+            wanted = llorch.linear(x, w) + residual
+        for threads in (2, 3):
+            out = residual.copy()
+            with num_threads(threads):
+                llorch.linear(x, w, residual=out, out=out)
+            assert_same_bits(out, wanted)
+
+
 def test_threads_sharing_their_input_and_weight():
     x, w, b = normal(5, 300), normal(300, 70, seed=1), normal(70, seed=2)
     packed = PackedLinear(w, b, dtype="bfloat16")

@@ -390,33 +390,36 @@ LL_INLINE int are_few_rows(const ll_linear_args *a)
            && a->M <= (a->weight_dtype == LL_F32 ? FEW_ROWS : least(2, LL_TILE_ROWS));
 }
 
-LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t begin, size_t end)
+/* Tiles [tile_begin, tile_end) on columns [begin, end). */
+LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t begin,
+                          size_t end)
 {
     _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
     const size_t M = a->M, K = a->K, tiles = tiles_of(M), size = ll_dtype_size(a->weight_dtype);
+    const size_t first = tile_row(tile_begin, tiles, M), stop = tile_row(tile_end, tiles, M);
     const size_t step = FEW_STEP(tile_row(1, tiles, M)); /* of the tile with the most rows, which is the first */
     for (size_t n = begin; n < end; n += STRIP) {
         const size_t columns = least(STRIP, end - n), padded = (columns + 2 * LL_VL - 1) / (2 * LL_VL) * (2 * LL_VL);
-        for (size_t m = 0; m < M; m++) {
+        for (size_t m = first; m < stop; m++) {
             memset(y + m * STRIP, 0, padded * sizeof *y);
             if (a->bias)
                 memcpy(y + m * STRIP, a->bias + n, columns * sizeof *y);
         }
         for (size_t k = 0; k < K; k += LL_BLOCK) {
             const size_t kc = least(LL_BLOCK, K - k);
-            memset(p, 0, M * STRIP * sizeof *p);
-            for (size_t i = 0; i < kc; i += step)
-                for (size_t tile = 0; tile < tiles; tile++) { /* the rows of the weight are in the first cache */
+            memset(p + first * STRIP, 0, (stop - first) * STRIP * sizeof *p);
+            for (size_t i = 0; i < kc; i += step) /* the rows of the weight are in the first cache for all tiles */
+                for (size_t tile = tile_begin; tile < tile_end; tile++) {
                     const size_t m = tile_row(tile, tiles, M), R = tile_row(tile + 1, tiles, M) - m;
                     few_functions[R - 1][a->weight_dtype](
                         x + m * K + (k + i) * R, (const char *)a->weight + (ptrdiff_t)(k + i) * a->weight_k + n * size,
                         a->weight_k, least(step, kc - i), columns, p + m * STRIP);
                 }
-            for (size_t m = 0; m < M; m++)
+            for (size_t m = first; m < stop; m++)
                 for (size_t j = m * STRIP; j < m * STRIP + padded; j += LL_VL)
                     vf_store(y + j, vf_add(vf_load(y + j), vf_load(p + j)));
         }
-        for (size_t m = 0; m < M; m++)
+        for (size_t m = first; m < stop; m++)
             for (size_t j = 0; j < columns; j += 2 * LL_VL) {
                 vf pair[2] = {vf_load(y + m * STRIP + j), vf_load(y + m * STRIP + j + LL_VL)};
                 finish(a, pair, (ptrdiff_t)m, n + j, least(2 * LL_VL, columns - j));
@@ -433,7 +436,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
     const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
     if (are_few_rows(a)) {
-        few_rows(a, x, panel_begin * LL_PANEL, least(panel_end * LL_PANEL, a->N));
+        few_rows(a, x, tile_begin, tile_end, panel_begin * LL_PANEL, least(panel_end * LL_PANEL, a->N));
         return;
     }
     /* blocks of tiles as even as can be: each reads the weight once more */
