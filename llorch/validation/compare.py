@@ -394,8 +394,8 @@ class _Bench:
         shares = [self._share(name, window[name]) for name in window if name in self.reads and name not in WHOLE]
         if any(self._shows(name, window[name]) for name in self.good & {*window}):
             distance = math.inf  # it would have shown before
-        if any(self._shows(x, behind[x]) and self._share(x, behind[x]) > 1 for x in self.right & {*behind}):
-            distance = math.inf  # it would have shown behind it, where theirs is right and nearer to ours
+        if any(self._shows(x, behind[x]) and self._share(x, behind[x]) > 1 / EXPLAINED for x in self.right & {*behind}):
+            distance = math.inf  # it would have shown behind it, where theirs is right and much nearer to ours
         return _Trial(fault, layers, distance, max(shares, default=0.0))
 
     def part(self, fault: faults.Fault, layers: tuple[int, ...], a: Arithmetic) -> Trace:
