@@ -1,6 +1,9 @@
 """`compare` reads anybody's dump: names, layouts, parts, and what is no dump at all."""
 
+import contextlib
 import json
+import re
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +14,7 @@ from safetensors.numpy import save_file
 
 from llorch import validate
 from llorch.cli import main
-from llorch.validation import dumps, ladder
+from llorch.validation import dumps, ladder, selftest, show
 from llorch.validation.compare import compare_dumps
 from llorch.validation.dumps import Dump, canonical
 
@@ -194,6 +197,24 @@ def test_other_prompts_are_said_first():
     assert result.notes == ["the prompts differ: nothing after them can agree"]
 
 
+def test_last_logits_alone_are_held_to_the_number_itself():
+    """As logits are: a row of large ones may not be further off for it."""
+    last = right().arrays["last_logits"]
+    assert np.sqrt((last**2).mean()) > 2
+    for name, values in (("last_logits", last), ("logits", last[None])):
+        for factor, good in ((0.8, True), (1.5, False)):
+            assert against({name: values + np.float32(factor * 1e-3)}).holds == good, (name, factor)
+
+
+def test_the_tolerance_that_was_used_is_the_one_that_is_shown():
+    result = against({"cache.1.key": right().arrays["h.1.attn.cache_k"] + np.float32(1e-6)})
+    row = next(row for row in result.rows if row.status != "absent")
+    assert (row.status, row.allowed) == ("ok", 1e-4)
+    assert show.row_json(row)["tolerance"] == 1e-4
+    theirs = copied(right())
+    assert {row.allowed for row in compare_dumps(theirs, right()).rows if row.tensor.rung.number == 3} == {0.0}
+
+
 # ---- partial dumps -------------------------------------------------------------------------------------------
 
 
@@ -240,6 +261,37 @@ def test_an_unknown_fault_gets_no_name():
         assert result.first.tensor.name == name and result.diagnosis is None and result.tried > 50
 
 
+@pytest.mark.parametrize(
+    "key, names",
+    [
+        ("no-wpe", ["embed"]),
+        ("cache-next-slot", ["h.0.attn.cache_k", "h.0.attn.cache_v"]),
+        ("ln_f-skipped", ["ln_f"]),
+        ("activation-gelu", ["h.0.mlp.act"]),
+        ("mask-plus-1", ["h.0.attn.scores"]),
+    ],
+)
+def test_a_fault_whose_consequences_are_absent_is_not_named(key, names):
+    """One tensor looks like a fault's, but all that would be wrong with it is right: the dump is, not the engine."""
+    faulty = dump_with(key, *((0,) if names[0].startswith("h.") else ())).arrays
+    result = compare_dumps(
+        Dump(copied(right()).arrays | {name: faulty[name] for name in names}, {}, "theirs"), right(), network()
+    )
+    assert result.first.tensor.name == names[0] and result.diagnosis is None
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 12])
+def test_logits_in_another_order_are_no_head_that_was_never_loaded(tokens):
+    """Their Gram matrix is the right one, and they are not correlated with it."""
+    ids = right().ids[:tokens]
+    ours = selftest.right_dump(network(), ids)
+    order = np.random.default_rng(5).permutation(ours.arrays["logits"].shape[1])
+    logits = ours.arrays["logits"][:, order]
+    for there in ({"logits": logits}, {"ln_f": ours.arrays["ln_f"], "logits": logits}):
+        result = compare_dumps(Dump(there, {}, "theirs"), ours, network())
+        assert result.first.tensor.name in ("logits", "last_logits") and result.diagnosis is None, result.diagnosis
+
+
 def test_two_faults_are_not_taken_for_one():
     from llorch.validation import faults
     from llorch.validation.trace import Kernels
@@ -270,6 +322,60 @@ def test_a_wrong_shape_is_named(shape):
     result = against({"h.0.ln_1": np.zeros(shape, np.float32), "h.1.attn.c_attn": np.zeros(shape, np.float32)})
     assert result.first.tensor.name == "h.0.ln_1"
     assert f"it has shape {shape}, it must be (12, 128) (T, E)" in result.first.how
+
+
+@pytest.mark.parametrize("name", ["ids", "argmax", "generated"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300, 2**30, 7.5])
+def test_tokens_that_are_no_ids_diverge(name, value):
+    theirs = np.full(right().arrays[name].shape, value)
+    first = against({name: theirs}).first
+    assert first.tensor.name == name
+    assert f": {int(value) if np.isfinite(value) and value % 1 == 0 else value}, ours has " in first.how
+
+
+def test_numbers_beyond_float32_diverge_without_warnings():
+    for name in ("embed", "h.1.attn.k", "h.1.attn.scores", "logits", "last_logits", "probs"):
+        for value in (1e300, -1.7e308, np.longdouble("1e4000")):
+            theirs = {key: values.copy() for key, values in right().arrays.items()}
+            theirs[name] = theirs[name].astype(np.asarray(value).dtype)
+            theirs[name][..., 0] = value
+            theirs[name][..., 1] = -value
+            assert against(theirs).first.tensor.name == name
+
+
+def test_three_positions_of_three_parts():
+    """(T, 3, H, D) and (3, T, H, D) have the same shape for three tokens."""
+    ours = selftest.right_dump(network(), right().ids[:3])
+    thirds = np.stack([ours.arrays[f"h.1.attn.{letter}"].transpose(1, 0, 2) for letter in "qkv"])  # (3, T, H, D)
+    for fused in (
+        thirds,
+        thirds.transpose(1, 0, 2, 3),
+        thirds.reshape(3, 3, E),
+        thirds.reshape(3, 3, E).swapaxes(0, 1),
+    ):
+        result = compare_dumps(Dump({"h.1.attn.c_attn": fused}, {}, "theirs"), ours)
+        assert result.holds and result.compared == 3
+        wrong = fused.copy()
+        wrong[0, 1] += 1
+        assert not compare_dumps(Dump({"h.1.attn.c_attn": wrong}, {}, "theirs"), ours).holds
+
+
+def test_a_second_tensor_for_the_same_is_not_passed_over_in_silence():
+    ln = right().arrays["h.0.ln_1"]
+    result = against({"h.0.ln_1": ln, "transformer.h.0.ln_1": ln + 1, "model.h.0.ln_1": ln[None]})
+    assert result.notes == [
+        "not compared, another tensor is read for the same and has other values: transformer.h.0.ln_1"
+    ]
+    assert against({"h.0.ln_1": ln, "x": ln + 1}, {"x": "h.0.ln_1"}).first is not None
+
+
+def test_maps_that_say_nothing_or_two_things_are_refused():
+    arrays = {"a": right().arrays["h.0.ln_1"], "b": right().arrays["h.0.ln_1"], "logits": right().arrays["logits"]}
+    for name in ("h.9.attn.qkv", "attn.qkv", "foo.attn.qkv", "*.attn.qkv", "h.0xattn.qkv"):
+        with pytest.raises(ValueError, match=f"gives a the name {re.escape(name)}, which is not the ladder's"):
+            against(arrays, {"a": name})
+    with pytest.raises(ValueError, match=r"the map gives both a and b the name h\.0\.ln_1"):
+        against(arrays, {"a": "h.0.ln_1", "b": "h.0.ln_1"})
 
 
 def test_no_known_name_says_what_came_and_what_is_needed():
@@ -323,6 +429,66 @@ def test_a_cut_off_file(tmp_path):
     (tmp_path / "y.npz").write_bytes((tmp_path / "y.npz").read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"not an \.npz file that can be read"):
         dumps.read(tmp_path / "y.npz")
+
+
+def test_a_zip_that_is_no_npz(tmp_path):
+    """PyTorch's own files are zips too."""
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+        file.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+    with pytest.raises(ValueError, match=r"x\.pt: archive/data\.pkl is no array, .*numpy\.savez"):
+        dumps.read(tmp_path / "x.pt")
+
+
+def npy(shape, descr="<f4", data=b""):
+    """A .npy file that announces what it likes."""
+    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize("shape", [(10**13,), (10**30,), (-4,), (2,) * 65, (1 << 62, 4), "ab", (1.5,)])
+def test_an_npz_that_announces_too_much(tmp_path, shape):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("a.npy", npy(shape))
+    with pytest.raises(ValueError, match=r"x\.npz is not an \.npz file that can be read"):
+        dumps.read(tmp_path / "x.npz")
+
+
+def test_a_broken_compressed_npz(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", a=np.random.default_rng(1).standard_normal(300))
+    whole = bytearray((tmp_path / "x.npz").read_bytes())
+    for at in range(30, 400, 7):
+        broken = whole.copy()
+        broken[at : at + 5] = b"\xff" * 5
+        (tmp_path / "y.npz").write_bytes(broken)
+        with contextlib.suppress(ValueError):  # a name may be another and the file still whole
+            dumps.read(tmp_path / "y.npz")
+
+
+def test_two_arrays_of_one_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("a.npy", npy((1,), data=b"\0" * 4))
+        file.writestr("a", npy((1,), data=b"\1" * 4))
+    with pytest.raises(ValueError, match=r"x\.npz has two arrays of the name a"):
+        dumps.read(tmp_path / "x.npz")
+
+
+def test_a_file_that_swells_is_refused_before_it_does(tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(1 << 20, np.float32))
+    assert dumps.read(tmp_path / "x.npz").arrays["a"].size == 1 << 20
+    with zipfile.ZipFile(tmp_path / "y.npz", "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w") as member:
+        member.write(npy((300 << 20,), "|u1"))
+        for _ in range(300):
+            member.write(bytes(1 << 20))
+    with pytest.raises(ValueError, match=r"y\.npz unpacks to 314,57\d,\d{3} bytes from [\d,]+: it may be made to"):
+        dumps.read(tmp_path / "y.npz")
+
+
+def test_a_shape_that_numpy_has_not(tmp_path):
+    for shape in ([0, 10**30], [1] * 65 + [0]):
+        header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(ValueError, match=r"x\.safetensors: tensor a has shape \(.*, NumPy has no such array"):
+            dumps.read(tmp_path / "x.safetensors")
 
 
 def test_types_of_safetensors(tmp_path):
@@ -411,3 +577,42 @@ def test_another_model_is_refused(files, tmp_path):
     tiny(tmp_path / "m")
     with pytest.raises(ValueError, match=r"ours\.safetensors is of another model"):
         validate.compare(files / "bug.npz", files / "ours.safetensors", model=tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "name", ["[/b]norm", "[bold]norm", ":smile:", "a\x1b[31mred", "two\nlines", "\ud800", "<script>alert(1)</script>"]
+)
+def test_names_are_shown_as_they_are_and_do_nothing(files, tmp_path, name):
+    """Neither markup, nor escapes of a terminal, nor HTML, nor half a character."""
+    ln = dumps.read(files / "ours.safetensors").arrays["h.0.ln_1"]
+    entry = {"dtype": "F32", "shape": list(ln.shape)}
+    entries = {
+        key: entry | {"data_offsets": [i * ln.nbytes, (i + 1) * ln.nbytes]}
+        for i, key in enumerate((name, name + "2", "h.1.ln_1"))
+    }
+    text = json.dumps({"__metadata__": {name: name, "model_sha256": name}} | entries).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + ln.tobytes() + bytes(2 * ln.nbytes))
+    shown = name if name.isprintable() else repr(name)[1:-1]
+    for value in ("h.0.ln_1", "h.0.ln_2"):
+        names = () if name == "\ud800" else ("--map", f"{name}={value}")  # no command line has half a character
+        result = invoke(
+            path, files / "ours.safetensors", *names, "--report", tmp_path / "x.html", "--json", tmp_path / "x.json"
+        )
+        assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.exception
+        assert shown in result.output and "\x1b" not in result.output
+        assert "<script" not in (tmp_path / "x.html").read_text()
+        assert json.loads((tmp_path / "x.json").read_text())["unknown"][-1] == name + "2"
+
+
+def test_a_name_is_mapped_once(files):
+    ours = files / "ours.safetensors"
+    result = invoke(files / "bug.npz", ours, "--map", "a=h.0.ln_1", "--map", "a=h.0.ln_2")
+    assert result.exit_code == 2 and "a is mapped twice" in " ".join(result.output.split())
+
+
+def test_a_model_of_the_embedded_ones_name_is_not_taken_for_it(files, tmp_path):
+    ours = dumps.read(files / "ours.safetensors")
+    dumps.write(tmp_path / "other.safetensors", ours.arrays, ours.metadata | {"model_sha256": "0" * 64})
+    result = invoke(files / "bug.npz", tmp_path / "other.safetensors")
+    assert result.exit_code == 1 and "no model was given (--model)" in " ".join(result.output.split()), result.output

@@ -271,3 +271,10 @@ def test_the_docs_table_is_the_ladder():
         tolerance = ladder.RUNGS[kind.rung].tolerance if kind.tolerance is None else kind.tolerance
         shown = "exact" if tolerance == ladder.EXACT else f"{tolerance:.0e}".replace("e-0", "e-")
         assert f"| {kind.rung} | `{name}` | ({shape}) | {kind.dtype} | {shown} |" in text, name
+
+
+@pytest.mark.parametrize("ids", ["-1", "1024", "5,99999999999999999999", "-99999999999999999999"])
+def test_ids_outside_the_vocabulary_are_said(tmp_path, ids):
+    result = CliRunner().invoke(main, ["dump", f"--ids={ids}", "-o", str(tmp_path / "x.safetensors")])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert f"ids has {ids.split(',')[-1]}, token ids must be in [0, 1024)" in " ".join(result.output.split())

@@ -9,11 +9,13 @@ from llorch.commands.validate import file_option, layers_option
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for value in values:
         theirs, equals, ours = value.partition("=")
         if not (theirs and equals and ours):
             raise click.BadParameter(f"{value!r} must be THEIRS=OURS, such as layer0.norm=h.0.ln_1")
+        if theirs in found:
+            raise click.BadParameter(f"{theirs} is mapped twice, to {found[theirs]} and {ours}")
         found[theirs] = ours
     return found
 
@@ -62,7 +64,8 @@ def command(
         mine = dumps.read(ours)
         at_hand = Model(model) if model is not None else None
         if at_hand is None and mine.metadata.get("model") == common.EMBEDDED:
-            at_hand = Model(common.EMBEDDED)
+            embedded = Model(common.EMBEDDED)  # a folder may have its name
+            at_hand = embedded if mine.metadata.get("model_sha256", embedded.sha256) == embedded.sha256 else None
         their_dump = dumps.read(theirs)
         result = compare(their_dump, mine, model=at_hand, names=names, progress=progress)
     if layers is None:

@@ -124,6 +124,9 @@ def prepare(model: str | Path | Model, prompt: str, ids: Sequence[int] | None) -
         found = at_hand.ids(prompt)
     else:
         found = [int(id) for id in ids]
+        size = at_hand.config.vocab_size
+        if wrong := [id for id in found if not 0 <= id < size]:  # a tokenizer may not even take it
+            raise ValueError(f"ids has {wrong[0]}, token ids must be in [0, {size})")
         text = at_hand.text(found)
         prompt = " ".join(map(str, found)) if text is None else text
     most = at_hand.config.n_positions

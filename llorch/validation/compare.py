@@ -65,6 +65,12 @@ class Row:
     ours: float = 0.0
     wrong: int = 0  # values beyond the tolerance
     size: int = 0
+    tolerance: float | None = None  # where it isn't the tensor's own
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance that was used, before it is scaled."""
+        return self.tensor.tolerance if self.tolerance is None else self.tolerance
 
     @property
     def how(self) -> str:
@@ -72,17 +78,18 @@ class Row:
         if self.note and not self.size:
             return self.note
         where = f" at {list(self.worst)}" if self.worst else ""
-        kind = int if self.tensor.dtype == "int64" else float
-        values = f"{_number(kind(self.theirs))}, {self.against or 'ours'} has {_number(kind(self.ours))}"
-        sizes = "" if kind is int else f"; {self.ulp:.3g} ULP there; relative L2 {self.relative:.1e}"
+        whole = self.tensor.dtype == "int64"
+        values = f"{_number(self.theirs, whole)}, {self.against or 'ours'} has {_number(self.ours, whole)}"
+        sizes = "" if whole else f"; {self.ulp:.3g} ULP there; relative L2 {self.relative:.1e}"
         share = f"{self.wrong:,} of {self.size:,} values"
-        return f"{share} differ, most{where}: {values}" + (
-            "" if kind is int else f" ({self.absolute:.1e} apart{sizes})"
-        )
+        return f"{share} differ, most{where}: {values}" + ("" if whole else f" ({self.absolute:.1e} apart{sizes})")
 
 
-def _number(x: float) -> str:
-    return str(x) if isinstance(x, int) else f"{x:.6g}"
+def _number(x: float, whole: bool) -> str:
+    """whole: a token id, which in a wrong dump may be anything."""
+    if whole:
+        return str(int(x) if x.is_integer() else x)
+    return f"{x:.6g}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,10 @@ def compare_dumps(
     notes = []
     of = theirs.metadata.get("model_sha256"), ours.metadata.get("model_sha256")
     if all(of) and of[0] != of[1]:
-        notes.append(f"the dumps say that they are of different weights: {of[0]}, {of[1]}")
+        notes.append(f"the dumps say that they are of different weights: {dumps.names_of([str(sha) for sha in of])}")
+    if passed := [name for read in reads.values() for name in read.passed]:
+        again = dumps.names_of([*dict.fromkeys(passed)], 12)
+        notes.append(f"not compared, another tensor is read for the same and has other values: {again}")
     diagnosis, tried = None, 0
     if first is not None and first.tensor.name == "ids":
         notes.append("the prompts differ: nothing after them can agree")
@@ -248,7 +258,9 @@ def _wanted(tensor: Tensor, reads: Mapping[str, Aligned], ours: Trace) -> tuple[
         if found is None and (logits := whole("logits")) is not None:
             found = logits[-1]
         if found is not None and np.isfinite(found).all():
-            return Float64().softmax(found.astype(np.float64)), "the softmax of their logits", tensor.tolerance
+            with np.errstate(all="ignore"):
+                right = Float64().softmax(found.astype(np.float64))
+            return right, "the softmax of their logits", tensor.tolerance
     return mine, "", tensor.tolerance
 
 
@@ -264,12 +276,12 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
         limit = limit * np.maximum(1.0, np.sqrt(squares.sum(axis=-1, keepdims=True) / count))
     wrong = d > limit
     if not d.size:
-        return Row(tensor, "ok", read.source, read.note, against)
-    at = np.unravel_index(
-        int(np.argmax(np.where(wrong, d / np.maximum(limit, 1e-300), 0) if wrong.any() else d)), d.shape
-    )
+        return Row(tensor, "ok", read.source, read.note, against, tolerance=tolerance)
+    with np.errstate(over="ignore"):
+        worst = np.where(wrong, d / np.maximum(limit, 1e-300), 0) if wrong.any() else d
+    at = np.unravel_index(int(np.argmax(worst)), d.shape)
     unit = np.where(finite, dumps.ulp(ours), 1.0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         in_ulp = float(d[at] / unit[at])
     return Row(
         tensor,
@@ -285,6 +297,7 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
         float(ours[at]),
         int(wrong.sum()),
         d.size,
+        tolerance,
     )
 
 
@@ -314,6 +327,7 @@ class _Bench:
         at = [row.tensor.name for row in rows].index(first.tensor.name)
         good = [row.tensor for row in rows[:at] if row.status == "ok" and row.tensor.name != "ids"]
         self.good = {tensor.name for tensor in good}
+        self.right = {row.tensor.name for row in rows if row.status == "ok"} - self.good - {*WHOLE}
         self.start = -1  # the first block that may be at fault; -1: the embeddings may be
         if good:
             last = good[-1]
@@ -371,13 +385,17 @@ class _Bench:
             rough = self.distance(name, self.part(fault, layers, Rough())[name])
             if not rough <= 2 * self.enough + ROUGH:
                 return _Trial(fault, layers, rough, math.inf)
-        window = self.part(fault, layers, Float64())
+        parts = self.parts(fault, layers, Float64())
+        window = next(part for part in parts if name in part)
         distance = self.distance(name, window[name])
         if not distance <= self.enough:
             return _Trial(fault, layers, distance, math.inf)
+        behind = window | next(parts) if name == "embed" else window
         shares = [self._share(name, window[name]) for name in window if name in self.reads and name not in WHOLE]
         if any(self._shows(name, window[name]) for name in self.good & {*window}):
             distance = math.inf  # it would have shown before
+        if any(self._shows(x, behind[x]) and self._share(x, behind[x]) > 1 / EXPLAINED for x in self.right & {*behind}):
+            distance = math.inf  # it would have shown behind it, where theirs is right and much nearer to ours
         return _Trial(fault, layers, distance, max(shares, default=0.0))
 
     def part(self, fault: faults.Fault, layers: tuple[int, ...], a: Arithmetic) -> Trace:
@@ -511,7 +529,7 @@ def _unloaded_head(bench: _Bench, fault: faults.Fault) -> _Trial | None:
     if name != "logits" or bench.reads[name].last or not bench.reads[name].fits:
         return None
     L, X, right = (a.astype(np.float64) for a in (bench.reads[name].values, bench.ours["ln_f"], bench.ours[name]))
-    if not np.isfinite(L).all() or not L.any():
+    if len(L) < 2 or not np.isfinite(L).all() or not L.any():  # of one row every Gram matrix is the same
         return None
     G, K = L @ L.T / L.shape[1], X @ X.T
     G, K = G / np.trace(G), K / np.trace(K)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 VERSION = "1"  # of the dump's names and shapes
+SWELLS = 100, 1 << 28  # an .npz may unpack to so many times its size, or so many bytes: what is all zeros does
 MASKED = -9000.0  # a score at or below this is masked: engines add -1e4, -1e10, the most negative float or -inf
 
 # ---- files ---------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ class Dump:
         """Of a dump of llorch. ValueError if the file doesn't have it."""
         try:
             return GPT2Config.from_dict(json.loads(self.metadata["config"]))
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError):
             raise ValueError(
                 f"{self.name} has no configuration in its metadata: it must be a dump that llorch wrote"
             ) from None
@@ -103,14 +104,23 @@ def read(path: str | Path) -> Dump:
 
 
 def _read_npz(path: Path) -> Trace:
-    arrays = {}
+    arrays, names, size = {}, [], path.stat().st_size
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            for name in file.files:
-                arrays[name] = file[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
-        raise ValueError(f"{path} is not an .npz file that can be read: {error}") from None
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(member.file_size for member in file.infolist())
+        if unpacked <= max(SWELLS[0] * size, SWELLS[1]):
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
+                names = found.files
+                arrays = {name: found[name] for name in names}
+    except Exception as error:  # whatever zipfile, its decompressors and NumPy raise for a file that is broken
+        raise ValueError(f"{path} is not an .npz file that can be read: {error or type(error).__name__}") from None
+    if unpacked > max(SWELLS[0] * size, SWELLS[1]):
+        raise ValueError(f"{path} unpacks to {unpacked:,} bytes from {size:,}: it may be made to fill the memory")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} has two arrays of the name {twice[0]}")
     for name, values in arrays.items():
+        if not isinstance(values, np.ndarray):
+            raise ValueError(f"{path}: {name} is no array, it must be an .npz file as numpy.savez writes it")
         if values.dtype.kind not in "fiub":
             raise ValueError(f"{path}: tensor {name} is {values.dtype}, it must be numbers")
     return arrays
@@ -126,7 +136,10 @@ def _read_safetensors(path: Path) -> tuple[Trace, dict[str, str]]:
             values = data.view(NUMPY[entry.dtype]).copy()
         else:
             raise ValueError(f"{path}: tensor {name} is {entry.dtype}, it must be one of BF16, {', '.join(NUMPY)}")
-        arrays[name] = values.reshape(entry.shape)
+        try:
+            arrays[name] = values.reshape(entry.shape)
+        except (ValueError, OverflowError):
+            raise ValueError(f"{path}: tensor {name} has shape {entry.shape}, NumPy has no such array") from None
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     found = header.get("__metadata__", {})
@@ -193,6 +206,8 @@ def canonical(name: str, layers: int) -> str | None:
     plain = re.sub(r"\.(output|out)$", "", plain) if "." in plain else plain
     if match := re.fullmatch(r"hidden_states\.(\d+)", plain):
         number = int(match[1])
+        if number > layers:
+            return None
         return "embed" if number == 0 else "ln_f" if number == layers else block_name(number - 1)
     for i, pattern in enumerate(LAYER):
         if match := pattern.match(plain):
@@ -216,7 +231,8 @@ class Aligned:
     """Their tensor in llorch's shape.
 
     source : their name for it. note : how it was read, where that isn't as it stood. last : only the last position is
-    there. fits : False if no reading has llorch's shape; values are as they came then.
+    there. fits : False if no reading has llorch's shape; values are as they came then. passed : other tensors of theirs
+    for the same, which have other values.
     """
 
     values: Array
@@ -224,22 +240,27 @@ class Aligned:
     note: str = ""
     last: bool = False
     fits: bool = True
+    passed: list[str] = field(default_factory=list)
 
 
 def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> tuple[dict[str, Aligned], list[str]]:
     """Their tensors by the ladder's names, and their names that are none of the ladder's.
 
-    names: theirs to the ladder's, before anything is guessed. ValueError for one that isn't there, or isn't the
-    ladder's.
+    names: theirs to the ladder's, before anything is guessed. ValueError for one that isn't there, isn't the ladder's,
+    or is given twice.
     """
     config, T = ours.config, len(ours.ids)
     wanted = {tensor.name: tensor for tensor in ladder.tensors(config, T)}
     given = dict(names or {})
+    known = {*wanted, *(block_name(i, "attn.qkv") for i in range(config.n_layer))}
+    first: dict[str, str] = {}
     for source, name in given.items():
         if source not in theirs.arrays:
             raise ValueError(f"the map names {source}, {theirs.name} doesn't have it")
-        if name not in wanted and not name.endswith("attn.qkv"):
+        if name not in known:
             raise ValueError(f"the map gives {source} the name {name}, which is not the ladder's")
+        if first.setdefault(name, source) != source:
+            raise ValueError(f"the map gives both {first[name]} and {source} the name {name}")
     pieces: list[tuple[int, str, str, Array]] = []  # preference, canonical name, source, values
     unknown = []
     for source, values in theirs.arrays.items():
@@ -257,21 +278,25 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
             stacked = [(found, values)]
         for name, array in stacked:
             if name.endswith("attn.qkv"):
-                pieces += [(rank, n, source, part) for n, part in _thirds(name, array, config, T)]
+                pieces += [(rank, n, source, part) for n, part in _thirds(name, array, config, ours.arrays, wanted)]
             else:
                 pieces.append((rank, name, source, array))
     result: dict[str, Aligned] = {}
     for _, name, source, array in sorted(pieces, key=lambda piece: piece[0]):
         if name == "logits" and T > 1 and array.size == array.shape[-1:][0] if array.ndim else False:
             name = "last_logits"
-        if name in wanted and name not in result:
-            result[name] = _line_up(array, wanted[name], ours.arrays[name], config, source)
+        read = _line_up(array, wanted[name], ours.arrays[name], config, source)
+        chosen = result.setdefault(name, read)
+        if chosen is not read and chosen.source not in given and not same_bits(read.values, chosen.values):
+            chosen.passed.append(source)
     return result, unknown
 
 
-def _thirds(name: str, values: Array, config: GPT2Config, T: int) -> Iterator[tuple[str, Array]]:
+def _thirds(
+    name: str, values: Array, config: GPT2Config, ours: Trace, wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Array]]:
     """q, k and v of one array: (T, 3E), (3, T, E), (3, H, T, D), (T, 3, H, D), with a batch axis or flat."""
-    prefix, E = name.removesuffix("qkv"), config.n_embd
+    prefix, E, T = name.removesuffix("qkv"), config.n_embd, len(ours["ids"])
     s: Array = values.reshape([n for n in values.shape if n != 1] or [1])
     if s.shape == (3 * E, T) and T != 3 * E:
         s = s.T
@@ -282,10 +307,22 @@ def _thirds(name: str, values: Array, config: GPT2Config, T: int) -> Iterator[tu
         parts = np.stack([values] * 3)  # no reading: three tensors of a shape that doesn't fit
     elif s.shape[0] == 3 and s.ndim > 1 and s.shape[-1] != 3 * E:
         parts = s
+        if T == s.shape[1] == 3:  # either may be the positions: what is much nearer to ours is
+            near, other = (_apart(order, prefix, config, ours, wanted) for order in (s, s.swapaxes(0, 1)))
+            parts = s.swapaxes(0, 1) if other < 0.5 * near else s
     else:
         parts = s.reshape(T, 3, E).transpose(1, 0, 2)
     for letter, part in zip("qkv", parts, strict=True):
         yield prefix + letter, part
+
+
+def _apart(parts: Array, prefix: str, config: GPT2Config, ours: Trace, wanted: Mapping[str, Tensor]) -> float:
+    """The distance of q, k and v from ours."""
+    found = 0.0
+    for letter, part in zip("qkv", parts, strict=True):
+        tensor, right = wanted[prefix + letter], ours[prefix + letter]
+        found += relative(*comparable(_line_up(part, tensor, right, config, ""), tensor, right)[:2])
+    return found
 
 
 def _readings(values: Array, tensor: Tensor, config: GPT2Config) -> Iterator[tuple[Array, str, bool]]:
@@ -382,7 +419,8 @@ def comparable(read: Aligned, tensor: Tensor, ours: Array) -> tuple[Array, Array
     """
     if read.last and ours.ndim >= 2:
         ours = ours[..., -1:, :]
-    theirs, mine = read.values.astype(np.float64), ours.astype(np.float64)
+    with np.errstate(all="ignore"):  # what float64 can't hold is infinite
+        theirs, mine = read.values.astype(np.float64), ours.astype(np.float64)
     if not read.fits:  # ours may be a faulty oracle's, whose shape is theirs but for axes of 1
         lean = [tuple(n for n in a.shape if n != 1) for a in (theirs, mine)]
         if lean[0] == lean[1]:
@@ -399,7 +437,7 @@ def comparable(read: Aligned, tensor: Tensor, ours: Array) -> tuple[Array, Array
 
 def differences(theirs: Array, ours: Array) -> Array:
     """|theirs - ours|: 0 where both are the same infinity or NaN, infinite where one alone isn't finite."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         d = np.abs(theirs - ours)
     same = (theirs == ours) | (np.isnan(theirs) & np.isnan(ours))
     return np.where(same, 0.0, np.where(np.isnan(d), np.inf, d))
@@ -409,8 +447,8 @@ def relative(theirs: Array, ours: Array) -> float:
     """The root of the sum of squares of the differences, to that of ours (finite ones); infinite for other shapes."""
     if theirs.shape != ours.shape:
         return float("inf")
-    size = float(np.sqrt(np.sum(np.square(ours, where=np.isfinite(ours), out=np.zeros(ours.shape)))))
     with np.errstate(over="ignore"):
+        size = float(np.sqrt(np.sum(np.square(ours, where=np.isfinite(ours), out=np.zeros(ours.shape)))))
         distance = float(np.sqrt(np.sum(np.square(differences(theirs, ours)))))
     return distance / size if size else (0.0 if distance == 0 else float("inf"))
 
@@ -428,4 +466,9 @@ def ulp(ours: Array) -> Array:
 
 def names_of(sequence: Sequence[str], most: int = 6) -> str:
     more = f" and {len(sequence) - most} more" if len(sequence) > most else ""
-    return ", ".join(sequence[:most]) + more
+    return ", ".join(map(printable, sequence[:most])) + more
+
+
+def printable(name: str) -> str:
+    """A name from a file, without what a terminal would obey or can't show."""
+    return name if name.isprintable() else repr(name)[1:-1]

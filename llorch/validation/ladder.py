@@ -43,7 +43,7 @@ RUNGS = (
     Rung(6, "feed-forward output", 1e-4),
     Rung(7, "block output", 1e-4),
     Rung(8, "logits", 1e-3, scaled=False),
-    Rung(9, "logits of the last position", EXACT),
+    Rung(9, "logits of the last position", EXACT, scaled=False),
     Rung(10, "argmax", EXACT),
     Rung(11, "probabilities", 1e-6, scaled=False),
     Rung(12, f"text of {NEW_TOKENS} greedy tokens", EXACT),

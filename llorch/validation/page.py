@@ -184,7 +184,7 @@ def rows_of(points: Sequence[Point], name: str) -> str:
             if row is None or row.status == "absent":
                 return [*found, "", "", "", "", "not there"]
             status = "ok" if row.status == "ok" else '<strong style="color: var(--bad)">diverges</strong>'
-            allowed = "exact" if not tensor.tolerance else f"{tensor.tolerance:.0e}"
+            allowed = "exact" if not row.allowed else f"{row.allowed:.0e}"
             note = f" {escape(row.note)}" if row.note else ""
             found += [f"{row.absolute:.1e}", f"{row.ulp:.3g}", f"{row.relative:.1e}", allowed, status + note]
         return found
@@ -204,8 +204,8 @@ def rows_of(points: Sequence[Point], name: str) -> str:
 
 
 def worst_elements(points: Sequence[Point], most: int = 10) -> str:
-    rows = [p.row for p in points if p.row is not None and p.row.size and p.tensor.tolerance]
-    rows.sort(key=lambda row: -row.absolute / row.tensor.tolerance)
+    rows = [p.row for p in points if p.row is not None and p.row.size and p.row.allowed]
+    rows.sort(key=lambda row: -row.absolute / row.allowed)
     cells = [
         [
             row.tensor.name,
@@ -214,7 +214,7 @@ def worst_elements(points: Sequence[Point], most: int = 10) -> str:
             f"{row.ours:.9g}",
             f"{row.absolute:.2e}",
             f"{row.ulp:.3g}",
-            f"{row.absolute / row.tensor.tolerance:.3g}",
+            f"{row.absolute / row.allowed:.3g}",
         ]
         for row in rows[:most]
     ]
@@ -258,7 +258,8 @@ def said(first: Row | None, found: Diagnosis | None, tried: int) -> str:
 
 
 def facts(entries: Mapping[str, str]) -> str:
-    return table(["", ""], [[escape(k), f"<code>{escape(v)}</code>"] for k, v in entries.items()])
+    shown = [(dumps.printable(k), dumps.printable(v)) for k, v in entries.items()]
+    return table(["", ""], [[escape(k), f"<code>{escape(v)}</code>"] for k, v in shown])
 
 
 def now() -> str:
@@ -345,7 +346,7 @@ def of_comparison(
     for key, value in versions().items():
         entries.setdefault(key, value)
     base = "float64" if model is not None else "llorch"
-    unknown = f"<p>{escape(', '.join(result.unknown))}</p>" if result.unknown else ""
+    unknown = f"<p>{escape(', '.join(map(dumps.printable, result.unknown)))}</p>" if result.unknown else ""
     return page(
         "llorch compare",
         lead,

@@ -36,7 +36,7 @@ def _small(x: float) -> str:
 
 
 def _tolerance(row: Row) -> str:
-    return "exact" if row.tensor.tolerance == ladder.EXACT else f"{row.tensor.tolerance:.0e}".replace("e-0", "e-")
+    return "exact" if row.allowed == ladder.EXACT else f"{row.allowed:.0e}".replace("e-0", "e-")
 
 
 def _note(row: Row) -> str:
@@ -109,7 +109,8 @@ def show_divergence(comparison: Comparison, console: Console) -> None:
     first = comparison.first
     if first is None:
         return
-    name = first.tensor.name + (f" (their {first.source})" if first.source not in ("", first.tensor.name) else "")
+    source = dumps.printable(first.source)
+    name = first.tensor.name + (f" (their {source})" if source not in ("", first.tensor.name) else "")
     console.print(Text(f"\nFirst divergence: {name}", style=BAD))
     console.print(Text(f"  {first.tensor.place}: {first.tensor.what}"))
     console.print(Text(f"  {first.how}"))
@@ -136,11 +137,11 @@ def show_comparison(result: Comparison, console: Console, layers: Collection[int
     for name, members in _groups(rows, layers):
         worst = max(members, key=lambda row: (row.status == "diverges", row.absolute))
         bad = worst.status == "diverges"
-        source = worst.source if len(members) == 1 and worst.source != name else ""
+        source = dumps.printable(worst.source) if len(members) == 1 and worst.source != name else ""
         table.add_row(
             _rung(members),
             name,
-            source if len(source) <= NAME else "..." + source[3 - NAME :],
+            Text(source if len(source) <= NAME else "..." + source[3 - NAME :]),
             Text("shape" if bad and not worst.size else _small(worst.absolute), style=BAD if bad else ""),
             f"{worst.ulp:.3g}" if worst.size else "",
             _small(worst.relative) if worst.size else "",
@@ -210,7 +211,7 @@ def row_json(row: Row) -> dict[str, Any]:
             "theirs": row.source,
             "note": row.note,
             "against": row.against or "ours",
-            "tolerance": row.tensor.tolerance,
+            "tolerance": row.allowed,
             "max_abs": row.absolute,
             "ulp": row.ulp,
             "relative_l2": row.relative,
