@@ -616,3 +616,15 @@ def test_a_model_of_the_embedded_ones_name_is_not_taken_for_it(files, tmp_path):
     dumps.write(tmp_path / "other.safetensors", ours.arrays, ours.metadata | {"model_sha256": "0" * 64})
     result = invoke(files / "bug.npz", tmp_path / "other.safetensors")
     assert result.exit_code == 1 and "no model was given (--model)" in " ".join(result.output.split()), result.output
+
+
+@pytest.mark.parametrize("option", ("--json", "--report"))
+@pytest.mark.parametrize("which", (0, 1))
+def test_a_dump_is_not_overwritten(tmp_path, option, which):
+    paths = [tmp_path / "theirs.npz", tmp_path / "ours.npz"]
+    for path in paths:
+        np.savez(path, ids=np.int64([1]))
+    before = [path.read_bytes() for path in paths]
+    result = CliRunner().invoke(main, ["compare", *map(str, paths), option, str(paths[which])])
+    assert result.exit_code == 2 and f"{option} {paths[which]} is one of the dumps" in result.output
+    assert [path.read_bytes() for path in paths] == before

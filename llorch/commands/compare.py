@@ -55,6 +55,9 @@ def command(
 
     The exit status is 0 if all that is there agrees, 1 if not.
     """
+    for option, path in (("--json", json_path), ("--report", report_path)):
+        if path is not None and path.exists() and any(dump.exists() and path.samefile(dump) for dump in (theirs, ours)):
+            raise click.UsageError(f"{option} {path} is one of the dumps, it must be another file")
     from llorch.validation import dumps, page, show
     from llorch.validation.compare import compare
     from llorch.validation.report import console
