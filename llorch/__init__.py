@@ -7,7 +7,18 @@ True
 """
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+try:
+    from llorch import _core as _core
+except ImportError as error:
+    if (Path(__file__).parents[1] / "csrc").is_dir():
+        raise ImportError(
+            "this is llorch's source tree, and its compiled part isn't in it: import llorch from another folder, "
+            "where the installed package is found, or build it here with pip install -e ."
+        ) from error
+    raise
 
 from llorch import _threadpoolctl, reference, testing
 from llorch._config import __version__, config, show_config

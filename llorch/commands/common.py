@@ -53,6 +53,8 @@ def failures() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (OSError, ImportError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, OSError) and error.filename and error.strerror:  # as the library's own: what, then why
+            raise Failure(f"{error.filename}: {error.strerror}") from error
         raise Failure(str(error) or type(error).__name__) from error
 
 

@@ -17,7 +17,7 @@ DEFAULT_LENGTH = 200
     "-n",
     "--max-new-tokens",
     type=click.IntRange(0),
-    help=f"At most so many. Without it: {DEFAULT_LENGTH}, or as many as the context has room for.",
+    help=f"How many, unless the text ends before. Without it: {DEFAULT_LENGTH}, or as the context has room for.",
 )
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
 @click.option("--top-k", type=int, help="Draw from the K likeliest tokens.")
