@@ -303,7 +303,6 @@ LL_INLINE void fetch_panels(const ll_linear_args *a, size_t panel, size_t panels
 
 /* Few rows of x on a weight whose rows are contiguous: nothing is copied. A strip of columns keeps its chains and sums
  * in the first caches while some rows of the weight stream past it at a time. */
-#define FEW_ROWS 12
 #define STRIP 512
 /* Rows of the weight that R rows take at a time: their chains are fetched and put back once for so many. Vectors of
  * columns: chains enough, and no more than registers. */
@@ -364,7 +363,6 @@ LL_INLINE void few_rows_step(const float *x, size_t R, const char *row, ptrdiff_
             few_rows_step(x, R, row, stride, steps, columns, dtype, p); \
     }
 typedef void (*few_function)(const float *x, const char *row, ptrdiff_t stride, size_t steps, size_t columns, float *p);
-/* 16-bit weights that are not packed are rare: with more than two rows they are widened into panels, as for many. */
 LL_DEFINE(1, f16, LL_F16) LL_DEFINE(1, bf16, LL_BF16) LL_DEFINE(2, f16, LL_F16) LL_DEFINE(2, bf16, LL_BF16)
 LL_DEFINE(1, f32, LL_F32) LL_DEFINE(2, f32, LL_F32)
 #if LL_TILE_ROWS > 2
@@ -385,17 +383,11 @@ static const few_function few_functions[LL_TILE_ROWS][LL_DTYPES] = {
 };
 #undef LL_DEFINE
 
-LL_INLINE int are_few_rows(const ll_linear_args *a)
-{
-    return !a->packed && a->weight_n == (ptrdiff_t)ll_dtype_size(a->weight_dtype)
-           && a->M <= (a->weight_dtype == LL_F32 ? FEW_ROWS : least(2, LL_TILE_ROWS));
-}
-
 /* Tiles [tile_begin, tile_end) on columns [begin, end). */
 LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t begin,
                           size_t end)
 {
-    _Alignas(64) float p[FEW_ROWS * STRIP], y[FEW_ROWS * STRIP];
+    _Alignas(64) float p[LL_FEW_ROWS * STRIP], y[LL_FEW_ROWS * STRIP];
     const size_t M = a->M, K = a->K, tiles = tiles_of(M), size = ll_dtype_size(a->weight_dtype);
     const size_t first = tile_row(tile_begin, tiles, M), stop = tile_row(tile_end, tiles, M);
     const size_t step = FEW_STEP(tile_row(1, tiles, M)); /* of the tile with the most rows, which is the first */
@@ -436,7 +428,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     _Alignas(64) float sums[PANEL_GROUP * BLOCK_ROWS * LL_PANEL];
     const size_t tiles = tiles_of(a->M), K = a->K, size = ll_dtype_size(a->weight_dtype);
     const int by_rows = !a->packed && a->weight_n == (ptrdiff_t)size;
-    if (are_few_rows(a)) {
+    if (ll_few_rows(a)) {
         few_rows(a, x, tile_begin, tile_end, panel_begin * LL_PANEL, least(panel_end * LL_PANEL, a->N));
         return;
     }

@@ -10,6 +10,15 @@ typedef void (*ll_norm_kernel)(const ll_norm_args *a, size_t begin, size_t end);
 /* A function of every value of x [n]; y may be x. */
 typedef void (*ll_unary_kernel)(const void *x, void *y, size_t n);
 
+/* Few rows of x on a weight whose rows are contiguous: it is read as it lies, a strip of columns at a time
+ * (kernels/linear.h). 16-bit weights that are not packed are rare: with more than two rows they go into panels. */
+#define LL_FEW_ROWS 12
+static inline int ll_few_rows(const ll_linear_args *a)
+{
+    const int narrow = a->weight_dtype != LL_F32;
+    return !a->packed && a->weight_n == (narrow ? 2 : 4) && a->M <= (narrow ? 2 : LL_FEW_ROWS);
+}
+
 typedef struct ll_kernels {
     const char *name;
     int (*supported)(void);

@@ -11,7 +11,6 @@
 #define GRAIN_PANELS 8
 #define GRAIN_PANELS_FEW 4
 #define GRAIN_PANELS_STRIP 32
-#define FEW_ROWS 12
 /* Panels that are packed and used in turn. */
 #define TOGETHER 4
 /* From so many rows on, a weight that is not packed is packed first. */
@@ -96,7 +95,8 @@ void ll_linear(ll_linear_args *a)
         job.with_packed.packed = 1;
     }
     if (job.panels >= 4 * GRAIN_PANELS || job.panels >= job.tiles) {
-        size_t grain = a->M > FEW_ROWS ? GRAIN_PANELS : a->packed ? GRAIN_PANELS_FEW : GRAIN_PANELS_STRIP;
+        size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP
+                       : a->packed && a->M <= LL_FEW_ROWS ? GRAIN_PANELS_FEW : GRAIN_PANELS;
         if (job.panels * LL_PANEL * (a->K + 1) < 2 * GRAIN_FMA / a->M)
             grain = job.panels;
         ll_parallel_for(job.panels, grain, panels_task, &job);
