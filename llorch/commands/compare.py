@@ -58,9 +58,8 @@ def command(
     for option, path in (("--json", json_path), ("--report", report_path)):
         if path is not None and path.exists() and any(dump.exists() and path.samefile(dump) for dump in (theirs, ours)):
             raise click.UsageError(f"{option} {path} is one of the dumps, it must be another file")
-    from llorch.validation import dumps, page, show
+    from llorch.validation import dumps, page, report, show
     from llorch.validation.compare import compare
-    from llorch.validation.report import console
     from llorch.validation.trace import Model
 
     with common.failures(), common.progress("trying faults") as progress:
@@ -73,9 +72,9 @@ def command(
         result = compare(their_dump, mine, model=at_hand, names=names, progress=progress)
     if layers is None:
         layers = frozenset({(result.first.tensor.layer if result.first else None) or 0})
-    show.show_comparison(result, console(), layers or None)
+    show.show_comparison(result, report.console(), layers or None)
     if json_path is not None:
-        json_path.write_text(show.as_json(show.comparison_json(result)), encoding="utf-8")
+        json_path.write_text(report.as_json(show.comparison_json(result)), encoding="utf-8")
     if report_path is not None:
         with common.failures():
             content = page.of_comparison(result, their_dump, mine, at_hand, names)

@@ -180,7 +180,7 @@ def _ladder(
         report.show_summary(alone, report.console())
         content |= {"kernels": report.content(alone), "holds": result.holds and alone.holds}
     if json_path is not None:
-        json_path.write_text(show.as_json(content), encoding="utf-8")
+        json_path.write_text(report.as_json(content), encoding="utf-8")
     if report_path is not None:
         report_path.write_text(page.of_ladder(result, alone), encoding="utf-8")
     return result.holds and (alone is None or alone.holds)
@@ -197,7 +197,7 @@ def _self_test(model: str, json_path: Path | None, report_path: Path | None, qui
         cases = list(selftest.run(Model(model), progress=progress))
     holds = show.show_self_test(cases, report.console(), time.perf_counter() - clock, quiet=quiet)
     if json_path is not None:
-        json_path.write_text(show.as_json(show.self_test_json(cases)), encoding="utf-8")
+        json_path.write_text(report.as_json(show.self_test_json(cases)), encoding="utf-8")
     return holds
 
 
@@ -207,7 +207,7 @@ def _kernels(
     whole = _run_kernels(wanted, chosen)
     report.show(whole, report.console(), quiet=quiet)
     if json_path is not None:
-        json_path.write_text(report.as_json(whole), encoding="utf-8")
+        json_path.write_text(report.as_json(report.content(whole)), encoding="utf-8")
     if report_path is not None:
         report_path.write_text(report.as_markdown(whole), encoding="utf-8")
     return whole.holds

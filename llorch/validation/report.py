@@ -124,12 +124,9 @@ def show(report: Report, console: Console, *, quiet: bool = False) -> None:
             console.print(Text(group, style="bold"))
             console.print(table(list(checks), console.width))
     for result in report.results:
-        failed = [check for check in result.checks if check.status == "fail"]
-        if failed:
+        if result.counts["fail"]:
             console.print(Text(result.title, style="bold"))
-        for check in failed:
-            console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
-            console.print(Text(f"      {check.what} {check.detail}".rstrip()))
+        show_failed(result, console)
     info = machine()
     style = "bold green" if report.holds else "bold red"
     console.print(Text(f"{summary(report.counts)} in {report.seconds:.1f} s", style=style))
@@ -140,14 +137,19 @@ def show(report: Report, console: Console, *, quiet: bool = False) -> None:
     console.print(Text(f"llorch {info['llorch']}, instruction set {info['isa']}, {info['cpu']}"), soft_wrap=True)
 
 
+def show_failed(result: Result, console: Console) -> None:
+    for check in result.checks:
+        if check.status == "fail":
+            console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
+            console.print(Text(f"      {check.what} {check.detail}".rstrip()))
+
+
 def show_summary(report: Report, console: Console) -> None:
     """A line for each checkpoint, and what failed: for a run whose main thing is another."""
     for result in report.results:
         style = STYLES["pass" if result.holds else "fail"]
         console.print(Text(f"kernels, {line(result)}", style=style), soft_wrap=True)
-        for check in result.checks:
-            if check.status == "fail":
-                console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
+        show_failed(result, console)
     console.print(Text("every check of the kernels: llorch validate --kernels", style="dim"))
 
 
@@ -164,8 +166,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_json(report: Report) -> str:
-    return json.dumps(plain(content(report)), indent=1, allow_nan=False) + "\n"
+def as_json(content: dict[str, Any]) -> str:
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
 
 
 def content(report: Report) -> dict[str, Any]:

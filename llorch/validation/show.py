@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
@@ -14,7 +13,7 @@ from rich.text import Text
 from llorch.validation import dumps, ladder
 from llorch.validation.climb import Ladder, Step
 from llorch.validation.compare import Comparison, Row
-from llorch.validation.report import machine, plain
+from llorch.validation.report import machine
 from llorch.validation.selftest import Case
 
 NAME = 32  # characters of their name for a tensor
@@ -285,7 +284,3 @@ def ladder_json(result: Ladder) -> dict[str, Any]:
 
 def self_test_json(cases: Sequence[Case]) -> dict[str, Any]:
     return {"holds": all(case.caught for case in cases), "cases": [vars(case) for case in cases]}
-
-
-def as_json(content: dict[str, Any]) -> str:
-    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
