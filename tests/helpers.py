@@ -1,6 +1,7 @@
 """Shared by all tests: comparison by bits, the seam shapes, special values, input classes."""
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -105,6 +106,29 @@ def num_threads(n) -> Iterator[None]:
         yield
     finally:
         llorch.set_num_threads(before)
+
+
+def in_threads(work, callers=4):
+    """work() by several callers at once."""
+    threads = [threading.Thread(target=work) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def online_attention(q, k, v, first_block):
+    """Negative control: attention in blocks of keys with a running maximum; the blocks begin where the chunk does."""
+    scale = np.float32(1 / np.sqrt(q.shape[-1]))
+    m, z = np.float32(-np.inf), np.float32(0)
+    o = np.zeros(q.shape[-1], np.float32)
+    bounds = [0, *range(first_block, len(k), 32), len(k)]
+    for start, end in zip(bounds, bounds[1:], strict=False):  # noqa: RUF007
+        s = (k[start:end] @ q) * scale
+        new = max(m, s.max())
+        e, old = np.exp(s - new), np.exp(m - new)
+        z, o, m = z * old + e.sum(), o * old + e @ v[start:end], new
+    return o / z
 
 
 def input_classes(rows=64, n=1024):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import input_classes, normal
+from helpers import input_classes, normal, online_attention
 
 import llorch
 from llorch import reference
@@ -154,3 +154,11 @@ def test_softmax(n, bound):
     except ImportError:
         return
     no_worse(ours, relative(torch.softmax(torch.from_numpy(x), -1).numpy()))
+
+
+@pytest.mark.parametrize("first", (3, 7, 20))
+def test_the_control_of_chunk_invariance_is_attention(first):
+    """Its other bits in other chunks (test_attention.py) are of right results."""
+    q, k, v = (normal(1, 129, 16, seed=i) for i in range(3))
+    wanted = reference.attention(q, k, v)
+    np.testing.assert_allclose(online_attention(q[0, -1], k[0], v[0], first), wanted[0, -1], atol=1e-5)

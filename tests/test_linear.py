@@ -2,13 +2,12 @@
 
 import copy
 import pickle
-import threading
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SPECIALS, Guarded, assert_same_bits, at_offset, normal, num_threads, rng, same_bits
+from helpers import SPECIALS, Guarded, assert_same_bits, at_offset, in_threads, normal, num_threads, rng, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -321,11 +320,7 @@ def test_threads_sharing_their_input_and_weight():
             if (packed(x).tobytes(), llorch.linear(x, w, b).tobytes()) != wanted:
                 wrong.append(1)
 
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for t in workers:
-        t.start()
-    for t in workers:
-        t.join()
+    in_threads(work)
     assert not wrong
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import threadpoolctl
-from helpers import assert_same_bits, normal, num_threads
+from helpers import assert_same_bits, in_threads, normal, num_threads
 
 import llorch
 
@@ -99,11 +99,7 @@ def test_threads_sharing_their_input_and_weights():
     def work():
         wrong.extend(1 for _ in range(2000) if llorch.layer_norm(x, w, b).tobytes() != wanted.tobytes())
 
-    workers = [threading.Thread(target=work) for _ in range(4)]
-    for t in workers:
-        t.start()
-    for t in workers:
-        t.join()
+    in_threads(work)
     assert not wrong
 
 
