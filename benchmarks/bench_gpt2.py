@@ -28,8 +28,8 @@ import gpt2_engines as engines
 import numpy as np
 
 import llorch
-from llorch.gpt2.shapes import SHAPES, write_random
-from llorch.gpt2.weights import shapes
+from llorch.models.loading import shapes
+from llorch.models.shapes import SHAPES, write_random
 
 DEPTH = 64  # tokens before the first that is timed
 WORKLOADS = {

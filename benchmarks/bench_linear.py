@@ -19,7 +19,7 @@ import numpy as np
 from common import check_bits, check_near, interleaved, section, set_threads, torch
 
 import llorch
-from llorch.validation.checkpoint_02 import STORAGE, stored
+from llorch.validate.kernels.qkv import STORAGE, stored
 
 LINEAR, ADDMM, TORCH_LINEAR, NUMPY = "llorch.linear", "PyTorch addmm", "PyTorch F.linear", "NumPy matmul"
 PACKED = {dtype: f"llorch.PackedLinear, {dtype}" for dtype in STORAGE}

@@ -47,7 +47,7 @@ from llorch._core import (
 
 if TYPE_CHECKING:
     from llorch import validate
-    from llorch.gpt2 import GPT2
+    from llorch.models.engine import GPT2
 
 __all__ = [
     "GPT2",
@@ -84,7 +84,7 @@ _threadpoolctl.register()
 
 def __getattr__(name: str) -> Any:
     if name == "GPT2":  # on demand: the kernels alone need NumPy alone, and are there sooner
-        from llorch.gpt2 import GPT2
+        from llorch.models.engine import GPT2
 
         globals()[name] = GPT2
         return GPT2

@@ -8,8 +8,8 @@ from helpers import rng
 from safetensors.numpy import save_file
 
 from llorch import GPT2
-from llorch.gpt2 import GPT2Config
-from llorch.gpt2.weights import Reader, find_tensors, shapes
+from llorch.models.gpt2 import GPT2Config
+from llorch.models.loading import Reader, find_tensors, shapes
 
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 TINY = {"vocab_size": 61, "n_positions": 160, "n_embd": 24, "n_layer": 2, "n_head": 3}

@@ -4,9 +4,9 @@ import functools
 
 from gpt2_models import random_model
 
-from llorch.validation import faults, selftest
-from llorch.validation.dumps import Dump
-from llorch.validation.trace import Kernels, Model
+from llorch.validate.ladder import faults, selftest
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.trace import Kernels, Model
 
 PROMPT = "Hello. My lord, what news?"
 

@@ -18,10 +18,10 @@ from helpers import num_threads
 import llorch
 from llorch.cli import COMMANDS, main
 from llorch.commands import common
-from llorch.gpt2.config import GPT2Config
-from llorch.gpt2.shapes import SHAPES, write_random
-from llorch.gpt2.weights import shapes
-from llorch.validation import determinism
+from llorch.models.gpt2 import GPT2Config
+from llorch.models.loading import shapes
+from llorch.models.shapes import SHAPES, write_random
+from llorch.validate.kernels import determinism
 
 MODEL = llorch.GPT2.from_pretrained("shakespeare-1m")
 SEEDED = ("--temperature", "0.8", "--top-k", "40", "--top-p", "0.95", "--repetition-penalty", "1.1", "--seed", "3")

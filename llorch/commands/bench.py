@@ -14,10 +14,10 @@ import click
 
 import llorch
 from llorch.commands import common
-from llorch.gpt2.shapes import SHAPES, write_random
+from llorch.models.shapes import SHAPES, write_random
 
 if TYPE_CHECKING:
-    from llorch.gpt2.model import GPT2
+    from llorch.models.engine import GPT2
 
 TOGETHER = 8
 DEPTH = 128  # tokens that a sequence has when its decoding is timed

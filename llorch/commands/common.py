@@ -11,7 +11,7 @@ import click
 import llorch
 
 if TYPE_CHECKING:
-    from llorch.gpt2.model import GPT2
+    from llorch.models.engine import GPT2
 
 EMBEDDED = "shakespeare-1m"
 DTYPES = ("float32", "bfloat16", "float16")

@@ -58,9 +58,12 @@ def command(
     for option, path in (("--json", json_path), ("--report", report_path)):
         if path is not None and path.exists() and any(dump.exists() and path.samefile(dump) for dump in (theirs, ours)):
             raise click.UsageError(f"{option} {path} is one of the dumps, it must be another file")
-    from llorch.validation import dumps, page, report, show
-    from llorch.validation.compare import compare
-    from llorch.validation.trace import Model
+    from llorch.validate.ladder import dumps
+    from llorch.validate.ladder.compare import compare
+    from llorch.validate.ladder.trace import Model
+    from llorch.validate.report import html as page
+    from llorch.validate.report import kernels as report
+    from llorch.validate.report import terminal as show
 
     with common.failures(), common.progress("trying faults") as progress:
         mine = dumps.read(ours)

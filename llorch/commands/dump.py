@@ -31,7 +31,7 @@ from llorch.commands.validate import ids_option, prompt_option, writable
 @common.threads_option
 def command(model: str, prompt: str, ids: tuple[int, ...] | None, output: Path, source: str) -> None:
     """Write every tensor of the ladder for a prompt: what `llorch compare` compares an engine's dump with."""
-    from llorch.validation.climb import dump
+    from llorch.validate.ladder.run import dump
 
     with common.failures():
         trace = dump(output, model, common.text_of(prompt), ids=ids, source=source)

@@ -45,7 +45,7 @@ def command(
 
     PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token.
     """
-    from llorch.gpt2.generate import stream
+    from llorch.text.generate import stream
 
     prompt = common.text_of(prompt)
     gpt2 = common.load(model, dtype)

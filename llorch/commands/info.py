@@ -18,8 +18,8 @@ UNITS = {"MB": 1e6, "GB": 1e9}
 @common.json_option
 def command(model: str, as_json: bool) -> None:
     """What MODEL is: configuration, parameters, files, and the memory it will take. Reads no weights."""
-    from llorch.gpt2 import weights
-    from llorch.gpt2.config import GPT2Config
+    from llorch.models import loading as weights
+    from llorch.models.gpt2 import GPT2Config
 
     with common.failures():
         folder = weights.find_folder(model)

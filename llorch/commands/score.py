@@ -23,7 +23,7 @@ def command(text: str, model: str, by_token: bool, as_json: bool, dtype: str | N
     text = common.text_of(text)
     gpt2 = common.load(model, dtype)
     with common.failures(), common.progress("scoring") as progress:
-        from llorch.gpt2.generate import score
+        from llorch.text.generate import score
 
         result = score(gpt2, text, progress=progress)
     logs = result.log_probabilities.tolist()

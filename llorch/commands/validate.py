@@ -14,8 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from llorch.commands import common
-from llorch.gpt2.shapes import SHAPES
-from llorch.validation import Step, checkpoint_01, checkpoint_02, peers, report, run
+from llorch.models.shapes import SHAPES
+from llorch.validate.kernels import Step, peers, run
+from llorch.validate.kernels import layer_norm as checkpoint_01
+from llorch.validate.kernels import qkv as checkpoint_02
+from llorch.validate.report import kernels as report
 
 CHECKPOINTS = {"1": checkpoint_01, "2": checkpoint_02}
 
@@ -147,7 +150,7 @@ def _model(model: str, shape: str | None) -> Iterator[str]:
     if shape is None:
         yield model
         return
-    from llorch.gpt2.shapes import write_random
+    from llorch.models.shapes import write_random
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"random-{shape}")
@@ -168,8 +171,9 @@ def _ladder(
     kernels: bool,
     quiet: bool,
 ) -> bool:
-    from llorch.validation import page, show
-    from llorch.validation.climb import run_ladder
+    from llorch.validate.ladder.run import run_ladder
+    from llorch.validate.report import html as page
+    from llorch.validate.report import terminal as show
 
     with common.failures(), common.progress("the oracle") as progress:
         result = run_ladder(model, common.text_of(prompt), ids=ids, peer=peer, progress=progress)
@@ -187,8 +191,9 @@ def _ladder(
 
 
 def _self_test(model: str, json_path: Path | None, report_path: Path | None, quiet: bool) -> bool:
-    from llorch.validation import selftest, show
-    from llorch.validation.trace import Model
+    from llorch.validate.ladder import selftest
+    from llorch.validate.ladder.trace import Model
+    from llorch.validate.report import terminal as show
 
     if report_path is not None:
         raise click.UsageError("--self-test has no report, its table and --json say everything")

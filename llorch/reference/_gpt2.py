@@ -17,7 +17,7 @@ Array = NDArray[Any]
 class GPT2:
     """See `llorch.GPT2`.
 
-    config has Hugging Face's names as attributes: an `llorch.gpt2.GPT2Config`. tensors are the arrays of
+    config has Hugging Face's names as attributes: an `llorch.models.gpt2.GPT2Config`. tensors are the arrays of
     model.safetensors by name, without "transformer.": matrices (in, out), float32, float16 or bfloat16, which widen
     exactly. lm_head.weight is wte.weight where it isn't there.
     """

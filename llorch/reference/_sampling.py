@@ -69,7 +69,7 @@ def next_token(
     repetition_penalty: float | None = None,
     seed: int = 0,
 ) -> int:
-    """The id that follows, by logits (V,) and the ids seen before. See `llorch.gpt2.sampling.next_token`."""
+    """The id that follows, by logits (V,) and the ids seen before. See `llorch.text.sampling.next_token`."""
     l = widen(logits, "logits")
     V = l.size
     ids = np.asarray(range(V))
@@ -131,7 +131,7 @@ def log(z: float) -> float:
 
 
 def log_probabilities(logits: Array, ids: Any) -> Array:
-    """Of the token ids[t] by logits[t]: logits (T, V), ids (T,); float64 (T,). See `llorch.gpt2.generate.score`."""
+    """Of the token ids[t] by logits[t]: logits (T, V), ids (T,); float64 (T,). See `llorch.text.generate.score`."""
     l = widen(logits, "logits")
     result = np.zeros(l.shape[0], np.float64)
     with np.errstate(all="ignore"):

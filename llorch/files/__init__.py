@@ -1,0 +1,1 @@
+"""Model files as named arrays: safetensors, GGUF, folders. Knows no model."""

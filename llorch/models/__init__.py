@@ -1,0 +1,1 @@
+"""Models: graphs, the engine that runs them, and one module a family."""

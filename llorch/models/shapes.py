@@ -1,0 +1,45 @@
+"""The published sizes of GPT-2, and checkpoints of random weights in these shapes, for benchmarks and tests."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from llorch.models.gpt2 import GPT2Config
+from llorch.models.loading import shapes
+
+SHAPES = {
+    "tiny": GPT2Config(1024, 256, 128, 4, 4, bos_token_id=0, eos_token_id=0),
+    "distil": GPT2Config(n_layer=6),
+    "small": GPT2Config(),
+    "medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    "large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    "xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+}
+
+
+def write_random(
+    folder: Path, config: GPT2Config, *, seed: int = 0, progress: Callable[[int, int], object] | None = None
+) -> None:
+    """A model of random float32 weights in Hugging Face's format, which is held in memory while it is written.
+
+    Matrices as GPT-2's are initialised (0.02 times normal noise), norms near 1, biases near 0. progress(done, of) is
+    called as tensors are made.
+    """
+    from safetensors.numpy import save_file
+
+    rng = np.random.default_rng(seed)
+    wanted, tensors = shapes(config), {}
+    for name, shape in wanted.items():
+        values = rng.standard_normal(shape, np.float32)
+        values *= np.float32(0.02)
+        if "ln_" in name and name.endswith("weight"):
+            values += np.float32(1)
+        tensors[f"transformer.{name}"] = values
+        if progress is not None:
+            progress(len(tensors), len(wanted))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    entries = dataclasses.asdict(config) | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (folder / "config.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")

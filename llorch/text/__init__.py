@@ -1,0 +1,1 @@
+"""Text from a model: tokenizer, sampling, generation, scores. Knows no family."""

@@ -1,0 +1,49 @@
+"""The validator as a library: what `llorch validate`, `llorch dump` and `llorch compare` do. See docs/validator.md.
+
+>>> from llorch import validate
+>>> validate.run_ladder().holds            # the ladder on the model that comes with llorch
+True
+>>> validate.dump("ours.safetensors")      # every tensor of it  # doctest: +SKIP
+>>> found = validate.compare("theirs.safetensors", "ours.safetensors", model="shakespeare-1m")  # doctest: +SKIP
+>>> found.first, found.diagnosis           # the first wrong tensor, the fault that gives it  # doctest: +SKIP
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from llorch.validate.ladder import selftest as _selftest
+from llorch.validate.ladder.compare import Comparison, Diagnosis, Row, compare
+from llorch.validate.ladder.dumps import Dump, read
+from llorch.validate.ladder.run import Error, Ladder, Step, dump, run_ladder
+from llorch.validate.ladder.rungs import RUNGS, Rung, Tensor, tensors
+from llorch.validate.ladder.selftest import Case
+from llorch.validate.ladder.trace import Model, Progress, silent
+
+__all__ = [
+    "RUNGS",
+    "Case",
+    "Comparison",
+    "Diagnosis",
+    "Dump",
+    "Error",
+    "Ladder",
+    "Model",
+    "Row",
+    "Rung",
+    "Step",
+    "Tensor",
+    "compare",
+    "dump",
+    "read",
+    "run_ladder",
+    "self_test",
+    "tensors",
+]
+
+
+def self_test(model: str | Path | Model = "shakespeare-1m", *, progress: Progress = silent) -> Iterator[Case]:
+    """Injects every known fault into a model; a Case each, the first the control without a fault.
+
+    All is well if every case is caught: at the right tensor, by the right name. Errors as `run_ladder`.
+    """
+    return _selftest.run(model if isinstance(model, Model) else Model(model), progress=progress)

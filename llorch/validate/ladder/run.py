@@ -1,0 +1,236 @@
+"""The whole ladder on a model: llorch against its oracle in bits, and against transformers within the tolerances."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llorch
+from llorch.testing import differing_bits
+from llorch.validate.ladder import compare as comparing
+from llorch.validate.ladder import dumps
+from llorch.validate.ladder import rungs as ladder
+from llorch.validate.ladder.dumps import Aligned, Dump
+from llorch.validate.ladder.rungs import Tensor
+from llorch.validate.ladder.trace import (
+    PROMPT,
+    Model,
+    Progress,
+    Trace,
+    silent,
+    trace_engine,
+    trace_float64,
+    trace_oracle,
+    trace_transformers,
+)
+
+
+@dataclass(frozen=True)
+class Error:
+    """The largest error of a tensor from float64: absolute, in ULP of float32 there; and relative L2."""
+
+    absolute: float
+    ulp: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One tensor of the ladder.
+
+    differing : values of llorch whose bits aren't the oracle's. floor : the oracle's distance from float64, which is
+    float32's own noise. peer : transformers beside llorch; peer_error : its distance from float64. None if it isn't
+    there.
+    """
+
+    tensor: Tensor
+    differing: int
+    floor: Error
+    peer: comparing.Row | None = None
+    peer_error: Error | None = None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What `run_ladder` found.
+
+    holds : every bit is the oracle's, and transformers agrees, if it is there. peer : what transformers' comparison
+    found, with a diagnosis where it diverges. missing : why transformers didn't run, "" if it did.
+    """
+
+    model: str
+    sha256: str
+    prompt: str
+    ids: list[int]
+    generated: list[int]
+    text: str
+    steps: list[Step]
+    peer: comparing.Comparison | None
+    missing: str
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+    @property
+    def first(self) -> Tensor | None:
+        """The first tensor whose bits aren't the oracle's, or that transformers doesn't agree with."""
+        return next(
+            (s.tensor for s in self.steps if s.differing or (s.peer is not None and s.peer.status == "diverges")), None
+        )
+
+    @property
+    def holds(self) -> bool:
+        return self.first is None
+
+
+def error(tensor: Tensor, values: Any, exact: Any) -> Error:
+    theirs, right, finite = dumps.comparable(Aligned(values, ""), tensor, exact)
+    d = dumps.differences(theirs, right)
+    if not d.size:
+        return Error(0.0, 0.0, 0.0)
+    at = np.unravel_index(int(np.argmax(d)), d.shape)
+    unit = float(dumps.ulp(right)[at]) if finite[at] else 1.0
+    return Error(float(d[at]), float(d[at] / unit), dumps.relative(theirs, right))
+
+
+def missing_peer() -> str:
+    """What is missing for transformers to run, "" if nothing is."""
+    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed" if absent else ""
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    from importlib import metadata
+
+    found = {"llorch": llorch.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    for name in ("torch", "transformers", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"isa": llorch.isa(), "os": platform.platform(), "cpu": str(llorch.config()["cpu"])}
+
+
+def prepare(model: str | Path | Model, prompt: str, ids: Sequence[int] | None) -> tuple[Model, str, list[int]]:
+    """The model, and the prompt as text and ids. ids, if given, are what the prompt is."""
+    at_hand = model if isinstance(model, Model) else Model(model)
+    if ids is None:
+        found = at_hand.ids(prompt)
+    else:
+        found = [int(id) for id in ids]
+        size = at_hand.config.vocab_size
+        if wrong := [id for id in found if not 0 <= id < size]:  # a tokenizer may not even take it
+            raise ValueError(f"ids has {wrong[0]}, token ids must be in [0, {size})")
+        text = at_hand.text(found)
+        prompt = " ".join(map(str, found)) if text is None else text
+    most = at_hand.config.n_positions
+    if not 1 <= len(found) <= most:
+        raise ValueError(f"the prompt has {len(found)} tokens, it must have at least 1 and at most {most}")
+    return at_hand, prompt, found
+
+
+def run_ladder(
+    model: str | Path | Model = "shakespeare-1m",
+    prompt: str = PROMPT,
+    *,
+    ids: Sequence[int] | None = None,
+    peer: bool = True,
+    progress: Progress = silent,
+) -> Ladder:
+    """Every rung of the ladder on a model and a prompt.
+
+    Parameters
+    ----------
+    model : folder, hub id or Model
+        As `llorch.GPT2.from_pretrained` takes it; by default the one that comes with llorch.
+    prompt : str
+        A folder without a tokenizer knows "Hello." alone, as GPT-2's own ids.
+    ids : sequence of int, optional
+        Token ids in the place of a text.
+    peer : bool
+        Whether to run transformers, if it is installed.
+    progress : function of (done, of)
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        As `llorch.GPT2.from_pretrained`; a prompt without tokens, or longer than the context.
+    """
+    at_hand, prompt, tokens = prepare(model, prompt, ids)
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[name], clock = now - clock, now
+
+    engine = trace_engine(at_hand, tokens)
+    lap("llorch")
+    oracle = trace_oracle(at_hand, tokens, engine["generated"], progress)
+    lap("oracle")
+    exact = trace_float64(at_hand, tokens, engine["generated"])
+    lap("float64")
+    missing, theirs, comparison = missing_peer() if peer else "not asked for", None, None
+    if not missing:
+        theirs = trace_transformers(at_hand, tokens)
+        lap("transformers")
+        ours = Dump(engine, dumps.metadata(at_hand, prompt, engine), "llorch")
+        comparison = comparing.compare_dumps(Dump(theirs, {}, "transformers"), ours, at_hand.network)
+        lap("comparison")
+    steps = []
+    for i, tensor in enumerate(ladder.tensors(at_hand.config, len(tokens))):
+        name = tensor.name
+        steps.append(
+            Step(
+                tensor,
+                differing_bits(engine[name], oracle[name]),
+                error(tensor, oracle[name], exact[name]),
+                comparison.rows[i] if comparison else None,
+                error(tensor, theirs[name], exact[name]) if theirs else None,
+            )
+        )
+    return Ladder(
+        at_hand.folder.name,
+        at_hand.sha256,
+        prompt,
+        tokens,
+        [int(id) for id in engine["generated"]],
+        at_hand.text(engine["generated"]) or "",
+        steps,
+        comparison,
+        missing,
+        seconds,
+        versions(),
+    )
+
+
+SOURCES = {"llorch": trace_engine, "oracle": trace_oracle, "transformers": trace_transformers}
+
+
+def dump(
+    path: str | Path,
+    model: str | Path | Model = "shakespeare-1m",
+    prompt: str = PROMPT,
+    *,
+    ids: Sequence[int] | None = None,
+    source: str = "llorch",
+) -> Trace:
+    """Writes every tensor of the ladder to a safetensors file, with names, shapes and types as docs/validator.md says.
+
+    source : "llorch", "oracle" (the same bits, slowly) or "transformers". Its metadata: prompt, generated_text, model,
+    model_sha256, config, source, llorch (version), format and version. Returns the tensors. Errors as `run_ladder`.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"source is {source!r}, it must be one of {', '.join(SOURCES)}")
+    at_hand, prompt, tokens = prepare(model, prompt, ids)
+    trace: Trace = SOURCES[source](at_hand, tokens)
+    dumps.write(path, trace, dumps.metadata(at_hand, prompt, trace, source))
+    return trace

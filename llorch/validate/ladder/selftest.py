@@ -1,0 +1,136 @@
+"""The proof that `compare` can fail: every fault, injected, must be found at its rung, in its layer, by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import llorch
+from llorch.validate.ladder import faults
+from llorch.validate.ladder import rungs as ladder
+from llorch.validate.ladder.compare import compare_dumps
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.trace import Float64, Kernels, Model, Network, Progress, Trace, greedy, silent
+
+PROMPT = "Hello. My lord, what news?"
+DECODING = "Hello. Where is my", "Speak. Who comes here? The"
+CONTROL = "no fault"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One injection and what came of it.
+
+    wanted, found : (tensor, diagnosis) that must be and that was named. caught : they are the same. visible : the dump
+    differs from a right one by more than the tolerances at all; a fault that changes nothing can't be found.
+    """
+
+    key: str
+    says: str
+    layers: tuple[int, ...]
+    wanted: str
+    found: str
+    diagnosis: str
+    caught: bool
+    visible: bool
+    also: tuple[str, ...] = ()
+
+
+def full_precision(network: Network) -> Network:
+    """Where all weights are bfloat16's, rounding them to 16 bits would change nothing: a copy with up to 2^-9 of each
+    weight added, in float32, by a fixed generator."""
+    if any((faults.bfloat16(w) != w).any() for block in network.blocks for w in block.weights.values()):
+        return network
+    random = np.random.default_rng(20261125)
+    copy = network.copy()
+
+    def stir(weights: Trace) -> None:
+        for name in sorted(set(weights) - {"lm_head.weight"}):
+            noise = random.uniform(-(2.0**-9), 2.0**-9, weights[name].shape)
+            weights[name] = (weights[name] * (1 + noise)).astype(np.float32)
+
+    tied = network.weights["lm_head.weight"] is network.weights["wte.weight"]
+    stir(copy.weights)
+    if tied:
+        copy.weights["lm_head.weight"] = copy.weights["wte.weight"]
+    for block in copy.blocks:
+        stir(block.weights)
+    return copy
+
+
+def right_dump(network: Network, ids: Sequence[int]) -> Dump:
+    """Of a network that isn't on disk, in specified bits; the greedy tokens by float64."""
+    trace = network.run(ids, Kernels())
+    trace["generated"] = greedy(network, ids, Float64())["generated"]
+    return Dump(trace, {"config": json.dumps(dataclasses.asdict(network.config)), "llorch": llorch.__version__}, "ours")
+
+
+def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> Iterator[Case]:
+    """The control without a fault, then every fault: those of blocks in all of them, from block 0 on, and alone in a
+    deeper one. Dumps are by llorch's kernels in float32, trials are in float64: two implementations."""
+    network = full_precision(model.network)
+    ours = right_dump(network, model.ids(prompt))
+    n = model.config.n_layer
+    deeper = min(n - 1, max(1, n // 2))
+    jobs: list[tuple[faults.Fault | None, tuple[int, ...]]] = [(None, ())]
+    for fault in faults.of(network):
+        if fault.in_block:
+            jobs.append((fault, (0,) if fault.key == "blocks-exchanged" else tuple(range(n))))
+            jobs += [(fault, (deeper,))] if n > 1 else []
+        else:
+            jobs.append((fault, ()))
+    for done, (injected, layers) in enumerate(jobs, 1):
+        case = _case(network, ours, injected, layers)
+        if injected is not None and injected.decoding:  # it changes ten tokens of some prompts only
+            for other in DECODING:
+                if not case.visible:
+                    case = _case(network, right_dump(network, model.ids(other)), injected, layers)
+        yield case
+        progress(done, len(jobs))
+
+
+def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: bool = False) -> Trace:
+    """What a network with a fault from block layers[0] on dumps; what comes before it is ours."""
+    trace: Trace = {}
+    start, x = -1, None
+    if layers and layers[0]:
+        start, x = layers[0], ours.arrays[ladder.block_name(layers[0] - 1)]
+        before = [t.name for t in ladder.tensors(ours.config, len(ours.ids))]
+        trace = {name: ours.arrays[name] for name in before[: before.index(ladder.block_name(start, "ln_1"))]}
+    for part in network.parts(ours.ids, Kernels(), start, x):
+        trace |= part
+    if decoding:
+        trace["generated"] = greedy(network, ours.ids, Float64())["generated"]
+    return trace
+
+
+def _case(network: Network, ours: Dump, fault: faults.Fault | None, layers: tuple[int, ...]) -> Case:
+    if fault is None:
+        comparison = compare_dumps(Dump(dict(ours.arrays), {}, "theirs"), ours, network)
+        found = comparison.first.tensor.name if comparison.first else "all agree"
+        return Case(CONTROL, CONTROL, (), "all agree", found, "", comparison.holds, True)
+    faulty = fault.inject(network, *layers)
+    theirs = Dump(dump_of(faulty, ours, layers, decoding=fault.decoding), {}, "theirs")
+    comparison = compare_dumps(theirs, ours, network)
+    wanted = fault.shows if not layers else ladder.block_name(layers[0], fault.shows)
+    if comparison.first is None:
+        return Case(fault.key, fault.says, layers, wanted, "all agree", "", False, False)
+    found, diagnosis = comparison.first.tensor.name, comparison.diagnosis
+    named = diagnosis is not None and (
+        (fault.says == diagnosis.says and layers == diagnosis.layers) or fault.key in diagnosis.also_keys
+    )
+    return Case(
+        fault.key,
+        fault.says,
+        layers,
+        wanted,
+        found,
+        diagnosis.key if diagnosis else "",
+        found == wanted and named,
+        True,
+        diagnosis.also_keys if diagnosis else (),
+    )

@@ -1,0 +1,1 @@
+"""What the validator shows: the terminal, the page, Markdown and JSON."""

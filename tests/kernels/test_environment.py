@@ -1,0 +1,350 @@
+"""A host with flush-to-zero or another rounding mode changes nothing, and finds its own setting back."""
+
+import ctypes
+import ctypes.util
+import os
+import platform
+import subprocess
+import sys
+import sysconfig
+import textwrap
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gpt2_models import TINY, random_tensors, save
+from helpers import assert_same_bits, normal, num_threads, rng, same_bits
+
+import llorch
+from llorch import reference
+from llorch.models.gpt2 import GPT2Config
+
+SOURCE = """
+#include <stdint.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+uint64_t get_env(void) { return _mm_getcsr(); }
+void set_env(uint64_t v) { _mm_setcsr((unsigned)v); }
+#else
+uint64_t get_env(void) { uint64_t v; __asm__ volatile("mrs %0, fpcr" : "=r"(v)); return v; }
+void set_env(uint64_t v) { __asm__ volatile("msr fpcr, %0" : : "r"(v)); }
+#endif
+float halve(volatile float *x) { return x[0] * 0.5f; }
+"""
+# flush to zero and denormals are zero; the other rounding modes
+SETTINGS = (
+    {"flush": 0x9FC0, "up": 0x5F80, "down": 0x3F80, "towards zero": 0x7F80}
+    if platform.machine() == "x86_64"
+    else {"flush": 1 << 24, "up": 1 << 22, "down": 2 << 22, "towards zero": 3 << 22}
+)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    directory = tmp_path_factory.mktemp("host")
+    (directory / "host.c").write_text(SOURCE)
+    try:
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O1", "-o", directory / "host.so", directory / "host.c"], check=True
+        )
+    except FileNotFoundError:
+        pytest.skip(f"no C compiler ({compiler}) to build a host that changes its environment")
+    host = ctypes.CDLL(str(directory / "host.so"))
+    host.get_env.restype = ctypes.c_uint64
+    host.set_env.argtypes = [ctypes.c_uint64]
+    host.halve.restype = ctypes.c_float
+    return host
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment(host, isa, setting):
+    small = normal(3, 700, scale=1e-39)
+    cases = [(x, np.full(x.shape[1], w, np.float32), np.full(x.shape[1], b, np.float32), eps)
+             for x in (normal(3, 700), small, normal(600, 1024), normal(5, 70, scale=1e20))
+             for w, b, eps in ((1, 0, 1e-5), (1e-39, 1e-41, 1e-42))]  # fmt: skip
+    wanted = [reference.layer_norm(x, w, b, eps=eps) for x, w, b, eps in cases]
+    before = host.get_env()
+    with num_threads(2):
+        try:
+            host.set_env(SETTINGS[setting])
+            got, after = [], []
+            for x, w, b, eps in cases:
+                got.append(llorch.layer_norm(x, w, b, eps=eps))
+                after.append(host.get_env())
+        finally:
+            host.set_env(before)
+    mode = ~0x3F if platform.machine() == "x86_64" else ~0  # without the sticky flags
+    assert all(a & mode == SETTINGS[setting] & mode for a in after)
+    for g, v, (x, *_rest) in zip(got, wanted, cases, strict=True):
+        assert_same_bits(g, v, f"{setting}, shape {x.shape}")
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_functions(host, isa, setting):
+    """Subnormal inputs and results, and values whose results need the slow path, in the hosts' environments."""
+    rows = (Path(__file__).parent.parent / "data" / "unary_hard" / "exp.txt").read_text().split()
+    x = np.concatenate([normal(3000, scale=3), normal(500, scale=1e-39), normal(500, scale=5, shift=-95),
+                        np.array([float.fromhex(v) for v in rows[::2]], np.float32)])  # fmt: skip
+    names = ("exp", "tanh", "erf", "sigmoid", "silu", "gelu")
+    wanted = [getattr(reference, name)(x) for name in names]
+    before = host.get_env()
+    with num_threads(2):
+        try:
+            host.set_env(SETTINGS[setting])
+            got = [getattr(llorch, name)(x) for name in names]
+        finally:
+            host.set_env(before)
+    for name, g, v in zip(names, got, wanted, strict=True):
+        assert_same_bits(g, v, f"{setting}, {name}")
+
+
+# Results are subnormal, or hang on the rounding of the last bit: what another environment would change. Everything is
+# made here: in the host's environment NumPy's own arithmetic gives other values.
+BF16 = np.dtype(ml_dtypes.bfloat16)
+FEW, ROWS, MANY = normal(2, 200), normal(13, 200), normal(2000, 200)
+LARGE, VANISHING = FEW * np.float32(3e37), normal(200, 90, scale=1e-40)
+W, B, H = normal(200, 90, seed=1), normal(90, seed=2, scale=1e-39), normal(2000, 90, seed=3)
+W_SMALL = W * np.float32(1e-5)
+Q, K, V = normal(3, 150, 16), normal(3, 150, 16, seed=1), normal(3, 150, 16, seed=2, scale=1e-39)
+HALF = {
+    name: a.astype(np.float16) for name, a in {"x": ROWS, "w": W, "q": Q, "k": K, "v": V * np.float32(1e33)}.items()
+}
+S = normal(400, 300, scale=20)
+S_LOW, S_VANISHING, S_BACK, S_BF16 = S - np.float32(60), S * np.float32(1e-40), S[::-1].copy(), S.astype(BF16)
+TABLE, IDS = np.arange(1024, dtype=np.uint16).view(np.float16)[:, None], np.arange(1024)
+LOGITS = np.float32([[0, 1e-45, 3e-45, 2e-45], [-1e-45, -2e-45, -0.0, 0]])
+B_BF16, W_BF16 = B.astype(BF16), W.astype(BF16)
+
+CASES = {  # what the host calls, and what it should get
+    "linear, few rows": lambda m: m.linear(FEW, VANISHING, B),
+    "linear": lambda m: m.linear(ROWS, VANISHING, B),
+    "linear, packed first": lambda m: m.linear(MANY, VANISHING, B),
+    "linear, overflow": lambda m: m.linear(LARGE, W),
+    "linear, 16 bits": lambda m: m.linear(HALF["x"], HALF["w"], B_BF16),
+    "linear, fused": lambda m: m.linear(MANY, W, B, activation="gelu", residual=H),
+    "softmax": lambda m: m.softmax(S_LOW),
+    "softmax, 16 bits": lambda m: m.softmax(S_BF16),
+    "attention": lambda m: m.attention(Q, K, V),
+    "attention, 16 bits": lambda m: m.attention(HALF["q"], HALF["k"], HALF["v"]),
+    "attention, one query": lambda m: m.attention(Q[:, -1:], K, V),
+    "gelu_tanh": lambda m: m.gelu(S, approximate="tanh"),
+    "rms_norm": lambda m: m.rms_norm(S_VANISHING, eps=1e-42),
+    "add_layer_norm": lambda m: m.add_layer_norm(S_VANISHING, S_BACK, eps=0.0)[0],
+    "embedding": lambda m: m.embedding(TABLE, IDS),
+    "argmax": lambda m: m.argmax(LOGITS),
+    "packed": lambda m: m.linear(ROWS, VANISHING, B) if m is reference else llorch.PackedLinear(VANISHING, B)(ROWS),
+    "packed as bfloat16": lambda m: (
+        m.linear(MANY, W_BF16, B) if m is reference else llorch.PackedLinear(W, B, dtype="bfloat16")(MANY)
+    ),
+    "packed as float16, a row": lambda m: (
+        W_SMALL.astype(np.float16)[3].astype(np.float32)
+        if m is reference
+        else llorch.PackedLinear(W_SMALL, dtype="float16").row(3)
+    ),
+    "packed from float16, a column": lambda m: (
+        TABLE[:, 0].astype(np.float32) if m is reference else llorch.PackedLinear(TABLE, dtype="float16").column(0)
+    ),
+    "cache": lambda m: m.attention(Q, K, V) if m is reference else cached(Q, K, V),
+}
+
+
+def cached(q, k, v):
+    cache = llorch.KVCache(k.shape[0], k.shape[2], k.shape[1])
+    for t in range(0, k.shape[1], 50):
+        cache.append(k[:, t : t + 50], v[:, t : t + 50])
+    return cache.attention(q)
+
+
+@pytest.fixture(scope="module")
+def wanted_of():
+    return {name: case(reference) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_every_family(host, isa, setting, wanted_of):
+    """One thread and three: the host's setting is neither used nor lost, in no thread."""
+    before = host.get_env()
+    mode = ~0x3F if platform.machine() == "x86_64" else ~0  # without the sticky flags
+    for threads in (1, 3):
+        with num_threads(threads):
+            for name, case in CASES.items():
+                try:
+                    host.set_env(SETTINGS[setting])
+                    got = case(llorch)
+                    after = host.get_env()
+                finally:
+                    host.set_env(before)
+                assert after & mode == SETTINGS[setting] & mode, name
+                assert_same_bits(got, wanted_of[name], f"{name}, {setting}, {threads} threads")
+
+
+NEW_THREADS = """
+import ctypes, sys, numpy as np, llorch
+host = ctypes.CDLL(sys.argv[1])
+host.get_env.restype, host.set_env.argtypes = ctypes.c_uint64, [ctypes.c_uint64]
+x = np.random.default_rng(0).standard_normal((2000, 200), np.float32)
+w = (np.random.default_rng(1).standard_normal((200, 90)) * 1e-40).astype(np.float32)
+before = host.get_env()
+host.set_env(int(sys.argv[2]))
+llorch.set_num_threads(3)
+y = llorch.linear(x, w)
+host.set_env(before)
+llorch.set_num_threads(1)
+assert np.count_nonzero(y) > y.size // 2, "subnormal results were flushed"
+assert y.tobytes() == llorch.linear(x, w).tobytes()
+"""
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_threads_born_in_the_hosts_environment(host, setting):
+    """A new thread has the setting of the one that made it."""
+    command = [sys.executable, "-P", "-c", NEW_THREADS, host._name, str(SETTINGS[setting])]
+    found = {**os.environ, "PYTHONPATH": str(Path(llorch.__file__).parent.parent)}
+    done = subprocess.run(command, env=found, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
+    """Negative control: the oracle, which is NumPy in whatever environment, gives other bits there for these."""
+    before = host.get_env()
+    for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm"):
+        try:
+            host.set_env(SETTINGS[setting])
+            got = CASES[name](reference)
+        finally:
+            host.set_env(before)
+        assert not same_bits(got, wanted_of[name]), name
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("activation", ("gelu_new", "relu"))
+def test_environment_of_gpt2(host, tmp_path, setting, activation):
+    """A model loaded and run in the hosts' environments, with subnormals on the way."""
+    entries = TINY | {"activation_function": activation}
+    tensors = random_tensors(entries)
+    tensors["h.0.mlp.c_fc.weight"] *= np.float32(1e-38)
+    tensors["h.0.mlp.c_fc.bias"] *= np.float32(1e-38)
+    tensors["h.0.mlp.c_proj.weight"] *= np.float32(1e38)
+    folder = save(tmp_path / "model", entries, tensors)
+    ids = rng(3).integers(0, TINY["vocab_size"], 30)
+    wanted = reference.GPT2(GPT2Config.from_dict(entries), tensors).forward(ids)
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        model = llorch.GPT2.from_pretrained(folder)
+        got, last = model.forward(ids), model.step([ids, ids[:9]], [model.new_cache(), model.new_cache()])
+    finally:
+        host.set_env(before)
+    assert_same_bits(got, wanted, setting)
+    assert_same_bits(last, wanted[[-1, 8]], setting)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_the_scale_of_scores(host, tmp_path, setting):
+    """1 / sqrt(3) / (i + 1), quotients in float64, before float32 hides their last bits."""
+    entries = TINY | {"n_head": TINY["n_embd"] // 3, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True}
+    folder = save(tmp_path / "model", entries, random_tensors(entries))
+    wanted = [GPT2Config.from_dict(entries).scale(i) for i in range(3)]
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        model = llorch.GPT2.from_pretrained(folder)
+    finally:
+        host.set_env(before)
+    assert [layer[-1] for layer in model._layers] == wanted
+
+
+SUBNORMAL = np.float32([0, 1e-40])  # made here: a host that flushes can't
+
+
+def chosen_and_scored():
+    """What depends on plain NumPy and Python: a penalised logit that is subnormal, draws, scores."""
+    from llorch.text.sampling import SamplingParameters, next_token
+
+    tiny = SamplingParameters(repetition_penalty=1.5)
+    drawn = SamplingParameters(0.7, top_k=30, top_p=0.9, repetition_penalty=1.1, seed=4)
+    tokens = [next_token(SUBNORMAL, tiny, 3, [1])]
+    tokens += [next_token(row, drawn, t, [1, 2]) for t, row in enumerate(normal(50, 60))]
+    model = llorch.GPT2.from_pretrained("shakespeare-1m")
+    result = model.score("ROMEO:\nBut, soft! what light through yonder window breaks?")
+    text = model.generate("ROMEO:", 20, temperature=1.0, seed=1)
+    return tokens, result.log_probabilities, np.array([result.log_likelihood, result.perplexity]), text
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_choices_and_scores(host, setting):
+    tokens, logs, sums, text = chosen_and_scored()
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS[setting])
+        got = chosen_and_scored()
+        after = host.get_env()
+    finally:
+        host.set_env(before)
+    assert got[0] == tokens and got[3] == text
+    assert_same_bits(got[1], logs, setting)
+    assert_same_bits(got[2], sums, setting)
+    sticky = 0x3F if platform.machine() == "x86_64" else 0
+    assert after & ~sticky == SETTINGS[setting] & ~sticky
+
+
+def test_an_unprotected_choice_or_score_would_be_seen(host):
+    """Negative control: the same functions in the hosts' environments, without llorch's own around them."""
+    from llorch.text.generate import log_probabilities
+    from llorch.text.sampling import SamplingParameters, _next_token
+
+    logits, ids = normal(5, 60), [0, 1, 2, 3, 4]
+    wanted = log_probabilities(logits, ids)
+    before = host.get_env()
+    try:
+        host.set_env(SETTINGS["flush"])
+        flushed = _next_token(SUBNORMAL, SamplingParameters(repetition_penalty=1.5), 3, [1])
+        host.set_env(SETTINGS["up"])
+        up = log_probabilities(logits, ids)
+    finally:
+        host.set_env(before)
+    assert flushed == 0 and chosen_and_scored()[0][0] == 1
+    assert not same_bits(up, wanted)
+
+
+def test_the_host_really_flushes(host):
+    """Negative control: in the flushing environment plain C loses a subnormal."""
+    before = host.get_env()
+    value = (ctypes.c_float * 1)(1.17549435e-38)
+    try:
+        host.set_env(SETTINGS["flush"])
+        flushed = host.halve(value)
+    finally:
+        host.set_env(before)
+    kept = host.halve(value)
+    assert kept > 0 and flushed == 0
+
+
+def test_import_needs_numpy_alone():
+    """The core imports without any of the extras."""
+    code = textwrap.dedent("""
+        import sys
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {"rich", "click", "torch", "safetensors", "tokenizers", "ml_dtypes",
+                                          "threadpoolctl"}:
+                    raise ImportError(name)
+        sys.meta_path.insert(0, Refuse())
+        import numpy as np, llorch
+        llorch.layer_norm(np.ones((2, 3), np.float32))
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(sys.executable).parent)
+
+
+def test_the_source_tree_says_that_it_is_not_built(tmp_path):
+    """The folder in which a newcomer stands after pip install hides the installed package."""
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "llorch").mkdir()
+    (tmp_path / "llorch" / "__init__.py").write_text(Path(llorch.__file__).read_text())
+    not_editable = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]"
+    code = f"import sys; {not_editable}; sys.path.insert(0, '.'); import llorch"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "ImportError: this is llorch's source tree" in done.stderr

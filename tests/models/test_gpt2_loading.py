@@ -1,0 +1,517 @@
+"""Loading GPT-2: layouts, types, memory, and files that are damaged, mislabelled, hostile, or not what llorch does."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from gpt2_models import NUMPY, TINY, cast, random_model, random_tensors, save
+from helpers import assert_same_bits, rng
+from safetensors.numpy import load_file, save_file
+
+import llorch
+from llorch import GPT2
+from llorch.models import loading as weights
+from llorch.models.gpt2 import GPT2Config
+
+TENSORS = random_tensors(TINY)
+IDS = rng(1).integers(0, TINY["vocab_size"], 20)
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    return GPT2.from_pretrained(save(tmp_path_factory.mktemp("plain") / "model", TINY, TENSORS)).forward(IDS)
+
+
+def logits(folder, **options):
+    return GPT2.from_pretrained(folder, **options).forward(IDS)
+
+
+def sharded(folder, tensors, prefix="", shards=3):
+    """Saves tensors over several files, as save_pretrained does with max_shard_size."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    places = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = {prefix + name: tensors[name] for name in sorted(tensors)[i::shards]}
+        save_file(part, folder / file)
+        places |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+# ---- layouts -------------------------------------------------------------------------------------------
+
+
+def test_prefix(tmp_path, wanted):
+    tensors = {f"transformer.{name}": values for name, values in TENSORS.items()}
+    assert_same_bits(logits(save(tmp_path / "model", TINY, tensors)), wanted)
+    tensors["lm_head.weight"] = TENSORS["wte.weight"]
+    assert_same_bits(logits(save(tmp_path / "model", TINY, tensors)), wanted)
+
+
+def test_old_masks_are_ignored(tmp_path, wanted):
+    mask = np.tril(np.ones((1, 1, 160, 160), np.uint8))
+    tensors = dict(TENSORS)
+    for i in range(TINY["n_layer"]):
+        tensors |= {f"h.{i}.attn.bias": mask, f"h.{i}.attn.masked_bias": np.float32(-1e4)[None]}
+    assert_same_bits(logits(save(tmp_path / "model", TINY, tensors)), wanted)
+
+
+@pytest.mark.parametrize("prefix", ("", "transformer."))
+def test_shards(tmp_path, wanted, prefix):
+    assert_same_bits(logits(sharded(tmp_path / "model", TENSORS, prefix)), wanted)
+
+
+def test_tied_and_untied(tmp_path, wanted):
+    same = TENSORS | {"lm_head.weight": TENSORS["wte.weight"].copy()}
+    model = GPT2.from_pretrained(save(tmp_path / "same", TINY, same))
+    assert model._lm_head is model._wte
+    assert_same_bits(model.forward(IDS), wanted)
+    other = TENSORS | {"lm_head.weight": TENSORS["wte.weight"] + np.float32(0.01)}
+    model = GPT2.from_pretrained(save(tmp_path / "other", TINY, other))
+    assert model._lm_head is not model._wte
+    assert (model.forward(IDS) != wanted).any()
+
+
+def test_any_alignment_and_order(tmp_path, wanted):
+    """A header of odd length, and tensors in an order that is neither the file's nor the alphabet's."""
+    folder = save(tmp_path / "model", TINY, TENSORS)
+    header, data = {}, b""
+    for name in sorted(TENSORS, reverse=True):
+        raw = TENSORS[name].tobytes()
+        header[name] = {"dtype": "F32", "shape": TENSORS[name].shape, "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    text += b" " * (len(text) % 2 == 0)
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    assert len(text) % 2 == 1
+    assert_same_bits(logits(folder), wanted)
+
+
+def test_a_string_or_a_path(tmp_path, wanted):
+    folder = save(tmp_path / "model", TINY, TENSORS)
+    assert_same_bits(logits(str(folder)), wanted)
+    assert GPT2.from_pretrained(str(folder)).path == folder
+
+
+# ---- types ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float16", "bfloat16"))
+@pytest.mark.parametrize("stored", ("float32", "float16", "bfloat16"))
+def test_types(tmp_path, stored, dtype):
+    """dtype has the bits of a file of that type, rounded once, to nearest even."""
+    tensors = cast(TENSORS, stored)
+    folder = save(tmp_path / "stored", TINY, tensors)
+    kept = GPT2.from_pretrained(folder)
+    assert kept.dtype == stored
+    model = GPT2.from_pretrained(folder, dtype=dtype)
+    assert model.dtype == dtype
+    rounded = {name: values.astype(np.float32).astype(NUMPY[dtype]) for name, values in tensors.items()}
+    assert_same_bits(model.forward(IDS), logits(save(tmp_path / "rounded", TINY, rounded)))
+    if dtype == stored:
+        assert_same_bits(kept.forward(IDS), model.forward(IDS))
+    elif dtype != "float32" and stored != "bfloat16":  # bfloat16 has fewer digits than float16: these lose none
+        assert (kept.forward(IDS) != model.forward(IDS)).any()
+
+
+def test_several_types_are_float32(tmp_path):
+    mixed = {name: values.astype(ml_dtypes.bfloat16 if values.ndim == 2 else np.float32) for name, values in TENSORS.items()}  # noqa: E501  # fmt: skip
+    model = GPT2.from_pretrained(save(tmp_path / "mixed", TINY, mixed))
+    assert model.dtype == "float32"
+    widened = {name: values.astype(np.float32) for name, values in mixed.items()}
+    assert_same_bits(model.forward(IDS), logits(save(tmp_path / "wide", TINY, widened)))
+
+
+@pytest.mark.parametrize("dtype", ("int8", "bf16", np.float32, 16))
+def test_unknown_dtype(dtype):
+    with pytest.raises(ValueError, match="dtype must be None, 'float32', 'bfloat16' or 'float16'"):
+        GPT2.from_pretrained("shakespeare-1m", dtype=dtype)
+
+
+# ---- the model that comes with llorch ------------------------------------------------------------------
+
+
+def load_embedded(folder):
+    reader = weights.Reader()
+    entries = weights.read_header(folder / "model.safetensors")
+    return {name: reader.array(entry, name).copy() for name, entry in entries.items()}
+
+
+def test_embedded_model_is_what_the_tool_makes(tmp_path):
+    source = Path(llorch.__file__).parent / "data" / "shakespeare-1m"
+    wide = tmp_path / "wide"
+    shutil.copytree(source, wide)
+    stored = load_embedded(source)
+    save_file({name: values.astype(np.float32) for name, values in stored.items()}, wide / "model.safetensors")
+    spec = importlib.util.spec_from_file_location(
+        "embed_model", Path(__file__).resolve().parent.parent.parent / "tools" / "embed_model.py"
+    )
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main(wide, tmp_path / "made")
+    for file in (tmp_path / "made").iterdir():
+        assert file.read_bytes() == (source / file.name).read_bytes(), file.name
+    assert {file.name for file in source.iterdir()} - {file.name for file in (tmp_path / "made").iterdir()} == {
+        "README.md"
+    }
+
+
+def test_the_tool_rounds_to_nearest_even():
+    """What the embedded model relies on, on ties."""
+    values = np.uint32([0x3F808000, 0x3F818000, 0x3F808001, 0xBF808000]).view(np.float32)
+    rounded = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert rounded.tolist() == [0x3F80, 0x3F82, 0x3F81, 0xBF80]
+
+
+# ---- memory --------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys, numpy as np, ml_dtypes, llorch
+from llorch.models import loading as weights
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+folder, everything = sys.argv[1], sys.argv[2] == "everything"
+before = peak()
+if everything:  # the negative control
+    kept = np.fromfile(folder + "/model.safetensors", np.uint8)
+model = llorch.GPT2.from_pretrained(folder)
+print((peak() - before) / model.nbytes)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_peak_memory(tmp_path, dtype):
+    """At most 1.15 x the packed model, in GPT-2 Medium's proportions; a second copy of the file would be seen."""
+    entries = {"vocab_size": 20000, "n_positions": 512, "n_embd": 640, "n_layer": 12, "n_head": 10}
+    tensors = {name: np.zeros(shape, NUMPY[dtype]) for name, shape in weights.shapes(GPT2Config(**entries)).items()}
+    folder = save(tmp_path / "model", entries, tensors)
+
+    def share(what):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", MEMORY, folder, what],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    assert share("streamed") <= 1.15
+    assert share("everything") > 1.5
+
+
+# ---- damaged and hostile files -------------------------------------------------------------------------
+
+
+def write(folder, header, data=b"", *, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    length = len(text) if length is None else length
+    (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + text + data)
+
+
+def entry(begin, end, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "header, data, message",
+    (
+        (b"", b"", "header that is not JSON"),
+        (b"{]", b"", "header that is not JSON"),
+        (b"\xff\xfe{}", b"", "header that is not JSON"),
+        (b"[" * 100_000, b"", "header that is not JSON"),
+        (b"[]", b"", "header that is a list"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", b"", "header that is not JSON"),
+        (b'{"a": {}, "a": {}}', b"", "header .*: a is there twice"),
+        ({"a": 3}, b"", "the entry of tensor a is a int, it must be an object"),
+        ({"a": {}}, b"", "tensor a has dtype None and shape None"),
+        ({"a": entry(0, 8, [-2])}, b"0" * 8, "tensor a has dtype 'F32' and shape .-2."),
+        ({"a": entry(0, 8, [2.0])}, b"0" * 8, "tensor a has dtype 'F32' and shape .2.0."),
+        ({"a": entry(0, 8, [True])}, b"0" * 8, "tensor a has dtype 'F32' and shape .True."),
+        ({"a": entry(0, 8) | {"data_offsets": [0]}}, b"0" * 8, "tensor a has data_offsets .0., they must be"),
+        ({"a": entry(8, 0)}, b"0" * 8, "tensor a has data_offsets .8, 0., they must be"),
+        ({"a": entry(-8, 0)}, b"0" * 8, "tensor a has data_offsets .-8, 0., they must be"),
+        ({"a": entry(0, 8)}, b"0" * 7, "tensor a ends at byte .*: it is cut off"),
+        ({"a": entry(0, 2**80)}, b"0" * 8, "tensor a ends at byte .*: it is cut off"),
+        ({"a": entry(0, 8, [3])}, b"0" * 8, r"tensor a is F32 \(3,\) but has 8 bytes"),
+        ({"a": entry(0, 8, [2**62, 2**62])}, b"0" * 8, "tensor a is F32 .* but has 8 bytes"),
+        ({"a": entry(0, 8), "b": entry(4, 12)}, b"0" * 12, "tensor b .* overlaps the tensor before it"),
+        ({"a": entry(0, 8), "b": entry(0, 8)}, b"0" * 8, "tensor b .* overlaps the tensor before it"),
+        ({"a": entry(0, 8), "b": entry(12, 20)}, b"0" * 20, "tensor b .* leaves a hole before it"),
+        ({"a": entry(0, 8)}, b"0" * 9, "has 1 bytes behind its last tensor"),
+    ),
+)
+def test_hostile_headers(tmp_path, header, data, message):
+    save(tmp_path, TINY, {})
+    write(tmp_path, header, data)
+    with pytest.raises(ValueError, match=message) as caught:
+        GPT2.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("length", (100, 100_000_001, 2**63, 2**64 - 1))
+def test_hostile_header_lengths(tmp_path, length):
+    save(tmp_path, TINY, {})
+    write(tmp_path, b"{}", length=length)
+    with pytest.raises(ValueError, match=f"announces a header of {length} bytes, 2 are there"):
+        GPT2.from_pretrained(tmp_path)
+
+
+def test_every_truncation(tmp_path):
+    """A file cut anywhere is refused before anything is packed; where data are cut, the error names a tensor."""
+    folder = save(tmp_path / "model", TINY, TENSORS)
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    data = 8 + int.from_bytes(whole[:8], "little")
+    for size in (0, 7, 8, 9, data - 1, data, data + 1, (data + len(whole)) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="cut off" if size < data else "tensor .* ends at byte .*: it is cut off"):
+            GPT2.from_pretrained(folder)
+
+
+def test_a_file_that_becomes_shorter(tmp_path):
+    folder = save(tmp_path / "model", TINY, TENSORS)
+    tensors = weights.find_tensors(folder)
+    os.truncate(folder / "model.safetensors", tensors["wte.weight"].begin + 5)
+    with pytest.raises(ValueError, match=r"tensor wte.weight is cut off: the file has become shorter"):
+        weights.Reader().array(tensors["wte.weight"], "wte.weight")
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    (
+        ({"h.1.ln_2.bias": None}, ValueError, r"tensors are missing: h\.1\.ln_2\.bias$"),
+        ({name: None for name in TENSORS if "h.0" in name}, ValueError, r"missing: h\.0\.\S+, .* and 8 more"),
+        ({"score.weight": TENSORS["wpe.weight"]}, ValueError, "a GPT-2 of this config.json doesn't have: score.weight"),
+        ({"h.2.ln_1.bias": TENSORS["ln_f.bias"]}, ValueError, r"doesn't have: h\.2\.ln_1\.bias"),
+        (
+            {"h.1.mlp.c_fc.weight": TENSORS["h.1.mlp.c_fc.weight"].T.copy()},
+            ValueError,
+            r"tensor h\.1\.mlp\.c_fc\.weight has shape \(96, 24\), config\.json makes it \(24, 96\)",
+        ),
+        (
+            {"wpe.weight": TENSORS["wpe.weight"].astype(np.float64)},
+            TypeError,
+            "tensor wpe.weight is F64, it must be F32",
+        ),
+        ({"ln_f.bias": TENSORS["ln_f.bias"].astype(np.int32)}, TypeError, "tensor ln_f.bias is I32, it must be F32"),
+        (
+            {"transformer.ln_f.bias": TENSORS["ln_f.bias"]},
+            ValueError,
+            "tensor ln_f.bias is there twice, with and without",
+        ),
+    ),
+)
+def test_tensors_that_do_not_fit(tmp_path, change, error, message):
+    tensors = {name: values for name, values in (TENSORS | change).items() if values is not None}
+    with pytest.raises(error, match=message):
+        GPT2.from_pretrained(save(tmp_path / "model", TINY, tensors))
+
+
+@pytest.mark.parametrize(
+    "index, error, message",
+    (
+        (b"{", ValueError, 'must be JSON with a "weight_map"'),
+        (b"[]", ValueError, 'must be JSON with a "weight_map"'),
+        (b'{"weight_map": []}', ValueError, 'must be JSON with a "weight_map"'),
+        (b'{"weight_map": {"a": ["b"]}}', ValueError, 'must be JSON with a "weight_map"'),
+        (b'{"weight_map": {"a": 3}}', ValueError, "names the file 3, it must be a safetensors file in the same folder"),
+        (b'{"weight_map": {"a": "../model.safetensors"}}', ValueError, "names the file '../model.safetensors'"),
+        (b'{"weight_map": {"a": "/etc/passwd"}}', ValueError, "names the file '/etc/passwd'"),
+        (
+            b'{"weight_map": {"a": "b.safetensors"}}',
+            FileNotFoundError,
+            "b.safetensors is missing, model.safetensors.in",
+        ),
+        (b'{"weight_map": {"a": "c.safetensors"}}', ValueError, "c.safetensors: tensor a is missing"),
+    ),
+)
+def test_bad_indexes(tmp_path, index, error, message):
+    save(tmp_path, TINY, {}, file="c.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_bytes(index)
+    with pytest.raises(error, match=message):
+        GPT2.from_pretrained(tmp_path)
+
+
+def test_a_missing_shard(tmp_path):
+    folder = sharded(tmp_path / "model", TENSORS)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00003\.safetensors is missing"):
+        GPT2.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pt", "model.ckpt"))
+def test_pickles(tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / name).write_bytes(b"\x80\x02.")
+    with pytest.raises(ValueError, match=rf"as a pickle only \({name}\). Unpickling runs .* convert it once"):
+        GPT2.from_pretrained(tmp_path)
+
+
+# ---- folders and the hub -------------------------------------------------------------------------------
+
+
+def test_no_such_folder(tmp_path):
+    for name in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing", "a/b/c", "bad name"):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            GPT2.from_pretrained(name)
+    with pytest.raises(ValueError, match="path_or_hub_id is empty"):
+        GPT2.from_pretrained("")
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        GPT2.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(NotADirectoryError, match="is a file, a model is a folder"):
+        GPT2.from_pretrained(tmp_path / "config.json")
+    with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor model\.safetensors\.index\.json"):
+        GPT2.from_pretrained(tmp_path)
+
+
+def test_hub(tmp_path, monkeypatch, wanted):
+    hub = pytest.importorskip("huggingface_hub")
+    folder, asked = save(tmp_path / "model", TINY, TENSORS), []
+
+    def snapshot_download(name, *, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert_same_bits(logits("openai-community/gpt2"), wanted)
+    assert asked[0][0] == "openai-community/gpt2"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(asked[0][1])
+    assert not any(pattern.endswith((".bin", "*")) for pattern in asked[0][1])
+
+
+def test_hub_without_a_network():
+    pytest.importorskip("huggingface_hub")
+    code = """
+import llorch
+try:
+    llorch.GPT2.from_pretrained("llorch-tests/no-such-model")
+except FileNotFoundError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no folder llorch-tests/no-such-model, no embedded model of that name, and the hub didn't" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("package, name", (("huggingface_hub", "some/model"), ("ml_dtypes", "shakespeare-1m")))
+def test_a_missing_package(monkeypatch, package, name):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ModuleNotFoundError, match=r'llorch\[gpt2\]"'):
+        GPT2.from_pretrained(name)
+
+
+# ---- configurations ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    (
+        ({"model_type": "llama"}, ValueError, "model_type is 'llama', it must be 'gpt2'"),
+        ({"add_cross_attention": True}, ValueError, "add_cross_attention is True: llorch's GPT-2 doesn't support it"),
+        ({"pruned_heads": {"0": [1]}}, ValueError, "pruned_heads is .*: llorch's GPT-2 doesn't support it"),
+        ({"quantization_config": {"bits": 4}}, ValueError, "quantization_config is .*: llorch's GPT-2 doesn't"),
+        ({"activation_function": "mish"}, ValueError, "activation_function is 'mish', llorch has gelu, "),
+        ({"activation_function": None}, ValueError, "activation_function is None, llorch has gelu, "),
+        ({"n_head": 5}, ValueError, "n_embd is 24, it must be a multiple of n_head, 5"),
+        ({"n_layer": 0}, ValueError, "n_layer is 0, it must be at least 1"),
+        ({"n_layer": 2**24}, ValueError, "n_layer is 16777216, it must be at least 1 and at most 10000"),
+        ({"vocab_size": 2**25}, ValueError, "vocab_size is 33554432, it must be at least 1 and at most 16777216"),
+        ({"n_embd": 24.0}, TypeError, "n_embd must be an int, got 24.0"),
+        ({"n_positions": True}, TypeError, "n_positions must be an int, got True"),
+        ({"layer_norm_epsilon": -1}, ValueError, "layer_norm_epsilon is -1, it must be finite in float32 and not neg"),
+        ({"layer_norm_epsilon": 1e39}, ValueError, "layer_norm_epsilon is 1e[+]39, it must be finite in float32"),
+        ({"layer_norm_epsilon": 10**400}, ValueError, "layer_norm_epsilon is 10000+, it must be finite in float32"),
+        ({"layer_norm_epsilon": "1e-5"}, TypeError, "layer_norm_epsilon must be a number, got str"),
+        ({"scale_attn_weights": 1}, TypeError, "scale_attn_weights must be true or false, got 1"),
+        ({"eos_token_id": "end"}, TypeError, "eos_token_id must be an int, got 'end'"),
+    ),
+)
+def test_refused_configurations(tmp_path, change, error, message):
+    folder = save(tmp_path / "model", TINY | change, TENSORS)
+    with pytest.raises(error, match=message) as caught:
+        GPT2.from_pretrained(folder)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ("{", "\xff", "[1]", "null"))
+def test_a_configuration_that_is_none(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises((ValueError, TypeError), match=r"config\.json.*(not JSON|must be a mapping)"):
+        GPT2.from_pretrained(tmp_path)
+
+
+def test_harmless_entries(tmp_path, wanted):
+    """What a real config.json has beside, and a switch that changes rounding in 16-bit code only."""
+    more = {
+        "architectures": ["GPT2LMHeadModel"],
+        "attn_pdrop": 0.1,
+        "n_ctx": 1024,
+        "n_inner": None,
+        "add_cross_attention": False,
+        "pruned_heads": {},
+        "reorder_and_upcast_attn": True,
+        "task_specific_params": {"text-generation": {"do_sample": True}},
+    }
+    assert_same_bits(logits(save(tmp_path / "model", TINY | more, TENSORS)), wanted)
+
+
+def test_configuration():
+    config = GPT2Config()
+    assert (config.inner, config.head_dim, config.activation) == (3072, 64, "gelu_tanh")
+    assert GPT2Config(n_inner=5).inner == 5
+    assert config.scale(7) == 0.125
+    assert GPT2Config(scale_attn_by_inverse_layer_idx=True).scale(2) == 0.125 / 3
+    assert GPT2Config(scale_attn_weights=False).scale(2) == 1.0
+    with pytest.raises(AttributeError):
+        config.n_embd = 3
+
+
+# ---- progress ------------------------------------------------------------------------------------------
+
+
+def test_progress(monkeypatch, tmp_path, capsys):
+    """A bar after a second, at a terminal; nothing before, nothing elsewhere."""
+    console = pytest.importorskip("rich.console")
+    model = save(tmp_path / "model", TINY, TENSORS)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(weights, "monotonic", lambda: next(clock) / 2)
+    GPT2.from_pretrained(model)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(console.Console, "is_terminal", True)
+    GPT2.from_pretrained(model)
+    assert "loading model" in capsys.readouterr().err
+    monkeypatch.setattr(weights, "monotonic", lambda: 0)
+    GPT2.from_pretrained(model)
+    assert capsys.readouterr().err == ""
+
+
+def test_random_models_differ(tmp_path):
+    a, b = (random_model(tmp_path / str(seed), seed=seed).forward(IDS) for seed in (1, 2))
+    assert (a != b).any()
+
+
+def test_safetensors_reads_what_the_tests_write(tmp_path):
+    folder = save(tmp_path / "model", TINY, TENSORS)
+    for name, values in load_file(folder / "model.safetensors").items():
+        assert_same_bits(values, TENSORS[name])

@@ -1,0 +1,234 @@
+"""Every fault is found at its place and by its name; also bugs planted in another implementation, transformers."""
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from helpers import same_bits
+from ladders import PROMPT, dump_with, embedded, network, right, tiny
+
+from llorch import validate
+from llorch.cli import main
+from llorch.validate.ladder import faults, selftest, trace
+from llorch.validate.ladder import rungs as ladder
+from llorch.validate.ladder.compare import compare_dumps
+from llorch.validate.ladder.dumps import Dump, align
+
+FAULTS = faults.by_key(network())
+N = 4
+
+
+def test_there_are_many_and_each_has_a_name():
+    listed = faults.of(network())
+    assert len(FAULTS) == len(listed) >= 28
+    kinds = {kind.name for kind in (*ladder.BEFORE, *ladder.BLOCK, *ladder.AFTER)}
+    assert {fault.shows for fault in listed} <= kinds
+    assert {"attn-c_proj-transposed", "split-kqv", "heads-interleaved", "no-scale", "mask-plus-1", "mask-minus-1",
+            "no-mask", "eps-1e-06", "unbiased", "ln_1-no-weight", "ln_1-no-bias", "post-norm", "activation-gelu",
+            "activation-relu", "activation-silu", "position-plus-1", "no-wpe", "cache-next-slot", "cache-no-last",
+            "head-fresh", "head-not-transposed", "c_attn-no-bias", "no-residual-attn", "no-residual-mlp",
+            "ln_f-skipped", "weights-float16", "activations-bfloat16", "softmax-float16-unshifted",
+            "blocks-exchanged", "heads-8"} <= FAULTS.keys()  # fmt: skip
+
+
+def test_injecting_leaves_the_network_as_it_is():
+    before = network().run(right().ids[:3], trace.Float64())
+    for fault in FAULTS.values():
+        fault.inject(network(), *(range(N) if fault.in_block else ()))
+    after = network().run(right().ids[:3], trace.Float64())
+    assert all(same_bits(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("key", list(FAULTS))
+def test_every_fault_is_found(key):
+    """In the last block alone: the self-test has all blocks and the third. A small eps is lost in the last one, whose
+    input is large."""
+    fault = FAULTS[key]
+    layer = 1 if key == "blocks-exchanged" or "eps" in key else N - 1
+    case = selftest._case(network(), right(), fault, (layer,) if fault.in_block else ())
+    if fault.decoding and not case.visible:
+        others = (selftest.right_dump(network(), embedded().ids(prompt)) for prompt in selftest.DECODING)
+        case = next(case for ours in others if (case := selftest._case(network(), ours, fault, ())).visible)
+    assert case.caught, case
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(
+    key=st.sampled_from(["no-scale", "mask-plus-1", "split-kvq", "activation-silu", "ln_2-no-bias", "cache-next-slot",
+                         "attn-c_proj-transposed", "no-residual-mlp", "heads-interleaved", "unbiased"]),
+    layer=st.integers(0, N - 1),
+    ids=st.lists(st.integers(0, 1023), min_size=5, max_size=9),
+)  # fmt: skip
+def test_faults_are_found_in_any_block_and_prompt(key, layer, ids):
+    ours = selftest.right_dump(network(), ids)
+    case = selftest._case(network(), ours, FAULTS[key], (layer,))
+    assert case.caught, case
+
+
+def test_the_self_test_passes_on_the_embedded_model(monkeypatch):
+    """Every ninth fault here, and the control; the command runs them all."""
+    listed = faults.of(network())[::9]
+    monkeypatch.setattr(selftest.faults, "of", lambda network: listed)
+    cases = list(validate.self_test())
+    assert [case for case in cases if not case.caught] == []
+    assert cases[0].key == selftest.CONTROL and len(cases) > len(listed)
+
+
+def test_a_fault_that_slips_through_fails_the_self_test(monkeypatch, tmp_path):
+    """The negative controls: a fault that changes nothing, one that is named wrongly, one that shows elsewhere."""
+    nothing = faults.Fault("nothing", "nothing", "ln_1", lambda network, layer: None)
+    known = FAULTS["no-scale"]
+    elsewhere = faults.Fault("elsewhere", known.says, "attn.q", known.change)
+    for listed, count in (([nothing], 2), ([elsewhere], 2), ([known], 0)):
+        monkeypatch.setattr(selftest.faults, "of", lambda network, listed=listed: listed)
+        result = CliRunner().invoke(main, ["validate", "--self-test", "--json", str(tmp_path / "s.json"), "--quiet"])
+        assert result.exit_code == (1 if count else 0), result.output
+        assert f"{3 - count} of 3 found" in result.output
+        assert result.output.count("MISS") + result.output.count("unseen") == count
+
+
+def test_an_unknown_fault_is_not_caught(monkeypatch):
+    """A fault that the trials don't know has no diagnosis: the self-test says so."""
+    known = dict(FAULTS)
+    case_of = known.pop("activation-relu")
+    monkeypatch.setattr(faults, "of", lambda network: list(known.values()))
+    case = selftest._case(network(), right(), case_of, (1,))
+    assert (case.caught, case.found, case.diagnosis) == (False, "h.1.mlp.act", "")
+
+
+def test_diagnoses_that_data_cannot_tell_apart_are_all_named():
+    """With two tokens, a mask that is off by one is no mask."""
+    ids = right().ids[:2]
+    ours = selftest.right_dump(network(), ids)
+    theirs = FAULTS["no-mask"].inject(network(), 0).run(ids, trace.Kernels())
+    found = compare_dumps(Dump(theirs, {}, "theirs"), ours, network()).diagnosis
+    assert {found.key, *found.also_keys} >= {"no-mask", "mask-plus-1"}
+
+
+def test_an_untied_head_is_known(tmp_path):
+    model = tiny(tmp_path / "m", untied=True)
+    ours = selftest.right_dump(model.network, [1, 5, 9, 2])
+    theirs = faults.by_key(model.network)["head-tied"].inject(model.network).run(ours.ids, trace.Kernels())
+    result = compare_dumps(Dump(theirs, {}, "theirs"), ours, model.network)
+    assert (result.first.tensor.name, result.diagnosis.key) == ("logits", "head-tied")
+    assert "head-tied" not in FAULTS
+
+
+def test_dumps_in_16_bits_are_named():
+    """Right weights, but every tensor stored in float16."""
+    theirs = {name: values.astype(np.float16) for name, values in right().arrays.items() if values.dtype.kind == "f"}
+    result = compare_dumps(Dump(theirs, {}, "theirs"), right(), network())
+    assert result.first.tensor.name == "embed" and result.diagnosis.key == "embed-float16"
+
+
+# ---- bugs planted in transformers: an implementation that isn't the trials' own ----------------------------------
+
+
+def plant(monkeypatch, change):
+    """transformers' trace of the embedded model, changed after it was loaded."""
+    transformers = pytest.importorskip("transformers")
+    original = transformers.GPT2LMHeadModel.from_pretrained
+
+    def load(*arguments, **options):
+        model = original(*arguments, **options)
+        change(model)
+        return model
+
+    monkeypatch.setattr(transformers.GPT2LMHeadModel, "from_pretrained", load)
+    model = embedded()
+    ids = model.ids(PROMPT)
+    ours = selftest.right_dump(model.network, ids)
+    theirs = Dump(trace.trace_transformers(model, ids), {}, "theirs")
+    return compare_dumps(theirs, ours, model.network)
+
+
+def transposed(model):
+    weight = model.transformer.h[2].attn.c_proj.weight
+    weight.data = weight.data.T.contiguous()
+
+
+def erf(model):
+    from transformers.activations import ACT2FN
+
+    for block in model.transformer.h:
+        block.mlp.act = ACT2FN["gelu"]
+
+
+def eps(model):
+    for block in model.transformer.h:
+        block.ln_1.eps = block.ln_2.eps = 1e-3
+
+
+def unscaled(model):
+    for block in model.transformer.h:
+        block.attn.scaling = 1.0
+
+
+def position(model):
+    weight = model.transformer.wpe.weight
+    weight.data = weight.data.roll(-1, 0)
+
+
+def no_bias(model):
+    model.transformer.h[1].mlp.c_fc.bias.data.zero_()
+
+
+def exchanged(model):
+    h = model.transformer.h
+    h[1].load_state_dict({k: v.clone() for k, v in h[2].state_dict().items()})
+
+
+def thirds(model):
+    conv = model.transformer.h[0].attn.c_attn
+    for parameter in (conv.weight, conv.bias):
+        q, k, v = parameter.data.split(128, dim=-1)
+        parameter.data = __import__("torch").cat([k, q, v], dim=-1)
+
+
+def untied(model):
+    import torch
+
+    torch.manual_seed(0)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(1024, 128) * 0.02)
+
+
+def no_ln_f(model):
+    import torch
+
+    model.transformer.ln_f.forward = torch.nn.Identity().forward
+
+
+@pytest.mark.parametrize(
+    "change, first, key, layers",
+    [
+        (lambda model: None, None, None, ()),
+        (transposed, "h.2.attn.c_proj", "attn-c_proj-transposed", (2,)),
+        (erf, "h.0.mlp.act", "activation-gelu", (0, 1, 2, 3)),
+        (eps, "h.0.ln_1", "eps-0.001", (0, 1, 2, 3)),
+        (unscaled, "h.0.attn.scores", "no-scale", (0, 1, 2, 3)),
+        (position, "embed", "position-plus-1", ()),
+        (no_bias, "h.1.mlp.c_fc", "mlp-c_fc-no-bias", (1,)),
+        (exchanged, "h.1.ln_1", "blocks-exchanged", (1,)),
+        (thirds, "h.0.attn.q", "split-kqv", (0,)),
+        (untied, "logits", "head-fresh", ()),
+        (no_ln_f, "ln_f", "ln_f-skipped", ()),
+    ],
+)
+def test_bugs_planted_in_transformers(monkeypatch, change, first, key, layers):
+    result = plant(monkeypatch, change)
+    if first is None:
+        assert result.holds
+        return
+    assert result.first.tensor.name == first
+    assert result.diagnosis is not None and (result.diagnosis.key, result.diagnosis.layers) == (key, layers)
+
+
+def test_lining_up_hides_no_fault():
+    """Each fault's dump in another engine's layout diverges in the same tensor."""
+    for key in ("heads-not-merged", "mask-reversed", "split-kqv", "heads-interleaved", "cache-exchanged"):
+        theirs = dump_with(key, 1)
+        plain = compare_dumps(theirs, right()).first.tensor.name
+        moved = {f"transformer.{name}": values[None] for name, values in theirs.arrays.items() if values.ndim}
+        assert compare_dumps(Dump(moved, {}, "theirs"), right()).first.tensor.name == plain
+    assert align(right(), right())[1] == []
