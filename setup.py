@@ -8,6 +8,7 @@ Environment switches:
 import os
 import re
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -36,20 +37,37 @@ ours = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("LLORCH_WERROR") el
 
 
 class BuildExt(build_ext):
-    """Our warnings for our sources; Cython's output is compiled without them."""
+    """Our warnings for our sources, none for Cython's output; as many files at once as there are cores."""
 
     def build_extension(self, ext):
-        compile_one = self.compiler._compile
+        compiler = self.compiler
+        compile_all = compiler.compile
 
-        def _compile(obj, src, ext_, cc_args, extra, pp_opts):
-            strict = ours if Path(src).parts[0] == "csrc" else []
-            compile_one(obj, src, ext_, cc_args, extra + strict, pp_opts)
+        def compile_in_parallel(
+            sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None, extra_postargs=None,
+            depends=None,
+        ):  # fmt: skip
+            _, objects, post, options, build = compiler._setup_compile(
+                output_dir, macros, include_dirs, sources, depends, extra_postargs
+            )
+            arguments = compiler._get_cc_args(options, debug, extra_preargs)
 
-        self.compiler._compile = _compile
+            def compile_one(object_file):
+                source, suffix = build[object_file]
+                strict = ours if Path(source).parts[0] == "csrc" else []
+                compiler._compile(object_file, source, suffix, arguments, post + strict, options)
+
+            # The kernels of an instruction set take longest: they go first.
+            order = sorted(build, key=lambda name: "isa" not in Path(build[name][0]).parts)
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+                list(pool.map(compile_one, order))
+            return objects
+
+        compiler.compile = compile_in_parallel
         try:
             super().build_extension(ext)
         finally:
-            self.compiler._compile = compile_one
+            compiler.compile = compile_all
 
 
 core = Extension(
