@@ -11,6 +11,7 @@ from llorch.reference._attention import argmax, attention, embedding, softmax
 from llorch.reference._gpt2 import GPT2
 from llorch.reference._linear import dot128, linear
 from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
@@ -32,6 +33,8 @@ __all__ = [
     "next_token",
     "philox",
     "rms_norm",
+    "rope",
+    "rope_table",
     "sigmoid",
     "silu",
     "softmax",

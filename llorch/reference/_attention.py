@@ -1,4 +1,4 @@
-"""Softmax, causal attention, embedding and argmax, as specified."""
+"""Softmax, attention, embedding and argmax, as specified."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._linear import BLOCK
-from llorch.reference._unary import exp
+from llorch.reference._unary import exp, tanh
 
 Array = NDArray[Any]
 
@@ -39,37 +39,70 @@ def _weights(s: Array) -> Array:
         return exp(s - m)
 
 
-def attention(q: Array, k: Array, v: Array, *, scale: float | None = None, out: Array | None = None) -> Array:
-    """Causal attention of q (..., H, Tq, D) to k, v (..., H, Tk, D). See `llorch.attention`."""
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Attention of q (..., H, Tq, D) to k, v (..., H_kv, Tk, D), H a multiple of H_kv. See `llorch.attention`."""
     if q.ndim < 2 or k.ndim < 2:
-        raise ValueError(f"q has shape {q.shape} and k {k.shape}, they must be (..., H, Tq, D) and (..., H, Tk, D)")
+        raise ValueError(f"q has shape {q.shape} and k {k.shape}, they must be (..., H, Tq, D) and (..., H_kv, Tk, D)")
     if k.dtype != q.dtype or v.dtype != q.dtype:
         raise TypeError(f"k is {k.dtype} and v is {v.dtype}, they must have the type of q, {q.dtype}")
-    if k.shape != v.shape or k.shape[:-2] != q.shape[:-2] or k.shape[-1] != q.shape[-1]:
-        raise ValueError(f"q has shape {q.shape}, k {k.shape} and v {v.shape}: k and v must be (..., H, Tk, D)")
+    if k.shape != v.shape or k.ndim != q.ndim or k.shape[:-3] != q.shape[:-3] or k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"q has shape {q.shape}, k {k.shape} and v {v.shape}: k and v must be (..., H_kv, Tk, D)")
+    H, H_kv = (x.shape[-3] if x.ndim > 2 else 1 for x in (q, k))
+    if H and (H_kv == 0 or H % H_kv):
+        raise ValueError(f"q has {H} heads, k and v have {H_kv}: the first must be a multiple of the second")
     (Tq, D), Tk = q.shape[-2:], k.shape[-2]
-    if Tk < Tq:
+    if causal and Tk < Tq:
         raise ValueError(f"k has {Tk} positions, fewer than the {Tq} queries: query i is at position Tk - Tq + i")
+    if Tk == 0 and Tq:
+        raise ValueError("k has no positions")
+    if window is not None and not causal:
+        raise ValueError("window needs causal=True: it is counted backwards from a query's own position")
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}, it must be at least 1: a query sees its own position")
+    if softcap is not None and not (np.isfinite(np.float32(softcap)) and np.float32(softcap) > 0):
+        raise ValueError(f"softcap is {softcap}, it must be a finite number above 0")
     if q.size == 0:
         y = np.zeros(q.shape, q.dtype)
     else:
-        factor = np.float32(np.float64(1) / np.sqrt(np.float64(D)) if scale is None else scale)
-        heads = q.size // (Tq * D)
-        a, b, c = (widen(x).reshape(heads, x.shape[-2], D) for x in (q, k, v))
-        y = narrow(_heads(a, b, c, factor), q.dtype).reshape(q.shape)
+        with np.errstate(all="ignore"):
+            factor = np.float32(np.float64(1) / np.sqrt(np.float64(D)) if scale is None else scale)
+            cap = None if softcap is None else np.float32(softcap)
+        # every head beside the keys and values it reads
+        rows = [i // H * H_kv + i % H // (H // H_kv) for i in range(q.size // (Tq * D))]
+        a = widen(q).reshape(len(rows), Tq, D)
+        b, c = (widen(x).reshape(x.size // (Tk * D), Tk, D)[rows] for x in (k, v))
+        y = narrow(_heads(a, b, c, factor, cap, _seen(Tq, Tk, causal, window)), q.dtype).reshape(q.shape)
     if out is None:
         return y
     out[...] = y
     return out
 
 
-def _heads(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
+def _seen(Tq: int, Tk: int, causal: bool, window: int | None) -> list[slice]:
+    """For every position t the queries that see it; query i is at position p = Tk - Tq + i, and p - window < t <= p."""
+    if not causal:
+        return [slice(0, Tq) for t in range(Tk)]
+    before = Tk - Tq
+    last = [Tk if window is None else t + window for t in range(Tk)]
+    return [slice(max(t - before, 0), max(min(last[t] - before, Tq), 0)) for t in range(Tk)]
+
+
+def _heads(q: Array, k: Array, v: Array, factor: np.float32, cap: np.float32 | None, seen: list[slice]) -> Array:
     """Attention of q (heads, Tq, D) to k and v (heads, Tk, D), all float32.
 
-    A position is looked at only by the queries that see it, [i:] below: for the others it doesn't exist.
+    A position is looked at only by the queries that see it, seen[t]: for the others it doesn't exist.
     """
     (heads, Tq, D), Tk = q.shape, k.shape[1]
-    first_query = [max(t - (Tk - Tq), 0) for t in range(Tk)]  # the first that sees position t
     with np.errstate(all="ignore"):
         # s_t = dot128(q, k_t) * scale
         s = np.zeros((heads, Tq, Tk), np.float32)
@@ -80,18 +113,19 @@ def _heads(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
                 p = fma(qd, kd, p)
             s = s + p
         s = s * factor
+        if cap is not None:
+            s = cap * tanh(s / cap)
 
         # m = max s_t, e_t = exp(s_t - m)
-        m = np.zeros((heads, Tq), np.float32)
-        m[:] = s[:, :, 0]
-        for t, i in zip(range(Tk), first_query, strict=True):
-            m[:, i:] = np.where(s[:, i:, t] > m[:, i:], s[:, i:, t], m[:, i:])
+        m = np.zeros((heads, Tq), np.float32) - np.float32(np.inf)
+        for t, i in zip(range(Tk), seen, strict=True):
+            m[:, i] = np.where(s[:, i, t] > m[:, i], s[:, i, t], m[:, i])
         e = exp(s - m[:, :, None])
 
         # Z = sum64(e): lane t mod 64
         lanes = np.zeros((heads, Tq, 64), np.float32)
-        for t, i in zip(range(Tk), first_query, strict=True):
-            lanes[:, i:, t % 64] = lanes[:, i:, t % 64] + e[:, i:, t]
+        for t, i in zip(range(Tk), seen, strict=True):
+            lanes[:, i, t % 64] = lanes[:, i, t % 64] + e[:, i, t]
         Z = sum64(lanes.reshape(heads * Tq, 64)).reshape(heads, Tq, 1)
 
         # o_d = dot128(e, v_d), a block of positions at a time
@@ -99,9 +133,9 @@ def _heads(q: Array, k: Array, v: Array, factor: np.float32) -> Array:
         for first in range(0, Tk, BLOCK):
             p = np.zeros(o.shape, np.float32)
             for t in range(first, min(first + BLOCK, Tk)):
-                i = first_query[t]
-                et, vt = np.broadcast_arrays(e[:, i:, t : t + 1], v[:, None, t])
-                p[:, i:] = fma(et, vt, p[:, i:])
+                i = seen[t]
+                et, vt = np.broadcast_arrays(e[:, i, t : t + 1], v[:, None, t])
+                p[:, i] = fma(et, vt, p[:, i])
             o = o + p
         return o / Z
 

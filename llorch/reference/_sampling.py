@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import widen
 from llorch.reference._attention import argmax, softmax
-from llorch.reference._unary import LOG_2, ONE, _times, exp
+from llorch.reference._unary import ONE, _log, exp
 
 Array = NDArray[Any]
 
@@ -116,18 +116,7 @@ def next_token(
 
 def log(z: float) -> float:
     """The float64 nearest to the logarithm of z >= 1."""
-    numerator, denominator = float(z).as_integer_ratio()
-    k = numerator.bit_length() - denominator.bit_length()
-    if numerator < denominator << k:
-        k -= 1
-    denominator <<= k  # z = 2^k numerator / denominator, and the quotient is in [1, 2)
-    ratio = (numerator - denominator) * ONE // (numerator + denominator)
-    power, total, n = ratio, 0, 1
-    while power:  # the logarithm of the quotient is 2 artanh(ratio)
-        total += power // n
-        power = _times(_times(power, ratio), ratio)
-        n += 2
-    return (2 * total + k * LOG_2) / ONE
+    return _log(*float(z).as_integer_ratio()) / ONE
 
 
 def log_probabilities(logits: Array, ids: Any) -> Array:

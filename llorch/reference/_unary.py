@@ -78,6 +78,21 @@ def _exp(a: int) -> tuple[int, int]:
     return (total << k, ONE) if k >= 0 else (total, ONE << -k)
 
 
+def _log(numerator: int, denominator: int) -> int:
+    """The logarithm of the quotient of two positive integers."""
+    k = numerator.bit_length() - denominator.bit_length()
+    if numerator << max(0, -k) < denominator << max(0, k):
+        k -= 1
+    numerator, denominator = numerator << max(0, -k), denominator << max(0, k)  # the quotient is in [1, 2)
+    ratio = (numerator - denominator) * ONE // (numerator + denominator)
+    power, total, n = ratio, 0, 1
+    while power:  # the logarithm of the quotient is 2 artanh(ratio)
+        total += power // n
+        power = _times(_times(power, ratio), ratio)
+        n += 2
+    return 2 * total + k * LOG_2
+
+
 def _odd_series(w: int) -> int:
     """The sum of w^n / (1 3 5 .. (2n+1))."""
     term, total, n = ONE, ONE, 1

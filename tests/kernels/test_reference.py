@@ -5,7 +5,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from helpers import SPECIALS, assert_same_bits, rng
+import pytest
+from helpers import SPECIALS, assert_same_bits, normal, rng, same_bits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -96,6 +97,114 @@ def test_sum64_is_the_text():
         assert_same_bits(reference.sum64(v[None])[0], np.float32([p[0]]))
 
 
+def attention_of_one(q, k, v, p, *, scale=None, causal=True, window=None, softcap=None):
+    """Sections 5 and 8 of docs/numerics.md for the query q (D,) at position p, value by value: the text, no array."""
+    D = q.size
+    factor = np.float32(1 / np.sqrt(np.float64(D)) if scale is None else scale)
+    last = p + 1 if causal else len(k)
+    seen = [t for t in range(last) if window is None or t > p - window]
+
+    def chain(pairs, y):
+        """dot128 of what is there: (index, a, b) in order; a block is what has index div 128."""
+        for block in sorted({i // 128 for i, _, _ in pairs}):
+            total = np.float32([0])
+            for i, a, b in pairs:
+                if i // 128 == block:
+                    total = reference.fma(np.float32([a]), np.float32([b]), total)
+            y = np.float32(y + total[0])
+        return y
+
+    s = {}
+    for t in seen:
+        s[t] = chain([(d, q[d], k[t, d]) for d in range(D)], np.float32(0)) * factor
+        if softcap is not None:
+            s[t] = np.float32(softcap) * reference.tanh(np.float32([s[t] / np.float32(softcap)]))[0]
+    m = max(s.values())
+    e = {t: reference.exp(np.float32([s[t] - m]))[0] for t in seen}
+    lanes = [np.float32(0)] * 64
+    for t in seen:
+        lanes[t % 64] += e[t]
+    for h in (32, 16, 8, 4, 2, 1):
+        lanes = [lanes[j] + lanes[j + h] for j in range(h)]
+    return np.float32([chain([(t, e[t], v[t, d]) for t in seen], np.float32(0)) / lanes[0] for d in range(D)])
+
+
+VARIANTS = (
+    {},
+    {"causal": False},
+    {"window": 1},
+    {"window": 7},
+    {"window": 130},
+    {"window": 10**6},
+    {"softcap": 0.5},
+    {"softcap": 30.0, "scale": 0.3},
+    {"window": 64, "softcap": 2.0},
+    {"causal": False, "softcap": 1.5, "scale": 0.1},
+)
+
+
+@pytest.mark.parametrize("how", VARIANTS, ids=str)
+def test_attention_is_the_text(how):
+    """Grouped queries, windows, softcaps and encoders; lanes and blocks are those of the absolute position."""
+    for H, H_kv, Tq, Tk, D in (
+        (4, 2, 5, 5, 3),
+        (3, 1, 2, 70, 2),
+        (2, 2, 3, 262, 1),
+        (6, 3, 1, 135, 4),
+        (1, 1, 1, 9, 130),
+    ):
+        q, k, v = normal(H, Tq, D, scale=3), normal(H_kv, Tk, D, seed=1), normal(H_kv, Tk, D, seed=2)
+        got = reference.attention(q, k, v, **how)
+        for h in range(H):
+            for i in range(Tq):
+                g = h // (H // H_kv)
+                wanted = attention_of_one(q[h, i], k[g], v[g], Tk - Tq + i, **how)
+                assert_same_bits(got[h, i], wanted, f"head {h}, query {i} of {(H, H_kv, Tq, Tk, D)}")
+
+
+def test_attention_order_is_seen():
+    """Negative control: the window's keys counted from its own beginning give other bits, and so does another group."""
+    q, k, v = normal(4, 1, 8), normal(2, 150, 8, seed=1), normal(2, 150, 8, seed=2)
+    wanted = reference.attention(q, k, v, window=90)
+    assert not same_bits(wanted, reference.attention(q, k[:, -90:], v[:, -90:]))
+    assert not same_bits(wanted, reference.attention(q, k[::-1], v[::-1], window=90))
+    assert np.allclose(wanted, reference.attention(q, k[:, -90:], v[:, -90:]), rtol=1e-4, atol=1e-6)
+
+
+def test_attention_never_looks_at_what_does_not_exist():
+    """A NaN before the window, or after a query's position, shows nowhere; where it exists it shows."""
+    q, k, v = normal(4, 6, 5), normal(2, 20, 5, seed=1), normal(2, 20, 5, seed=2)
+    for how, t in (({"window": 8}, 6), ({}, 19)):  # queries are at 14 .. 19
+        wanted = reference.attention(q, k, v, **how)
+        unseen = slice(0, 5) if t == 19 else slice(0, 6)
+        for value in (np.nan, np.inf, -np.inf):
+            for spoilt in (0, 1):
+                x = [k.copy(), v.copy()]
+                x[spoilt][:, t] = value
+                got = reference.attention(q, *x, **how)
+                assert_same_bits(got[:, unseen], wanted[:, unseen], f"{value} at {t}, {how}")
+                assert not same_bits(
+                    reference.attention(q, *x, causal=False), reference.attention(q, k, v, causal=False)
+                )
+
+
+@pytest.mark.parametrize(
+    ("heads", "how", "message"),
+    [
+        ((4, 3), {}, "q has 4 heads, k and v have 3"),
+        ((4, 0), {}, "q has 4 heads, k and v have 0"),
+        ((2, 2), {"window": 0}, "window is 0"),
+        ((2, 2), {"window": 4, "causal": False}, "window needs causal=True"),
+        ((2, 2), {"softcap": 0.0}, "softcap is 0.0"),
+        ((2, 2), {"softcap": np.nan}, "softcap is nan"),
+    ],
+)
+def test_attention_refuses(heads, how, message):
+    q, k = normal(heads[0], 3, 8), normal(heads[1], 5, 8)
+    with pytest.raises(ValueError, match=message):
+        reference.attention(q, k, k, **how)
+
+
 ALLOWED = {
     "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64",
     "float16", "transpose",
@@ -104,7 +213,7 @@ ALLOWED = {
 
 
 # Python's own, on integers and for errors
-BUILTIN = {"range", "min", "max", "abs", "divmod", "float", "as_integer_ratio", "bit_length", "zip", "int", "ValueError",  # noqa: E501
+BUILTIN = {"range", "min", "max", "len", "get", "join", "append", "slice", "ArithmeticError", "abs", "divmod", "float", "as_integer_ratio", "bit_length", "zip", "int", "ValueError",  # noqa: E501
            "TypeError", "IndexError"}  # fmt: skip
 
 
