@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 import llorch
 from llorch import reference
 from llorch.models import loading as weights
+from llorch.models.config import ACTIVATIONS
 from llorch.models.engine import GPT2
-from llorch.models.gpt2 import ACTIVATIONS, GPT2Config
+from llorch.models.gpt2 import GPT2Config
 from llorch.reference._gpt2 import activation as specified_activation
 from llorch.validate.ladder import rungs as ladder
 from llorch.validate.ladder.rungs import block_name

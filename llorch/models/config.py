@@ -1,0 +1,233 @@
+"""What the configurations of all families share: checks of entries, and what others ask of one."""
+
+import json
+import math
+import operator
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llorch._text import printable
+
+# Hugging Face's names of activations, and llorch's function for each.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "tanh": "tanh",
+}
+
+LARGEST = 2**24  # values in a row that the kernels specify
+FLOAT32_END = 2**128 - 2**103  # the least number that rounds to infinity in float32
+MOST_LAYERS = 10_000  # a hostile number must not cost memory before the file is looked at
+
+# Entries of any family that ask for mathematics that isn't built: each may be absent or have the value here.
+REFUSED: dict[str, Any] = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
+
+
+class ModelConfig:
+    """A configuration: its family's entries, checked when made, by the names of its config.json.
+
+    Attributes
+    ----------
+    vocab_size, context, layers : int
+        Rows of the embedding; the most positions of a text; blocks.
+    bos_token_id : int or None
+        The token that begins a text.
+    eos_token_ids : tuple of int
+        Tokens that end one.
+    """
+
+    vocab_size: int
+    bos_token_id: int | None
+
+    @property
+    def context(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        found = getattr(self, "eos_token_id", None)
+        return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+def integer(value: Any, name: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {_shown(value)}") from None
+
+
+def size(value: Any, name: str, most: int = LARGEST) -> int:
+    """A number of things: at least 1."""
+    if not 1 <= integer(value, name) <= most:
+        raise ValueError(f"{name} is {value}, it must be at least 1 and at most {most}")
+    return int(value)
+
+
+def number(value: Any, name: str, least: float = 0.0, most: float = FLOAT32_END) -> float:
+    """A float of [least, most): finite in float32."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not least <= value < most or not math.isfinite(value):  # as it is: an int may be too large for a float
+        kind = "finite in float32 and not negative" if (least, most) == (0.0, FLOAT32_END) else f"in [{least}, {most})"
+        raise ValueError(f"{name} is {value}, it must be {kind}")
+    return float(value)
+
+
+def flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be true or false, got {_shown(value)}")
+    return value
+
+
+def token(value: Any, name: str) -> int | None:
+    return None if value is None else integer(value, name)
+
+
+def tokens(value: Any, name: str) -> int | tuple[int, ...] | None:
+    """One token id, or several."""
+    if isinstance(value, list | tuple):
+        return tuple(integer(one, name) for one in value)
+    return token(value, name)
+
+
+def activation(value: Any, name: str) -> str:
+    """llorch's function for Hugging Face's name."""
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise ValueError(f"{name} is {_shown(value)}, llorch has {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[value]
+
+
+def refuse(entries: Mapping[str, Any], family: str, refused: Mapping[str, Any]) -> None:
+    """ValueError for an entry that asks for what isn't built: each may be absent, null, false, or as here."""
+    for name, harmless in {**REFUSED, **refused}.items():
+        if entries.get(name) not in (None, False, harmless):
+            raise ValueError(f"{name} is {_shown(entries[name])}: llorch's {family} doesn't support it")
+
+
+# ---- rotations: entries of config.json -----------------------------------------------------------------
+
+ROPE_TYPES = ("linear", "llama3", "yarn", "longrope", "gguf")
+
+
+def rope_entries(entries: Mapping[str, Any]) -> tuple[Any, Any]:
+    """rope_theta, None where nothing says it, and rope_scaling: by the names of transformers 4, or in the
+    rope_parameters of transformers 5, which hold both."""
+    found = entries.get("rope_parameters")
+    if found is None:
+        found = entries.get("rope_scaling")
+    if found is not None and not isinstance(found, Mapping):
+        raise TypeError(f"rope_parameters (or rope_scaling) must be a mapping, got {_shown(found)}")
+    theta = entries.get("rope_theta")
+    if found is None:
+        return theta, None
+    scaling = dict(found)
+    inner = scaling.pop("rope_theta", None)
+    scaling.pop("partial_rotary_factor", None) if scaling.get("partial_rotary_factor") in (None, 1, 1.0) else None
+    theta = inner if inner is not None else theta
+    if "original_max_position_embeddings" not in scaling and "max_position_embeddings" in entries:
+        scaling["max_position_embeddings"] = entries["max_position_embeddings"]
+    return theta, scaling
+
+
+def rope_scaling(value: Any) -> Mapping[str, Any] | None:
+    """The rule in force; None where angles are not scaled. ValueError names a rule that isn't built."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"rope_scaling must be a mapping, got {_shown(value)}")
+    entries = dict(value)
+    kind = entries.get("rope_type", entries.pop("type", "default"))
+    if kind in ("default", None):
+        return None
+    if kind == "dynamic":
+        raise ValueError(
+            "rope_scaling has rope_type 'dynamic': its angles depend on how long the text has become, so that a text "
+            "at once and token by token would differ; llorch can't run it"
+        )
+    if kind not in ROPE_TYPES:
+        raise ValueError(f"rope_scaling has rope_type {_shown(kind)}, llorch has {', '.join(ROPE_TYPES)}")
+    return entries | {"rope_type": kind}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. OSError if it can't be read, ValueError names the file if it isn't JSON."""
+    try:
+        return json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{printable(str(path))} is not JSON: {error}") from None
+
+
+def of_file(path: Path, make: Callable[[Mapping[str, Any]], Any]) -> Any:
+    """make(content of the file), whose errors name the file."""
+    entries = read_json(path)
+    try:
+        if not isinstance(entries, Mapping):
+            raise TypeError(f"a configuration must be a mapping of names to values, got {type(entries).__name__}")
+        return make(entries)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{printable(str(path))}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    text = printable(repr(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# ---- GGUF ----------------------------------------------------------------------------------------------
+
+
+class GGUF:
+    """Entries of an architecture in a GGUF file's metadata: get("block_count") is that of "llama.block_count"."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self.metadata, self.architecture = metadata, architecture
+
+    def __call__(self, name: str, *default: Any) -> Any:
+        """ValueError if it isn't there and there is no default."""
+        found = self.metadata.get(f"{self.architecture}.{name}", *default)
+        if found is None and not default:
+            raise ValueError(f"the metadata has no {self.architecture}.{name}")
+        return found
+
+
+def rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
+    """The first axis of a tensor."""
+    if not shapes.get(name):
+        raise ValueError(f"tensor {name} is missing")
+    return shapes[name][0]
+
+
+def gguf_ends(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """The tokens that end a text or a turn."""
+    names = ("eos_token_id", "eot_token_id", "eom_token_id")
+    found = [metadata.get(f"tokenizer.ggml.{name}") for name in names]
+    return tuple(dict.fromkeys(id for id in found if isinstance(id, int))) or None
+
+
+def gguf_rope_scaling(get: GGUF, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any] | None:
+    """rope_scaling in Hugging Face's entries; factors of a tensor rope_freqs come with the weights."""
+    kind = get("rope.scaling.type", None)
+    if kind in (None, "none"):
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": get("rope.scaling.factor")}
+    if kind == "yarn":
+        return {
+            "rope_type": "yarn",
+            "factor": get("rope.scaling.factor"),
+            "original_max_position_embeddings": get("rope.scaling.original_context_length"),
+        }
+    raise ValueError(f"{get.architecture}.rope.scaling.type is {_shown(kind)}, llorch has none, linear and yarn")

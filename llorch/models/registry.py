@@ -1,0 +1,102 @@
+"""The families, and which of them a file is of.
+
+A family is a module with a FAMILY: its configuration, its graph, and the names of its files. `register` adds one from
+elsewhere, with nothing else to change.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llorch._text import printable
+from llorch.models.config import ModelConfig
+from llorch.models.graph import Graph
+
+if TYPE_CHECKING:
+    from llorch.files import Source
+
+MODULES = ("llorch.models.gpt2", "llorch.models.llama")
+
+# Buffers that old checkpoints carry along: the causal mask, the frequencies of the rotations, 0, 1, 2 ...
+BUFFERS = (
+    r"(.*\.)?(attn\.(bias|masked_bias)|attention\.(bias|masked_bias)|rotary_emb\.(inv_freq|\w+_cached)|position_ids)"
+)
+# Heads of other tasks than the next token: classification, multiple choice, questions, rewards, BERT's.
+HEADS = r"(score|classifier|multiple_choice_head|qa_outputs|cls|pooler|v_head|value_head|reward_head|summary)\..*"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models.
+
+    name : for people, "Llama".
+    model_types, architectures : config.json's model_type, and GGUF's general.architecture.
+    config, config_of_gguf : from entries of config.json; from a GGUF file's metadata and its tensors' shapes.
+    graph : of a configuration.
+    reference : the class in llorch.reference, by name, or a class.
+    prefixes : what may stand before every name in Hugging Face's files.
+    left_out : patterns of names that are left out, besides BUFFERS and HEADS.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    config: Callable[[Mapping[str, Any]], ModelConfig]
+    graph: Callable[[Any], Graph]
+    reference: Any
+    architectures: tuple[str, ...] = ()
+    config_of_gguf: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], ModelConfig] | None = None
+    prefixes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def kind(self, name: str) -> str:
+        """Of a name that the graph doesn't have: "buffer", "head" or "" for one that isn't known."""
+        if re.fullmatch(BUFFERS, name) or any(re.fullmatch(pattern, name) for pattern in self.left_out):
+            return "buffer"
+        return "head" if re.fullmatch(HEADS, name) else ""
+
+
+_registered: list[Family] = []
+
+
+def register(family: Family) -> Family:
+    """Makes a family known to `from_pretrained`; one of the same names takes the place of the one before."""
+    _registered.insert(0, family)
+    return family
+
+
+def families() -> list[Family]:
+    return [*_registered, *(importlib.import_module(module).FAMILY for module in MODULES)]
+
+
+def family_of(source: Source) -> Family:
+    """The family of a file. ValueError names the kind of model that isn't built, and those that are."""
+    if source.kind == "gguf":
+        wanted = source.config.get("general.architecture")
+        known = {name: family for family in reversed(families()) for name in family.architectures}
+        what = "general.architecture"
+    else:
+        wanted = source.config.get("model_type", "gpt2")  # old GPT-2s don't say it
+        known = {name: family for family in reversed(families()) for name in family.model_types}
+        what = "model_type"
+    if not isinstance(wanted, str) or wanted not in known:
+        shown = printable(repr(wanted))
+        raise ValueError(f"{printable(str(source.path))}: {what} is {shown}, llorch has {', '.join(sorted(known))}")
+    return known[wanted]
+
+
+def config_of(source: Source, family: Family) -> ModelConfig:
+    """The configuration of a file. ValueError or TypeError names the file and the entry."""
+    try:
+        if source.kind == "gguf":
+            if family.config_of_gguf is None:
+                raise ValueError(f"{family.name} is not known from GGUF")
+            shapes = {name: entry.shape for name, entry in source.tensors.items()}
+            return family.config_of_gguf(source.config, shapes)
+        return family.config(source.config)
+    except (ValueError, TypeError) as error:
+        file = source.path if source.kind == "gguf" else source.path / "config.json"
+        raise type(error)(f"{printable(str(file))}: {error}") from None
