@@ -165,5 +165,10 @@ def add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5, out=None, s
     -------
     (normalised, sum) : the same bits as ``h = x + residual; layer_norm(h), h``. 16-bit sums are added in
     float32 and rounded once; what is normalised is the rounded sum.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`; ValueError also where out and sum_out share memory.
     """
     return _norm(ADD_LAYER_NORM, x, residual, weight, bias, eps, out, sum_out)

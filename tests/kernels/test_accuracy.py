@@ -85,18 +85,26 @@ def no_worse(ours, theirs):
 LINEAR = {768: 2.25e-7, 1024: 2.3e-7, 4096: 2.5e-7}  # docs/numerics.md, section 3: 2.08, 2.11, 2.26, and the spread
 
 
-@pytest.mark.parametrize("K", LINEAR)
-@pytest.mark.parametrize("M", (1, 12, 64))
-@pytest.mark.parametrize("shift", (0, 3))
-def test_linear(K, M, shift):
+linear_cases = [(K, M, shift) for K in LINEAR for M in (1, 12, 64) for shift in (0, 3)]
+
+
+def linear_case(K, M, shift):
+    """x, w, the exact result, and llorch's errors."""
     x, w = normal(M, K, shift=shift), normal(K, 512, seed=1)
     exact = x.astype(np.float64) @ w.astype(np.float64)
-    ours = errors(llorch.linear(x, w), exact)
+    return x, w, exact, errors(llorch.linear(x, w), exact)
+
+
+@pytest.mark.parametrize(("K", "M", "shift"), linear_cases)
+def test_linear(K, M, shift):
+    *_, ours = linear_case(K, M, shift)
     assert ours[0] <= LINEAR[K] and ours[1] <= 1.6e-6
-    try:
-        import torch
-    except ImportError:
-        return
+
+
+@pytest.mark.parametrize(("K", "M", "shift"), linear_cases)
+def test_linear_beside_pytorch(K, M, shift):
+    torch = pytest.importorskip("torch")
+    x, w, exact, ours = linear_case(K, M, shift)
     no_worse(ours, errors((torch.from_numpy(x) @ torch.from_numpy(w)).numpy(), exact))
 
 
@@ -118,42 +126,60 @@ def exact_attention(q, k, v):
     return e @ v
 
 
-@pytest.mark.parametrize(
-    ("T", "D", "scale", "bound"),
-    [(64, 64, 1, 2e-7), (300, 64, 1, 2.8e-7), (300, 128, 1, 3.5e-7), (300, 64, 4, 1.25e-6)],
-)
-def test_attention(T, D, scale, bound):
-    """Sharp scores cost accuracy, everybody's alike: a score of 60 is exact to 4e-6, and so is its weight."""
+# Sharp scores cost accuracy, everybody's alike: a score of 60 is exact to 4e-6, and so is its weight.
+ATTENTION = {(64, 64, 1): 2e-7, (300, 64, 1): 2.8e-7, (300, 128, 1): 3.5e-7, (300, 64, 4): 1.25e-6}
+
+
+def attention_case(T, D, scale):
+    """q, k, v, the exact result, and llorch's errors."""
     q, k, v = (normal(16, T, D, seed=10 + i, scale=scale if i < 2 else 1) for i in range(3))
     exact = exact_attention(q, k, v)
-    ours = errors(llorch.attention(q, k, v), exact)
-    assert ours[0] <= bound
-    try:
-        import torch
-    except ImportError:
-        return
-    sequence = [torch.from_numpy(a)[None] for a in (q, k, v)]
+    return (q, k, v), exact, errors(llorch.attention(q, k, v), exact)
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention(case):
+    *_, ours = attention_case(*case)
+    assert ours[0] <= ATTENTION[case]
+
+
+@pytest.mark.parametrize("case", ATTENTION)
+def test_attention_beside_pytorch(case):
+    torch = pytest.importorskip("torch")
+    arrays, exact, ours = attention_case(*case)
+    sequence = [torch.from_numpy(a)[None] for a in arrays]
     theirs = torch.nn.functional.scaled_dot_product_attention(*sequence, is_causal=True)[0]
     no_worse(ours, errors(theirs.numpy(), exact))
 
 
-@pytest.mark.parametrize(("n", "bound"), [(64, 4e-7), (1000, 5.2e-7), (50257, 1.25e-6)])
-def test_softmax(n, bound):
+SOFTMAX = {64: 4e-7, 1000: 5.2e-7, 50257: 1.25e-6}
+
+
+def softmax_case(n):
+    """x, and a function of results to their relative errors, root mean square and largest: the small weights count as
+    much as the large ones."""
     x = normal(8, n, scale=5)
     e = np.exp(x.astype(np.longdouble) - x.max(axis=1, keepdims=True))
     exact = (e / e.sum(axis=1, keepdims=True)).astype(np.float64)
 
     def relative(y):
-        error = y / exact - 1  # of each weight: the small ones count as much
+        error = y / exact - 1
         return np.sqrt((error * error).mean()), abs(error).max()
 
-    ours = relative(llorch.softmax(x))
-    assert ours[0] <= bound
-    try:
-        import torch
-    except ImportError:
-        return
-    no_worse(ours, relative(torch.softmax(torch.from_numpy(x), -1).numpy()))
+    return x, relative
+
+
+@pytest.mark.parametrize("n", SOFTMAX)
+def test_softmax(n):
+    x, relative = softmax_case(n)
+    assert relative(llorch.softmax(x))[0] <= SOFTMAX[n]
+
+
+@pytest.mark.parametrize("n", SOFTMAX)
+def test_softmax_beside_pytorch(n):
+    torch = pytest.importorskip("torch")
+    x, relative = softmax_case(n)
+    no_worse(relative(llorch.softmax(x)), relative(torch.softmax(torch.from_numpy(x), -1).numpy()))
 
 
 @pytest.mark.parametrize("first", (3, 7, 20))
