@@ -8,9 +8,11 @@ instructions. Slow on purpose. Run it in the default floating-point environment.
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
+from llorch.reference._formats import dequantize
+from llorch.reference._gate import cast, gate, relu
 from llorch.reference._gpt2 import GPT2
 from llorch.reference._linear import dot128, linear
-from llorch.reference._norm import add_layer_norm, layer_norm, rms_norm
+from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
@@ -18,13 +20,17 @@ from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 __all__ = [
     "GPT2",
     "add_layer_norm",
+    "add_rms_norm",
     "argmax",
     "attention",
+    "cast",
+    "dequantize",
     "dot128",
     "embedding",
     "erf",
     "exp",
     "fma",
+    "gate",
     "gelu",
     "layer_norm",
     "linear",
@@ -32,6 +38,7 @@ __all__ = [
     "narrow",
     "next_token",
     "philox",
+    "relu",
     "rms_norm",
     "rope",
     "rope_table",

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import widen
 from llorch.reference._attention import attention
+from llorch.reference._gate import relu
 from llorch.reference._linear import linear
 from llorch.reference._norm import layer_norm
 from llorch.reference._unary import gelu, silu, tanh
@@ -72,7 +73,7 @@ def activation(x: Array, name: str) -> Array:
     if name in ("silu", "swish"):
         return silu(x)
     if name == "relu":
-        return np.where(x <= 0, np.float32(0), x)  # +0 for -0; a NaN stays
+        return relu(x)
     if name == "tanh":
         return tanh(x)
     raise ValueError(f"activation_function is {name}, it is not one that is specified")

@@ -1,4 +1,4 @@
-"""LayerNorm, add + LayerNorm and RMSNorm, as specified."""
+"""LayerNorm and RMSNorm, each alone and with a residual sum before it, as specified."""
 
 from typing import Any
 
@@ -87,6 +87,25 @@ def add_layer_norm(
     with np.errstate(all="ignore"):
         h = narrow(widen(x) + widen(residual, "residual"), x.dtype)
     y = layer_norm(h, weight, bias, eps=eps, out=out)
+    if sum_out is not None:
+        sum_out[...] = h
+        h = sum_out
+    return y, h
+
+
+def add_rms_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    *,
+    eps: float = 1e-5,
+    out: Array | None = None,
+    sum_out: Array | None = None,
+) -> tuple[Array, Array]:
+    """(rms_norm(h), h) with h = x + residual, added in float32 and rounded to their type."""
+    with np.errstate(all="ignore"):
+        h = narrow(widen(x) + widen(residual, "residual"), x.dtype)
+    y = rms_norm(h, weight, eps=eps, out=out)
     if sum_out is not None:
         sum_out[...] = h
         h = sum_out

@@ -1,0 +1,187 @@
+"""The values of a weight as GGUF files store it: a format says what each one is in float32, and nothing else.
+
+d and m (dmin) are a block's scale and minimum, float16, widened exactly. Every product below is exact in float32: 11
+bits of d by at most 7 of a sub-block's scale and 5 of q. Bits are counted from the lowest.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch.reference._arithmetic import fma, widen
+
+Array = NDArray[Any]
+
+# values and bytes of a block
+SIZES = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (32, 34),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q2_K": (256, 84),
+    "Q3_K": (256, 110),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+    "MXFP4": (32, 17),
+}
+
+
+def dequantize(data: Array, format: str, shape: Any) -> Array:
+    """The float32 values, in the given shape, of data: a row of bytes, uint8, blocks of `format` one after another.
+
+    format is a key of SIZES. A block's values lie along the last axis, whose length is a multiple of theirs. ValueError
+    for another format, shape or length.
+    """
+    if format not in SIZES:
+        raise ValueError(f"format is {format!r}, it must be one of {', '.join(SIZES)}")
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise TypeError(f"data is {data.dtype} with shape {data.shape}, it must be uint8 with shape (bytes,)")
+    values, length = SIZES[format]
+    count = 1
+    for n in shape:
+        count *= n
+    if len(shape) == 0 or shape[-1] % values:
+        raise ValueError(f"shape is {shape}, its last length must be a multiple of {values}, the values of a block")
+    if data.size != count // values * length:
+        raise ValueError(f"data has {data.size} bytes, {format} of shape {shape} takes {count // values * length}")
+    blocks = np.ascontiguousarray(data).reshape(count // values, length)
+    with np.errstate(all="ignore"):
+        return _values(blocks, format).reshape(shape)
+
+
+def _values(blocks: Array, format: str) -> Array:
+    if format == "F32":
+        return blocks.view(np.float32)
+    if format == "F16":
+        return _half(blocks)
+    if format == "BF16":
+        return (blocks.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if format == "Q8_0":
+        return _half(blocks[:, :2]) * _signed(blocks[:, 2:])
+    if format == "Q4_0":
+        return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]) - np.float32(8))
+    if format == "Q4_1":
+        return _shifted(blocks, _nibbles(blocks[:, 4:]))
+    if format == "Q5_0":
+        return _half(blocks[:, :2]) * (_nibbles(blocks[:, 6:]) + _fifth(blocks[:, 2:6]) - np.float32(16))
+    if format == "Q5_1":
+        return _shifted(blocks, _nibbles(blocks[:, 8:]) + _fifth(blocks[:, 4:8]))
+    if format == "Q2_K":
+        return _q2_k(blocks)
+    if format == "Q3_K":
+        return _q3_k(blocks)
+    if format in ("Q4_K", "Q5_K"):
+        return _q45_k(blocks)
+    if format == "Q6_K":
+        return _q6_k(blocks)
+    return _mxfp4(blocks)
+
+
+def _half(pairs: Array) -> Array:
+    """Two bytes a row as float16, widened: (blocks, 1)."""
+    return widen(np.ascontiguousarray(pairs).view(np.float16))
+
+
+def _signed(b: Array) -> Array:
+    return np.ascontiguousarray(b).view(np.int8).astype(np.float32)
+
+
+def _nibbles(b: Array) -> Array:
+    """Values 0 .. 15 of a block: the lower halves of all its bytes, then the upper ones."""
+    q = np.zeros((b.shape[0], 2, b.shape[1]), np.float32)
+    q[:, 0] = b & np.uint8(15)
+    q[:, 1] = b >> np.uint8(4)
+    return q.reshape(b.shape[0], 2 * b.shape[1])
+
+
+def _fifth(b: Array) -> Array:
+    """16 where bit j of a block's 32 is set, for its value j."""
+    q = np.zeros((b.shape[0], 32), np.float32)
+    for j in range(32):
+        q[:, j] = (b[:, j // 8] >> np.uint8(j % 8)) & np.uint8(1)
+    return q * np.float32(16)
+
+
+def _shifted(blocks: Array, q: Array) -> Array:
+    """fma(d, q, m)"""
+    return fma(_half(blocks[:, :2]), q, _half(blocks[:, 2:4]))
+
+
+# ---- K-quants: 256 values, in sub-blocks of 16 or 32 with scales of their own -------------------------
+
+
+def _fields(b: Array, bits: int, run: int) -> Array:
+    """Fields of `bits` bits: the lowest of `run` bytes, then the next of the same bytes, .., then of the next bytes."""
+    count = 8 // bits
+    q = np.zeros((b.shape[0], b.shape[1] // run, count, run), np.uint8)
+    grouped = b.reshape(b.shape[0], b.shape[1] // run, run)
+    for j in range(count):
+        q[:, :, j] = (grouped >> np.uint8(bits * j)) & np.uint8((1 << bits) - 1)
+    return q.reshape(b.shape[0], b.shape[1] * count)
+
+
+def _by_blocks(scales: Array, q: Array, minima: Array | None = None) -> Array:
+    """scale * q - minimum for each value; scales and minima (blocks, sub-blocks)."""
+    count, subs = scales.shape
+    y = scales.reshape(count, subs, 1) * q.astype(np.float32).reshape(count, subs, 256 // subs)
+    if minima is not None:
+        y = y - minima.reshape(count, subs, 1)
+    return y.reshape(count, 256)
+
+
+def _q2_k(blocks: Array) -> Array:
+    """16 bytes: scale (4 bits), minimum (4 bits) of each 16 values; 64 bytes: q; d; dmin."""
+    packed, q = blocks[:, :16], _fields(blocks[:, 16:80], 2, 32)
+    scales = _half(blocks[:, 80:82]) * (packed & np.uint8(15)).astype(np.float32)
+    minima = _half(blocks[:, 82:84]) * (packed >> np.uint8(4)).astype(np.float32)
+    return _by_blocks(scales, q, minima)
+
+
+def _q3_k(blocks: Array) -> Array:
+    """32 bytes: a bit that is 0 where 4 is taken off; 64 bytes: two bits; 12 bytes: scales less 32; d."""
+    low, high = _fields(blocks[:, 32:96], 2, 32), _fields(blocks[:, :32], 1, 32)
+    q = low.astype(np.float32) + high.astype(np.float32) * np.float32(4) - np.float32(4)
+    packed = blocks[:, 96:108]
+    sc = _fields(packed[:, :8], 4, 8) + _fields(packed[:, 8:], 2, 4) * np.uint8(16)
+    return _by_blocks(_half(blocks[:, 108:110]) * (sc.astype(np.float32) - np.float32(32)), q)
+
+
+def _q45_k(blocks: Array) -> Array:
+    """d; dmin; 12 bytes: scale and minimum, 6 bits each, of 32 values; Q5_K: 32 bytes: fifth bits; 128 bytes: q."""
+    packed, q = blocks[:, 4:16], _fields(blocks[:, -128:], 4, 32)
+    if blocks.shape[1] == 176:
+        q = q + _fields(blocks[:, 16:48], 1, 32) * np.uint8(16)
+    first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
+    sc, mn = (np.zeros((blocks.shape[0], 8), np.float32) for _ in range(2))
+    sc[:, :4], mn[:, :4] = first & np.uint8(63), second & np.uint8(63)
+    sc[:, 4:] = (rest & np.uint8(15)) | ((first >> np.uint8(6)) << np.uint8(4))
+    mn[:, 4:] = (rest >> np.uint8(4)) | ((second >> np.uint8(6)) << np.uint8(4))
+    return _by_blocks(_half(blocks[:, :2]) * sc, q, _half(blocks[:, 2:4]) * mn)
+
+
+def _q6_k(blocks: Array) -> Array:
+    """128 bytes: four bits; 64 bytes: two more; 16 bytes: signed scales of each 16 values; d. q is less 32."""
+    q = _fields(blocks[:, :128], 4, 64) + _fields(blocks[:, 128:192], 2, 32) * np.uint8(16)
+    scales = _half(blocks[:, 208:210]) * _signed(blocks[:, 192:208])
+    return _by_blocks(scales, q.astype(np.float32) - np.float32(32))
+
+
+# ---- MXFP4 --------------------------------------------------------------------------------------------
+
+FLOAT4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # then the same negative, but zero has no sign
+
+
+def _mxfp4(blocks: Array) -> Array:
+    """A byte e, then 16 bytes of 4-bit floats: 2^(e - 127) times the float. No e is a NaN; too large is an infinity."""
+    code = _nibbles(blocks[:, 1:]).astype(np.uint8)
+    value = np.zeros(code.shape, np.float64)
+    for i in range(1, 8):
+        value = np.where(code == i, FLOAT4[i], np.where(code == i + 8, -FLOAT4[i], value))
+    power = ((blocks[:, :1].astype(np.int64) - np.int64(127) + np.int64(1023)) << np.int64(52)).view(np.float64)
+    return (power * value).astype(np.float32)
