@@ -47,10 +47,13 @@ from llorch._core import (
 
 if TYPE_CHECKING:
     from llorch import validate
-    from llorch.models.engine import GPT2
+    from llorch.text.causal_lm import CausalLM
+
+    GPT2 = CausalLM
 
 __all__ = [
     "GPT2",
+    "CausalLM",
     "KVCache",
     "PackedLinear",
     "__version__",
@@ -83,11 +86,11 @@ _threadpoolctl.register()
 
 
 def __getattr__(name: str) -> Any:
-    if name == "GPT2":  # on demand: the kernels alone need NumPy alone, and are there sooner
-        from llorch.models.engine import GPT2
+    if name in ("CausalLM", "GPT2"):  # on demand: the kernels alone need NumPy alone, and are there sooner
+        from llorch.text.causal_lm import CausalLM
 
-        globals()[name] = GPT2
-        return GPT2
+        globals()[name] = CausalLM
+        return CausalLM
     if name == "validate":
         return importlib.import_module("llorch.validate")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

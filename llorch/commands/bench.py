@@ -17,7 +17,7 @@ from llorch.commands import common
 from llorch.models.shapes import SHAPES, write_random
 
 if TYPE_CHECKING:
-    from llorch.models.engine import GPT2
+    from llorch.text.causal_lm import CausalLM
 
 TOGETHER = 8
 DEPTH = 128  # tokens that a sequence has when its decoding is timed
@@ -59,7 +59,7 @@ def command(model: str | None, shape: str | None, repetitions: int, as_json: boo
         click.echo(f"{row['what']:<28}{row['tokens_per_s']:>10.1f} tokens/s  [{row['least']:.1f}, {row['most']:.1f}]")
 
 
-def measure(model: "GPT2", repetitions: int) -> list[dict[str, Any]]:
+def measure(model: "CausalLM", repetitions: int) -> list[dict[str, Any]]:
     """Medians of tokens per second, the least and the most beside."""
     context, vocabulary = model.config.n_positions, model.config.vocab_size
     depth = min(DEPTH, context // 2)

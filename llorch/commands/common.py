@@ -11,7 +11,7 @@ import click
 import llorch
 
 if TYPE_CHECKING:
-    from llorch.models.engine import GPT2
+    from llorch.text.causal_lm import CausalLM
 
 EMBEDDED = "shakespeare-1m"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,10 +58,10 @@ def failures() -> Iterator[None]:
         raise Failure(str(error) or type(error).__name__) from error
 
 
-def load(model: str, dtype: str | None = None) -> "GPT2":
+def load(model: str, dtype: str | None = None) -> "CausalLM":
     """The model of a folder or hub id; the loader shows its own progress."""
     with failures():
-        return llorch.GPT2.from_pretrained(model, dtype=dtype)
+        return llorch.CausalLM.from_pretrained(model, dtype=dtype)
 
 
 def text_of(argument: str) -> str:

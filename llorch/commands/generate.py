@@ -45,8 +45,6 @@ def command(
 
     PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token.
     """
-    from llorch.text.generate import stream
-
     prompt = common.text_of(prompt)
     gpt2 = common.load(model, dtype)
     with common.failures(), common.progress("reading the prompt") as progress:
@@ -56,8 +54,7 @@ def command(
         if max_new_tokens is None:
             max_new_tokens = max(1, min(DEFAULT_LENGTH, config.n_positions - len(tokenizer.encode(prompt))))
 
-        pieces = stream(
-            gpt2,
+        pieces = gpt2.stream(
             prompt,
             max_new_tokens,
             temperature=temperature,

@@ -23,9 +23,7 @@ def command(text: str, model: str, by_token: bool, as_json: bool, dtype: str | N
     text = common.text_of(text)
     gpt2 = common.load(model, dtype)
     with common.failures(), common.progress("scoring") as progress:
-        from llorch.text.generate import score
-
-        result = score(gpt2, text, progress=progress)
+        result = gpt2.score(text, progress=progress)
     logs = result.log_probabilities.tolist()
     tokens = [gpt2.tokenizer.token(id) for id in result.ids]
     if as_json:

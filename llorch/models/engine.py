@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,8 @@ from llorch._core import KVCache
 from llorch.models import loading as _weights
 from llorch.models.gpt2 import GPT2Config
 
-if TYPE_CHECKING:
-    from llorch.text.generate import Score, Stream
-    from llorch.text.tokenizer import Tokenizer
-
 Array = NDArray[Any]
 Ids = Sequence[int] | Array
-Prompt = str | Ids
-Stop = str | int | Sequence[str | int] | None
 Trace = Callable[[str, Array], object]
 
 FUSED = ("gelu_tanh", "gelu", "silu")  # activations that linear applies by itself
@@ -120,8 +113,6 @@ class GPT2:
         Memory of the weights.
     path : pathlib.Path
         The folder it came from.
-    tokenizer : llorch.text.tokenizer.Tokenizer
-        Loaded from the folder when it is first used.
     """
 
     def __init__(self, config: GPT2Config, weights: _weights.Weights, path: Path) -> None:
@@ -138,7 +129,7 @@ class GPT2:
         self._spare: dict[tuple[int, ...], _Workspace] = {}
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, *, dtype: str | None = None) -> GPT2:
+    def from_pretrained(cls, path_or_hub_id: str | Path, *, dtype: str | None = None) -> Self:
         """A model from a folder in Hugging Face's format, or from its hub.
 
         Parameters
@@ -175,12 +166,6 @@ class GPT2:
 
     def __reduce__(self) -> Any:
         raise TypeError("a GPT2 can't be pickled or copied: load it again from its path")
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        from llorch.text import tokenizer
-
-        return tokenizer.load(self.path)
 
     def new_cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for one sequence of up to `capacity` positions (None: n_positions, the most there can be).
@@ -256,105 +241,6 @@ class GPT2:
         if len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("caches has the same Cache twice: each sequence needs one of its own, see Cache.fork")
         return self._run(arrays, caches, last=True)
-
-    # ---- text: by llorch.text.generate, which documents arguments and results --------------------------------
-
-    def generate(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Stop = None,
-        seed: int | None = None,
-    ) -> Any:
-        """What follows the prompt: text after a text, a list of token ids after ids.
-
-        Greedy at temperature 0; else drawn, as a pure function of logits, parameters, seed and position. See
-        `llorch.text.generate.generate` for every argument, and for the errors, which come before any work.
-        """
-        from llorch.text import generate
-
-        return generate.generate(
-            self,
-            prompt,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-        )
-
-    def stream(
-        self,
-        prompt: Prompt,
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Stop = None,
-        seed: int | None = None,
-    ) -> Stream:
-        """What `generate` gives, piece by piece as it comes. See `llorch.text.generate.stream`."""
-        from llorch.text import generate
-
-        return generate.stream(
-            self,
-            prompt,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-        )
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        max_new_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        stop: Stop = None,
-        seed: int | Sequence[int | None] | None = None,
-        batch_size: int = 32,
-    ) -> list[Any]:
-        """What `generate` gives for each prompt, bit for bit; at most batch_size of them go through the model together.
-
-        See `llorch.text.generate.generate_batch`.
-        """
-        from llorch.text import generate
-
-        return generate.generate_batch(
-            self,
-            prompts,
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            stop=stop,
-            seed=seed,
-            batch_size=batch_size,
-        )
-
-    def score(self, text: Prompt) -> Score:
-        """Log-probability of every token of a text after those before it, and perplexity. See
-        `llorch.text.generate.score`."""
-        from llorch.text import generate
-
-        return generate.score(self, text)
 
     # ---- checks ----------------------------------------------------------------------------------------
 

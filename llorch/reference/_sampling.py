@@ -120,7 +120,7 @@ def log(z: float) -> float:
 
 
 def log_probabilities(logits: Array, ids: Any) -> Array:
-    """Of the token ids[t] by logits[t]: logits (T, V), ids (T,); float64 (T,). See `llorch.text.generate.score`."""
+    """Of the token ids[t] by logits[t]: logits (T, V), ids (T,); float64 (T,). See `llorch.CausalLM.score`."""
     l = widen(logits, "logits")
     result = np.zeros(l.shape[0], np.float64)
     with np.errstate(all="ignore"):

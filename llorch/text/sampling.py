@@ -7,7 +7,7 @@ import dataclasses
 import math
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,15 @@ def _real(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
+
+
+class Sampling(TypedDict, total=False):
+    """The parameters that a caller may give by name: see `SamplingParameters`."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -329,7 +329,7 @@ import sys, llorch
 heavy = {"llorch.models", "llorch.text", "ml_dtypes", "tokenizers", "safetensors", "rich", "click", "huggingface_hub"}
 heavy &= set(sys.modules)
 assert not heavy, heavy
-assert "GPT2" in dir(llorch) and llorch.GPT2.__name__ == "GPT2" and "llorch.models" in sys.modules
+assert "GPT2" in dir(llorch) and llorch.GPT2 is llorch.CausalLM and "llorch.models" in sys.modules
 try:
     llorch.GPT3
 except AttributeError as error:

@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 
 import llorch
 from llorch import reference
-from llorch.text import generate as module
-from llorch.text.generate import generate, generate_batch, score, stream
+from llorch.text import batch as module
+from llorch.text.generate import Faces
+from llorch.text.score import log_probabilities
 
+generate, stream, generate_batch, score = (
+    Faces.generate,
+    Faces.stream,
+    Faces.generate_batch,
+    Faces.score,
+)  # of any model
 MODEL = llorch.GPT2.from_pretrained("shakespeare-1m")
 CONTEXT = MODEL.config.n_positions
 END = MODEL.config.eos_token_id
@@ -324,14 +331,14 @@ def test_score_of_text_is_that_of_its_ids():
 
 def test_scores_of_special_logits():
     l = np.float32([[0, 0, -np.inf], [3e38, -3e38, 0], [-0.0, 0.0, -200], [7, 7, 7]])
-    got = module.log_probabilities(l, [2, 1, 2, 0])
+    got = log_probabilities(l, [2, 1, 2, 0])
     assert_same_bits(got, reference.log_probabilities(l, [2, 1, 2, 0]))
     assert got[0] == -np.inf and got[1] == -2 * float(np.float32(3e38)) and got[3] == -math.log(3)
     big = rng(0).standard_normal((3, 50257)).astype(np.float32) * 5
-    assert_same_bits(module.log_probabilities(big, [1, 2, 50256]), reference.log_probabilities(big, [1, 2, 50256]))
+    assert_same_bits(log_probabilities(big, [1, 2, 50256]), reference.log_probabilities(big, [1, 2, 50256]))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_score_nothing(bad):
     with pytest.raises(ValueError, match="logits"):
-        module.log_probabilities(np.float32([[1, 2], [bad, 0]]), [0, 0])
+        log_probabilities(np.float32([[1, 2], [bad, 0]]), [0, 0])

@@ -23,9 +23,9 @@ import llorch
 from llorch import reference
 from llorch.models import loading as weights
 from llorch.models.config import ACTIVATIONS
-from llorch.models.engine import GPT2
 from llorch.models.gpt2 import GPT2Config
 from llorch.reference._gpt2 import activation as specified_activation
+from llorch.text.causal_lm import CausalLM
 from llorch.validate.ladder import rungs as ladder
 from llorch.validate.ladder.rungs import block_name
 
@@ -396,8 +396,8 @@ class Model:
         self.config = GPT2Config.from_file(self.folder / "config.json")
 
     @cached_property
-    def engine(self) -> GPT2:
-        return GPT2.from_pretrained(self.folder)
+    def engine(self) -> CausalLM:
+        return CausalLM.from_pretrained(self.folder)
 
     @cached_property
     def tensors(self) -> Trace:

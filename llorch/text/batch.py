@@ -1,0 +1,296 @@
+"""The scheduler: any number of sequences through `model.step` together.
+
+A sequence's tokens are a function of its own prompt, parameters and seed: what else is in the batch, and when it came
+or was cancelled, can't change them.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from llorch.text.protocol import Ids, Logits, Model, context_of, ends_of
+from llorch.text.sampling import SamplingParameters, next_token, whole
+
+Prompt = str | Ids
+Stop = str | int | Iterable[str | int]
+
+CHUNK = 256  # tokens of prompts in one step: bounds memory, and the time until an interrupt is seen
+SEQUENCES = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt and what is asked for.
+
+    prompt : str, or sequence or integer array of ids in [0, vocab_size)
+        At least one token.
+    max_new_tokens : int, at least 0
+        Prompt and new tokens together have at most as many tokens as the model's context.
+    parameters : SamplingParameters
+        How tokens are chosen. Without a seed, where one is needed, a fresh one is drawn when the request is added.
+    stop : str, int, or several of them, optional
+        Ends the result before it: see `llorch.CausalLM.generate`.
+    name : str
+        What errors call the prompt.
+    """
+
+    prompt: Prompt
+    max_new_tokens: int
+    parameters: SamplingParameters = dataclasses.field(default_factory=SamplingParameters)
+    stop: Stop | None = None
+    name: str = "prompt"
+
+
+class Event(NamedTuple):
+    """What a step did for one sequence.
+
+    id : int
+        As `Batch.add` gave it.
+    read : int
+        Tokens of the prompt that have been read so far.
+    token : int or None
+        The new token. None while the prompt is read, and where a token that ends the sequence came.
+    text : str or None
+        For a prompt of text, what can be told of the new text: whole characters, without what may yet become part of a
+        stop string. It may be empty, and it may hold the text of earlier tokens. None for a prompt of ids.
+    reason : str or None
+        None while the sequence goes on; "stop" after a stop string or id or an end-of-text token; "length" at
+        max_new_tokens; "error". The batch has forgotten the sequence then.
+    error : Exception or None
+        Why no next token could be chosen: its own logits, its own text. Other sequences go on.
+    """
+
+    id: int
+    read: int
+    token: int | None = None
+    text: str | None = None
+    reason: str | None = None
+    error: Exception | None = None
+
+    @property
+    def pieces(self) -> list[str] | list[int]:
+        """What it adds to the result: a text, or an id for a prompt of ids, or nothing."""
+        if self.text is not None:
+            return [self.text] if self.text else []
+        return [] if self.token is None else [self.token]
+
+
+# ---- one sequence ---------------------------------------------------------------------------------------
+
+
+class _Text:
+    """New text as its tokens come, without what may yet become a character or a stop string."""
+
+    def __init__(self, model: Model, stops: tuple[str, ...]) -> None:
+        self.decoder, self.stops = model.tokenizer.decoder(), stops
+        self.held, self.stopped = "", False
+
+    def push(self, id: int) -> str:
+        return self._pass(self.decoder.push(id))
+
+    def flush(self) -> str:
+        piece = self._pass(self.decoder.flush())
+        rest, self.held = self.held, ""
+        return piece if self.stopped else piece + rest
+
+    def _pass(self, text: str) -> str:
+        text = self.held + text
+        places = [at for stop in self.stops if (at := text.find(stop)) >= 0]
+        if places:
+            self.held, self.stopped = "", True
+            return text[: min(places)]
+        begun = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        end = len(text) - max(begun, default=0)
+        self.held = text[end:]
+        return text[:end]
+
+
+class Sequence:
+    """A request under way.
+
+    prompt_ids : list of int
+    parameters : SamplingParameters
+        With the seed that the tokens are drawn by, where they are drawn.
+    reason : str or None
+        As `Event.reason`.
+    """
+
+    def __init__(self, model: Model, request: Request) -> None:
+        name = request.name
+        self.most = whole(request.max_new_tokens, "max_new_tokens", 0)
+        strings, self.ends = _stops(model, request.stop)
+        self.prompt_ids = encode(model, request.prompt, name)
+        context, count = context_of(model), len(self.prompt_ids)
+        if count + self.most > context:
+            room = context - count
+            raise ValueError(
+                f"{name} has {count} tokens, the context {context}: max_new_tokens can be at most {room}, "
+                f"got {self.most}"
+                if room >= 0
+                else f"{name} has {count} tokens, the context only {context}"
+            )
+        self.text = _Text(model, strings) if isinstance(request.prompt, str) else None
+        if strings and self.text is None:
+            raise TypeError(f"stop has the string {strings[0]!r}, but {name} is ids: stop at ids, or give text")
+        self.parameters = request.parameters.seeded()
+        self.reason: str | None = None if self.most else "length"
+        self.ids = list(self.prompt_ids)
+        self.fed = 0  # ids that the cache holds
+        self.cache: Any = None
+
+    @property
+    def new_ids(self) -> list[int]:
+        """The new tokens so far, also those whose text is still held back."""
+        return self.ids[len(self.prompt_ids) :]
+
+    def next_chunk(self, room: int) -> list[int]:
+        """What the cache lacks: at most `room` tokens of a prompt, or the last new token."""
+        ids = self.ids[self.fed :]
+        return ids[:room] if self.fed < len(self.prompt_ids) else ids
+
+    def choose(self, logits: Logits) -> tuple[int | None, str | None]:
+        """The next token and the text that it adds; no token if it ends the sequence. Sets `reason` at the end."""
+        id = next_token(logits, self.parameters, len(self.ids), self.ids)
+        if id in self.ends:
+            self.reason = "stop"
+            return None, self.text.flush() if self.text else None
+        self.ids.append(id)
+        if len(self.ids) == len(self.prompt_ids) + self.most:
+            self.reason = "length"
+        if self.text is None:
+            return id, None
+        text = self.text.push(id)
+        if self.reason and not self.text.stopped:
+            text += self.text.flush()
+        if self.text.stopped:
+            self.reason = "stop"
+        return id, text
+
+
+def encode(model: Model, prompt: Prompt, name: str) -> list[int]:
+    """The ids of a prompt, checked."""
+    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str) and not ids:
+        begin = model.config.bos_token_id
+        hint = "" if begin is None else f", such as [{begin}]"
+        raise ValueError(f"{name} is empty: a model needs at least one token to begin from{hint}")
+    checked: list[int] = model._ids(ids, name).tolist()
+    return checked
+
+
+def _stops(model: Model, stop: Stop | None) -> tuple[tuple[str, ...], frozenset[int]]:
+    """Strings and ids at which to stop; the model's own end-of-text tokens are among these."""
+    strings, ids = [], set(ends_of(model))
+    several: Any = () if stop is None else stop
+    for one in several if isinstance(several, Iterable) and not isinstance(several, str) else [several]:
+        if isinstance(one, str):
+            if not one:
+                raise ValueError("stop has an empty string, which every text has at once")
+            strings.append(one)
+        else:
+            ids.add(whole(one, "stop, if it isn't a string,", 0, model.config.vocab_size))
+    return tuple(strings), frozenset(ids)
+
+
+# ---- all sequences --------------------------------------------------------------------------------------
+
+
+class Batch:
+    """Sequences that go through a model together; they may come and go between steps.
+
+    Parameters
+    ----------
+    model : a model, such as llorch.CausalLM
+    max_sequences : int, at least 1
+        At most so many sequences at a time; others wait, first come, first served.
+    chunk : int, at least 1
+        At most so many tokens of prompts in one step.
+
+    >>> import llorch
+    >>> from llorch.text.batch import Batch, Request
+    >>> batch = Batch(llorch.CausalLM.from_pretrained("shakespeare-1m"))
+    >>> first = batch.add(Request("ROMEO:", 4))
+    >>> while batch:
+    ...     for event in batch.step():
+    ...         print(repr(event.text), event.reason)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: Model, max_sequences: int = SEQUENCES, chunk: int = CHUNK) -> None:
+        self.model = model
+        self.max_sequences = whole(max_sequences, "max_sequences", 1)
+        self.chunk = whole(chunk, "chunk", 1)
+        self._added = 0
+        self._waiting: deque[tuple[int, Sequence]] = deque()
+        self._active: dict[int, Sequence] = {}
+
+    def __len__(self) -> int:
+        """Sequences that haven't ended: active and waiting."""
+        return len(self._active) + len(self._waiting)
+
+    def add(self, request: Request) -> int:
+        """Its id in events. Nothing is computed yet; errors are those of `llorch.CausalLM.generate`."""
+        return self.admit(Sequence(self.model, request))
+
+    def admit(self, sequence: Sequence) -> int:
+        """Adds a sequence that has been checked for this model already."""
+        self._added += 1
+        self._waiting.append((self._added, sequence))
+        return self._added
+
+    def cancel(self, id: int) -> bool:
+        """Forgets a sequence and frees its memory, with no event; False if there is none: it has ended before."""
+        if self._active.pop(id, None) is not None:
+            return True
+        kept = deque(entry for entry in self._waiting if entry[0] != id)
+        found = len(kept) < len(self._waiting)
+        self._waiting = kept
+        return found
+
+    def step(self) -> list[Event]:
+        """One call of the model: a token of each sequence that has begun, up to `chunk` tokens of unread prompts.
+
+        The events of these sequences, in the order in which they were added. What the model itself raises (an
+        interrupt, no memory) leaves the batch as it was, and the step can be tried again.
+        """
+        events = self._begin()
+        room, chunks, fed = self.chunk, [], []
+        for id, sequence in self._active.items():
+            ids = sequence.next_chunk(room)
+            if sequence.fed < len(sequence.prompt_ids):
+                room -= len(ids)
+            if ids:
+                chunks.append(ids)
+                fed.append((id, sequence))
+        if not fed:
+            return events
+        every = self.model.step(chunks, [sequence.cache for _, sequence in fed])
+        for (id, sequence), ids, logits in zip(fed, chunks, every, strict=True):
+            sequence.fed += len(ids)
+            read = min(sequence.fed, len(sequence.prompt_ids))
+            if sequence.fed < len(sequence.ids):
+                events.append(Event(id, read))
+                continue
+            try:
+                token, text = sequence.choose(logits)
+                events.append(Event(id, read, token, text, sequence.reason))
+            except Exception as error:
+                sequence.reason = "error"
+                events.append(Event(id, read, reason="error", error=error))
+            if sequence.reason:
+                del self._active[id]
+                sequence.cache = None
+        return events
+
+    def _begin(self) -> list[Event]:
+        """Makes waiting sequences active where there is room; the events of those that end without a step."""
+        events = []
+        while self._waiting and len(self._active) < self.max_sequences:
+            id, sequence = self._waiting[0]
+            if sequence.reason:
+                events.append(Event(id, 0, reason=sequence.reason))
+            else:
+                sequence.cache = self.model.new_cache(len(sequence.prompt_ids) + sequence.most)
+                self._active[id] = sequence
+            self._waiting.popleft()
+        return events

@@ -1,0 +1,44 @@
+"""What text needs of a model. Any family's engine has it; so has a stand-in in a test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from llorch.text.tokenizer import Tokenizer
+
+Ids = Sequence[int] | NDArray[Any]
+Logits = NDArray[np.float32]
+
+
+class Model(Protocol):
+    """config has vocab_size, bos_token_id, and the context's length; a cache has one sequence's keys and values."""
+
+    @property
+    def config(self) -> Any: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def tokenizer(self) -> "Tokenizer": ...
+    def new_cache(self, capacity: int | None = None) -> Any: ...
+    def forward(self, ids: Ids, cache: Any = None) -> Logits: ...
+    def step(self, chunks: Sequence[Ids], caches: Sequence[Any]) -> Logits: ...
+    def _ids(self, ids: Ids, name: str) -> NDArray[Any]: ...
+
+
+def context_of(model: Model) -> int:
+    """The most positions of a sequence."""
+    config = model.config
+    length: int = config.context if hasattr(config, "context") else config.n_positions
+    return length
+
+
+def ends_of(model: Model) -> frozenset[int]:
+    """The tokens that end a text."""
+    config = model.config
+    if hasattr(config, "eos_token_ids"):
+        return frozenset(config.eos_token_ids)
+    return frozenset() if config.eos_token_id is None else frozenset({config.eos_token_id})

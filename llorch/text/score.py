@@ -1,0 +1,84 @@
+"""How likely a model finds a text: `llorch.CausalLM.score`."""
+
+import dataclasses
+import decimal
+import math
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+import llorch
+from llorch import _core
+from llorch.text.batch import Prompt, encode
+from llorch.text.protocol import Ids, Logits, Model, context_of
+
+Progress = Callable[[int, int], object]  # done, of how many
+
+SCORED = 64  # positions whose logits are looked at together
+EXACT = decimal.Context(40, decimal.ROUND_HALF_EVEN, decimal.MIN_EMIN, decimal.MAX_EMAX, traps=[])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Score:
+    """How likely a model finds a text.
+
+    ids : list of int
+        Its n tokens.
+    log_probabilities : float64 array (n - 1,)
+        Natural logarithms: of each token from the second on, by those before it. The first has nothing before it.
+    """
+
+    ids: list[int]
+    log_probabilities: NDArray[np.float64]
+
+    @cached_property
+    def log_likelihood(self) -> float:
+        """Their exact sum, rounded once to float64."""
+        return _core._in_fpenv(math.fsum, self.log_probabilities.tolist())
+
+    @cached_property
+    def perplexity(self) -> float:
+        """exp(-log_likelihood / (n - 1)): the quotient in float64, and the float64 nearest to its exponential."""
+        return _core._in_fpenv(_perplexity, self.log_likelihood, len(self.log_probabilities))
+
+
+def _perplexity(log_likelihood: float, count: int) -> float:
+    return float(EXACT.exp(decimal.Decimal(-log_likelihood / count)))
+
+
+def score(model: Model, text: Prompt, *, progress: Progress | None = None) -> Score:
+    """See `llorch.CausalLM.score`."""
+    ids = encode(model, text, "text")
+    context = context_of(model)
+    if not 2 <= len(ids) <= context:
+        raise ValueError(f"text has {len(ids)} token{'s' * (len(ids) > 1)}, it must have at least 2 and at most "
+                         f"{context}, the context")  # fmt: skip
+    cache = model.new_cache(len(ids))
+    parts = []
+    for first in range(0, len(ids) - 1, SCORED):
+        last = min(first + SCORED, len(ids) - 1)
+        logits = model.forward(ids[first:last], cache)
+        parts.append(_core._in_fpenv(log_probabilities, logits, ids[first + 1 : last + 1]))
+        if progress is not None:
+            progress(last, len(ids) - 1)
+    return Score(ids, np.concatenate(parts))
+
+
+def log_probabilities(logits: Logits, ids: Ids) -> NDArray[np.float64]:
+    """Of the token ids[t] by logits[t]: logits (T, V) in float32, ids (T,); float64 (T,).
+
+    ValueError if logits has a NaN or a row whose largest value is infinite.
+    """
+    rows = np.arange(len(logits))
+    m = logits[rows, llorch.argmax(logits)]
+    if not np.isfinite(m).all():
+        raise ValueError(f"logits has a row whose largest value is {m[~np.isfinite(m)][0]}: it must be finite")
+    with np.errstate(over="ignore", under="ignore"):
+        z = logits - m[:, None]
+    e = llorch.exp(z, out=z)
+    Z = np.cumsum(e, axis=1, dtype=np.float64)[:, -1]  # a running sum by definition, unlike np.sum
+    ln = np.array([float(EXACT.ln(decimal.Decimal(z))) for z in Z.tolist()], np.float64)
+    result: NDArray[np.float64] = (logits[rows, ids].astype(np.float64) - m.astype(np.float64)) - ln
+    return result
