@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 import llorch
-from llorch import _interrupts
-from llorch._interrupts import INTERRUPTED
 
 COMMANDS = ("generate", "score", "info", "bench", "validate", "dump", "compare", "config")
+INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 
 class Commands(click.Group):
@@ -23,8 +22,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        with _interrupts.at_once():
-            command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
         return command
 
     def main(

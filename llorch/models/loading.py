@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from llorch._core import PackedLinear
 from llorch.files.folder import find_folder as find_folder
-from llorch.files.folder import find_tensors
-from llorch.files.safetensors import NAMES, Entry, Reader
+from llorch.files.folder import find_tensors as files_tensors
 from llorch.files.safetensors import read_header as read_header
+from llorch.files.tensor import Entry
+from llorch.files.tensor import Reader as Reader
 from llorch.models.gpt2 import GPT2Config
 
 DTYPES = ("float32", "bfloat16", "float16")
+NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old checkpoints carry along
 
 
@@ -81,6 +83,17 @@ def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def find_tensors(folder: Path) -> dict[str, Entry]:
+    """All tensors of a folder, without "transformer." before their names."""
+    tensors: dict[str, Entry] = {}
+    for name, entry in files_tensors(folder).items():
+        plain = name.removeprefix("transformer.")
+        if plain in tensors:
+            raise ValueError(f"{folder}: tensor {plain} is there twice, with and without transformer. before its name")
+        tensors[plain] = entry
+    return tensors
 
 
 def _check(folder: Path, tensors: dict[str, Entry], config: GPT2Config) -> None:

@@ -372,7 +372,7 @@ def test_no_such_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         GPT2.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(NotADirectoryError, match="is a file, a model is a folder"):
+    with pytest.raises(ValueError, match="is not a model: it must be a folder or a GGUF file"):
         GPT2.from_pretrained(tmp_path / "config.json")
     with pytest.raises(FileNotFoundError, match=r"has neither model\.safetensors nor model\.safetensors\.index\.json"):
         GPT2.from_pretrained(tmp_path)

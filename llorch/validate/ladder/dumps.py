@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llorch
+from llorch._text import printable as printable
 from llorch.models import loading as weights
 from llorch.models.gpt2 import GPT2Config
 from llorch.validate.ladder import rungs as ladder
@@ -467,8 +468,3 @@ def ulp(ours: Array) -> Array:
 def names_of(sequence: Sequence[str], most: int = 6) -> str:
     more = f" and {len(sequence) - most} more" if len(sequence) > most else ""
     return ", ".join(map(printable, sequence[:most])) + more
-
-
-def printable(name: str) -> str:
-    """A name from a file, without what a terminal would obey or can't show."""
-    return name if name.isprintable() else repr(name)[1:-1]
