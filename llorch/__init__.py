@@ -6,47 +6,59 @@
 True
 """
 
-import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import _signal  # type: ignore[import-not-found]
 
+_mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])  # until it is known what Ctrl-C is to do
 try:
-    from llorch import _core as _core
-except ImportError as error:
-    if (Path(__file__).parents[1] / "csrc").is_dir():
-        raise ImportError(
-            "this is llorch's source tree, and its compiled part isn't in it: import llorch from another folder, "
-            "where the installed package is found, or build it here with pip install -e ."
-        ) from error
-    raise
+    from llorch import _interrupts
+finally:
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, _mask)
 
-from llorch import _threadpoolctl, reference, testing
-from llorch._config import __version__, config, show_config
-from llorch._core import (
-    KVCache,
-    PackedLinear,
-    add_layer_norm,
-    argmax,
-    attention,
-    available_isas,
-    embedding,
-    erf,
-    exp,
-    gelu,
-    get_num_threads,
-    isa,
-    layer_norm,
-    linear,
-    rms_norm,
-    set_num_threads,
-    sigmoid,
-    silu,
-    softmax,
-    tanh,
-)
+with _interrupts.held():
+    import inspect as _inspect  # noqa: F401  Cython's start of _core takes it without a look whether it is there
 
+    try:
+        from llorch import _core as _core
+    except ImportError as error:
+        from pathlib import Path
+
+        if (Path(__file__).parents[1] / "csrc").is_dir():
+            raise ImportError(
+                "this is llorch's source tree, and its compiled part isn't in it: import llorch from another folder, "
+                "where the installed package is found, or build it here with pip install -e ."
+            ) from error
+        raise
+
+    from llorch import _threadpoolctl
+    from llorch._core import (
+        KVCache,
+        PackedLinear,
+        add_layer_norm,
+        argmax,
+        attention,
+        available_isas,
+        embedding,
+        erf,
+        exp,
+        gelu,
+        get_num_threads,
+        isa,
+        layer_norm,
+        linear,
+        rms_norm,
+        set_num_threads,
+        sigmoid,
+        silu,
+        softmax,
+        tanh,
+    )
+
+    _threadpoolctl.register()
+
+TYPE_CHECKING = False  # as typing has it, without the time to import typing
 if TYPE_CHECKING:
-    from llorch import validate
+    from llorch import reference, testing, validate
+    from llorch._config import __version__, config, show_config
     from llorch.text.causal_lm import CausalLM
 
     GPT2 = CausalLM
@@ -82,18 +94,28 @@ __all__ = [
     "validate",
 ]
 
-_threadpoolctl.register()
+# Imported when they are asked for: the kernels need NumPy alone, and are there sooner.
+_MODULES = ("reference", "testing", "validate")
+_ELSEWHERE = {
+    "CausalLM": ("llorch.text.causal_lm", "CausalLM"),
+    "GPT2": ("llorch.text.causal_lm", "CausalLM"),
+    "__version__": ("llorch._config", "__version__"),
+    "config": ("llorch._config", "config"),
+    "show_config": ("llorch._config", "show_config"),
+}
 
+if not TYPE_CHECKING:  # types come from the imports above
 
-def __getattr__(name: str) -> Any:
-    if name in ("CausalLM", "GPT2"):  # on demand: the kernels alone need NumPy alone, and are there sooner
-        from llorch.text.causal_lm import CausalLM
+    def __getattr__(name):
+        from importlib import import_module
 
-        globals()[name] = CausalLM
-        return CausalLM
-    if name == "validate":
-        return importlib.import_module("llorch.validate")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _MODULES:
+            return import_module(f"llorch.{name}")
+        if name in _ELSEWHERE:
+            module, attribute = _ELSEWHERE[name]
+            globals()[name] = getattr(import_module(module), attribute)
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

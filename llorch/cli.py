@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 import llorch
+from llorch import _interrupts
+from llorch._interrupts import INTERRUPTED
 
 COMMANDS = ("generate", "score", "info", "bench", "validate", "dump", "compare", "config")
-INTERRUPTED = 130  # as shells report a program that Ctrl-C ended
 
 
 class Commands(click.Group):
@@ -22,7 +23,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
+        with _interrupts.at_once():
+            command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
         return command
 
     def main(

@@ -343,7 +343,8 @@ def test_the_source_tree_says_that_it_is_not_built(tmp_path):
     """The folder in which a newcomer stands after pip install hides the installed package."""
     (tmp_path / "csrc").mkdir()
     (tmp_path / "llorch").mkdir()
-    (tmp_path / "llorch" / "__init__.py").write_text(Path(llorch.__file__).read_text())
+    for name in ("__init__.py", "_interrupts.py"):
+        (tmp_path / "llorch" / name).write_text(Path(llorch.__file__).with_name(name).read_text())
     not_editable = "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]"
     code = f"import sys; {not_editable}; sys.path.insert(0, '.'); import llorch"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
