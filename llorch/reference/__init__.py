@@ -12,6 +12,7 @@ from llorch.reference._formats import dequantize
 from llorch.reference._gate import cast, gate, relu
 from llorch.reference._gpt2 import GPT2
 from llorch.reference._linear import dot128, linear
+from llorch.reference._llama import Llama
 from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
@@ -19,6 +20,7 @@ from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 __all__ = [
     "GPT2",
+    "Llama",
     "add_layer_norm",
     "add_rms_norm",
     "argmax",

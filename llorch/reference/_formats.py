@@ -57,7 +57,7 @@ def dequantize(data: Array, format: str, shape: Any) -> Array:
 
 def _values(blocks: Array, format: str) -> Array:
     if format == "F32":
-        return blocks.view(np.float32)
+        return blocks.view(np.float32).astype(np.float32)  # no view of data
     if format == "F16":
         return _half(blocks)
     if format == "BF16":

@@ -21,6 +21,28 @@ ACTIVATIONS = {
     "relu": lambda x: relu(x),
 }
 
+# Hugging Face's names of them
+NAMES = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
+
+
+def activation(x: Array, name: str) -> Array:
+    """The function that Hugging Face calls `name`."""
+    if name not in NAMES:
+        raise ValueError(f"the activation is {name}, it is not one that is specified")
+    function = ACTIVATIONS[NAMES[name]]
+    return function(x)
+
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
     """x where x > 0, else +0.0, of -0.0 too; a NaN stays. See `llorch.relu`."""

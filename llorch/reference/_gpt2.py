@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import widen
 from llorch.reference._attention import attention
-from llorch.reference._gate import relu
+from llorch.reference._gate import activation
 from llorch.reference._linear import linear
 from llorch.reference._norm import layer_norm
-from llorch.reference._unary import gelu, silu, tanh
 
 Array = NDArray[Any]
 
@@ -62,18 +61,3 @@ class GPT2:
     def norm(self, x: Array, name: str) -> Array:
         weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
         return layer_norm(x, weight, bias, eps=self.config.layer_norm_epsilon)
-
-
-def activation(x: Array, name: str) -> Array:
-    """The function that Hugging Face calls `name`."""
-    if name in ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"):
-        return gelu(x, approximate="tanh")
-    if name in ("gelu", "gelu_python"):
-        return gelu(x)
-    if name in ("silu", "swish"):
-        return silu(x)
-    if name == "relu":
-        return relu(x)
-    if name == "tanh":
-        return tanh(x)
-    raise ValueError(f"activation_function is {name}, it is not one that is specified")

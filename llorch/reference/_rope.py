@@ -74,6 +74,8 @@ def _frequencies(R: int, base: Any, scaling: Any) -> tuple[list[int], int]:
 
 
 def _given(rule: dict[str, Any], name: str) -> Any:
+    if name == "original_max_position_embeddings" and rule.get(name) is None:
+        name = "max_position_embeddings"
     if rule.get(name) is None:
         raise ValueError(f"scaling has no {name}, which its rope_type needs")
     return rule[name]
@@ -179,10 +181,11 @@ def rope_table(
 
     R is the rotated width of a head, an even number. positions is a count, for 0 .. count - 1, or integers >= 0 (P,).
     f_i = base^(-2i / R), changed by scaling: None, or Hugging Face's dict with `rope_type`: default, linear, llama3,
-    yarn or longrope, whose `rope_theta` and `partial_rotary_factor` aren't read here, as base and R say it. yarn and
-    longrope look for `max_position_embeddings` in it too, the model's context length: yarn and longrope without
-    a `factor` divide it by `original_max_position_embeddings`, and longrope takes the long list if it is the larger one
-    (without it: if factor > 1). {"rope_type": "gguf", "rope_freqs": [..]}: f_i / rope_freqs[i].
+    yarn or longrope, whose `rope_theta` and `partial_rotary_factor` aren't read here, as base and R say it. The
+    model's context length may stand in it too, as `max_position_embeddings`: it is `original_max_position_embeddings`
+    where that is missing, yarn and longrope without a `factor` take the quotient of the two, and longrope takes the
+    long list if it is the larger one (without it: if factor > 1). {"rope_type": "gguf", "rope_freqs": [..]}: a number
+    for each f_i to be divided by.
 
     Every number is the float64 that was given; all further is real arithmetic up to the one rounding to float32. Where
     a rule has an attention factor, cosine and sine are multiplied by it before that. ValueError for rope_type dynamic

@@ -24,7 +24,7 @@ from llorch import reference
 from llorch.models import loading as weights
 from llorch.models.config import ACTIVATIONS
 from llorch.models.gpt2 import GPT2Config
-from llorch.reference._gpt2 import activation as specified_activation
+from llorch.reference._gate import activation as specified_activation
 from llorch.text.causal_lm import CausalLM
 from llorch.validate.ladder import rungs as ladder
 from llorch.validate.ladder.rungs import block_name
