@@ -1,9 +1,11 @@
 /* llorch.h: the whole C interface of the core, as seen by Cython, the drivers and the C checks.
  *
  * One alphabet for shapes, everywhere in csrc/:
- *   rows   number of rows (all leading dimensions taken together)
- *   n      values in a row (the last axis)
- *   j      index in a row;  lane = j mod 64
+ *   rows    number of rows (all leading dimensions taken together)
+ *   n       values in a row (the last axis);  j  index in a row;  lane = j mod 64
+ *   M, K, N of a matrix product, x [M, K] @ weight [K, N] = y [M, N]: M is the rows of x, all leading dimensions together
+ *   D       values of a head: of a query, key and value;  Dp  D rounded up to whole panels
+ *   T       positions of a sequence: Tq of the queries, Tk of the keys and values
  * Strides are in bytes and may be negative or zero (inputs). No pointer needs any alignment.
  */
 #ifndef LLORCH_H
@@ -28,9 +30,44 @@
 /* Longest row: 2^24 values, so that n is exact as a float32. Callers refuse longer ones. */
 #define LL_MAX_ROW ((size_t)1 << 24)
 
-/* ---- element types ------------------------------------------------------------------------- */
+static inline size_t ll_least(size_t a, size_t b) { return a < b ? a : b; }
 
+/* ---- element types, formats, functions ------------------------------------------------------ */
+
+/* Of a value, everywhere: dtype. */
 enum { LL_F32 = 0, LL_F16 = 1, LL_BF16 = 2, LL_DTYPES = 3 };
+
+static inline size_t ll_dtype_size(int dtype) { return dtype == LL_F32 ? 4 : 2; }
+
+/* Functions of one value: op, activation. */
+enum { LL_NONE = 0, LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_UNARY_OPS };
+
+/* ---- weights (ops/pack.c) -------------------------------------------------------------------- */
+
+/* A packed weight is panels of 16 columns: [panel][k][16] of its format, the columns past N zero, so that a kernel
+ * reads it from front to back. The layout is the same for every instruction set. */
+#define LL_PANEL 16
+
+static inline size_t ll_panels(size_t n) { return (n + LL_PANEL - 1) / LL_PANEL; }
+/* n rounded up to whole panels */
+static inline size_t ll_whole_panels(size_t n) { return ll_panels(n) * LL_PANEL; }
+
+/* A matrix [K, N] of parameters, in a format apart from the type of what it is multiplied with. */
+typedef struct ll_weight {
+    const void *data;
+    int format;                   /* how it is stored: LL_F32, LL_F16, LL_BF16 */
+    int packed;                   /* in panels; else at the two strides */
+    ptrdiff_t k_stride, n_stride; /* bytes from k to k + 1, from column to column; not packed only */
+    size_t K, N;                  /* <= LL_MAX_ROW */
+} ll_weight;
+
+/* Bytes of a packed [K, N] of format. */
+size_t ll_packed_bytes(size_t K, size_t N, int format);
+/* A weight that isn't packed into panels of format at `to`: widened exactly or rounded once. */
+void ll_pack(const ll_weight *from, int format, void *to);
+/* Column n (K values), or row k (N values), of a packed weight, widened. */
+void ll_packed_column(const ll_weight *w, size_t n, float *y);
+void ll_packed_row(const ll_weight *w, size_t k, float *y);
 
 /* ---- normalisation (ops/norm.c) ------------------------------------------------------------ */
 
@@ -44,53 +81,36 @@ typedef struct ll_norm_args {
     const float *bias;    /* [n] or NULL */
     size_t rows, n;       /* n <= LL_MAX_ROW */
     double eps;           /* >= 0; rounded to float32 once, then widened */
-    int dtype;            /* LL_F32, LL_F16, LL_BF16 */
-    int stream;           /* set by the driver: y is too large for the caches, store around them */
+    int dtype;
 } ll_norm_args;
 
 /* y = layer_norm(x) */
-void ll_layer_norm(ll_norm_args *a);
+void ll_layer_norm(const ll_norm_args *a);
 /* sum = x + residual (rounded to dtype); y = layer_norm(sum) */
-void ll_add_layer_norm(ll_norm_args *a);
+void ll_add_layer_norm(const ll_norm_args *a);
 /* y = rms_norm(x); bias is ignored */
-void ll_rms_norm(ll_norm_args *a);
+void ll_rms_norm(const ll_norm_args *a);
 
-/* ---- the matrix product (ops/linear.c) ----------------------------------------------------- *
- *   M      rows of x and y (all leading dimensions of x taken together)
- *   K      values in a row of x, rows of weight;  N  columns of weight, values in a row of y                  */
-
-/* A packed weight is panels of 16 columns: [panel][k][16] of dtype, the columns past N zero, so that a kernel
- * reads it from front to back. The layout is the same for every instruction set. */
-#define LL_PANEL 16
+/* ---- the matrix product (ops/linear.c) ----------------------------------------------------- */
 
 /* Length of a chain of fma in every inner product (dot128). */
 #define LL_BLOCK 128
 
-enum { LL_LINEAR_NONE = 0, LL_LINEAR_GELU = 1, LL_LINEAR_GELU_TANH = 2, LL_LINEAR_SILU = 3 }; /* activation */
-
 typedef struct ll_linear_args {
-    const void *x;           /* [M, K] of dtype */
-    const void *weight;      /* [K, N] of weight_dtype at the two strides, or packed */
-    const float *bias;       /* [N] or NULL */
-    const void *residual;    /* [M, N] of dtype, or NULL: added to the result; may be y itself, row on row */
-    void *y;                 /* [M, N] of dtype: activation(x @ weight + bias) + residual */
+    const void *x;         /* [M, K] of dtype */
+    ll_weight weight;      /* [K, N] */
+    const float *bias;     /* [N] or NULL */
+    const void *residual;  /* [M, N] of dtype, or NULL: added to the result; may be y itself, row on row */
+    void *y;               /* [M, N] of dtype: activation(x @ weight + bias) + residual */
     ptrdiff_t x_stride, y_stride, residual_stride; /* bytes from row to row; the last axis is contiguous */
-    ptrdiff_t weight_k, weight_n;                  /* bytes; not packed only */
-    size_t M, K, N;          /* K, N <= LL_MAX_ROW */
-    int dtype, weight_dtype, packed, activation;
-    void *scratch;           /* ll_linear_scratch(args) bytes, at any address; NULL for none */
+    size_t M;
+    int dtype;
+    int activation;        /* LL_NONE, or any function of one value */
 } ll_linear_args;
 
+/* 0, or -1: no memory to work in (ll_linear_scratch bytes). */
+int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
-void ll_linear(ll_linear_args *a);
-
-/* Bytes of a packed [K, N] of dtype. */
-size_t ll_packed_bytes(size_t K, size_t N, int dtype);
-/* weight [K, N] of from at strides (bytes), into panels of dtype: widened exactly or rounded once. */
-void ll_pack(const void *weight, int from, ptrdiff_t weight_k, ptrdiff_t weight_n, size_t K, size_t N, int dtype, void *packed);
-/* Column n (K values), or row k (N values), of a packed matrix, widened. */
-void ll_packed_column(const void *packed, int dtype, size_t K, size_t N, size_t n, float *y);
-void ll_packed_row(const void *packed, int dtype, size_t K, size_t N, size_t k, float *y);
 
 /* ---- softmax (ops/softmax.c) ---------------------------------------------------------------- */
 
@@ -102,7 +122,7 @@ typedef struct ll_softmax_args {
     int dtype;
 } ll_softmax_args;
 
-void ll_softmax(ll_softmax_args *a);
+void ll_softmax(const ll_softmax_args *a);
 
 /* ---- causal attention (ops/attention.c) ------------------------------------------------------ *
  *   D      values of a query, key and value;  Dp  D rounded up to whole panels
@@ -159,15 +179,13 @@ void ll_cache_read(float *const *blocks, size_t heads, size_t D, size_t T, int v
 /* ---- rows by number, the largest of a row (ops/select.c) -------------------------------------- */
 
 typedef struct ll_embedding_args {
-    const void *table; /* [length, n] of dtype at two strides */
+    ll_weight table; /* [K, N]: column id is what an id stands for, as of an LM head; N ids, packed or not */
     const int64_t *ids;
-    float *y;          /* [rows, n], contiguous */
-    ptrdiff_t table_stride, table_value; /* bytes from row to row, from value to value */
-    size_t rows, n, length;
-    int dtype;
+    float *y;        /* [rows, K], contiguous */
+    size_t rows;
 } ll_embedding_args;
 
-/* rows, when all is done; else the place of the first id that is not in [0, length), and nothing is written. */
+/* rows, when all is done; else the place of the first id that is not in [0, N), and nothing is written. */
 size_t ll_embedding(const ll_embedding_args *a);
 
 typedef struct ll_argmax_args {
@@ -193,15 +211,12 @@ void ll_memory_free(void *memory);
 
 /* ---- functions of one variable (ops/unary.c, exact.c) --------------------------------------- */
 
-enum { LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_UNARY_OPS };
-
 typedef struct ll_unary_args {
     const void *x;                /* [rows, n] of dtype */
     void *y;                      /* [rows, n] of dtype; may be x itself, row on row */
     ptrdiff_t x_stride, y_stride; /* bytes from row to row */
     size_t rows, n;               /* any number: each value is for itself */
-    int dtype;                    /* LL_F32, LL_F16, LL_BF16 */
-    int op;                       /* LL_EXP and so on */
+    int dtype, op;                /* op: LL_EXP and what follows */
 } ll_unary_args;
 
 /* y = op(x), correctly rounded to float32, then to dtype */
@@ -216,7 +231,9 @@ float ll_exact_silu(float x);
 float ll_exact_gelu(float x);
 float ll_exact_gelu_tanh(float x);
 
-/* Widens n values of dtype (16-bit types) to float32, exactly. x and y don't overlap. */
+/* ---- from type to type (ops/cast.c) ----------------------------------------------------------- */
+
+/* Widens n values of dtype to float32, exactly, on this thread. x and y don't overlap. */
 void ll_widen(const void *x, int dtype, float *y, size_t n);
 
 /* ---- instruction sets (cpu.c, dispatch.c) -------------------------------------------------- */
@@ -229,7 +246,7 @@ int ll_isa_supported(int i);
 int ll_isa_active(void);
 /* Makes i active for every later call; 0, or -1 if i can't run here. */
 int ll_isa_select(int i);
-/* Compiler and flags this was built with, for show_config(). */
+/* The compiler this was built with, for show_config(). */
 const char *ll_compiler(void);
 
 /* ---- threads (parallel.c) ------------------------------------------------------------------ */

@@ -21,6 +21,11 @@ import numpy as np
 cdef extern from "llorch.h" nogil:
     int LL_F32, LL_F16, LL_BF16, LL_MAX_THREADS
     size_t LL_MAX_ROW
+    ctypedef struct ll_weight:
+        const void *data
+        int format, packed
+        Py_ssize_t k_stride, n_stride
+        size_t K, N
     void ll_widen(const void *, int, float *, size_t)
 
 

@@ -6,7 +6,7 @@
  *   LL_TILE_ROWS             rows of x that a tile of the matrix product takes at most, and
  *   LL_TILE_PANELS           panels of 16 columns that it takes then: the accumulators LL_TILE_ROWS x
  *                            LL_TILE_PANELS x 16 / LL_VL fill the register file, but for the operands
- *   LL_UNROLL                before a loop over registers: unroll it, so that they are registers
+ *   LL_UNROLL                before a loop over registers: unroll it, so that they are registers (LL_UNROLL_BY)
  *   vf                       a vector of LL_VL float32
  *
  *   vf_zero()  vf_set1(a)                     every lane +0.0, every lane a
@@ -48,10 +48,16 @@
 #define LL_INLINE static inline __attribute__((always_inline, unused))
 #define LL_NOINLINE static __attribute__((noinline, unused))
 
+/* Before a loop: n times its body. */
+#define LL_PRAGMA(words) _Pragma(#words)
+#ifdef __clang__
+#define LL_UNROLL_BY(n) LL_PRAGMA(clang loop unroll_count(n))
+#else
+#define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll n)
+#endif
+
 #define LL_LANES 64
 #define LL_REGS (LL_LANES / LL_VL)
-
-LL_INLINE size_t ll_dtype_size(int dtype) { return dtype == LL_F32 ? 4 : 2; }
 
 /* Values [j, j + LL_VL) of a row. dtype is a constant wherever these are in a hot loop. */
 LL_INLINE vf row_load(const char *row, size_t j, int dtype)

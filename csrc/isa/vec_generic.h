@@ -4,7 +4,7 @@
 #define LL_STRIP 8
 #define LL_TILE_ROWS 2
 #define LL_TILE_PANELS 1
-#define LL_UNROLL 
+#define LL_UNROLL
 typedef struct { float lane[LL_VL]; } vf;
 
 #define LL_FN static inline __attribute__((always_inline, unused))

@@ -1,7 +1,9 @@
-/* all.h: every kernel family, then the table. LL_ISA and the primitives are defined by the includer. */
+/* all.h: every kernel family, then the table, ll_kernels_<isa>. Included once, at the end of each isa/<isa>.c, which
+ * defines LL_ISA and the primitives. */
 #include "attention.h"
 #include "linear.h"
 #include "norm.h"
+#include "pack.h"
 #include "select.h"
 #include "softmax.h"
 #include "table.h"
@@ -24,9 +26,9 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
         [LL_GELU_TANH] = LL_EACH_DTYPE(gelu_tanh),
     },
     .widen = LL_SYMBOL(widen),
-    .linear_tiles = LL_SYMBOL(linear_tiles),
-    .linear_pack_x = LL_SYMBOL(linear_pack_x),
-    .linear_pack = LL_SYMBOL(linear_pack),
+    .pack_tiles = LL_SYMBOL(pack_tiles),
+    .pack_x = LL_SYMBOL(pack_x),
+    .pack = LL_SYMBOL(pack),
     .linear = LL_SYMBOL(linear),
     .softmax = LL_SYMBOL(softmax),
     .tile_rows = LL_TILE_ROWS,

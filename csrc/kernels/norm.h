@@ -15,29 +15,29 @@
  *           operation as written. D / n is what rounding left in mean: taking it out again (Chan, Golub and
  *           LeVeque, 1983) keeps rows like 10000 + noise accurate, for one add a value.
  * Edges:    a NaN or infinity makes its row NaN. Finite rows whose sums overflow, or whose var + eps is below
- *           2^-100, are done again in float64 (row_wide). n = 0: nothing to do. y may be x or residual.
+ *           2^-100, are done again in float64 (norm_row_wide). n = 0: nothing to do. y may be x or residual.
  * Cost:     x is read from memory once; the second and third passes find it in the first cache, because
- *           GROUP rows are taken through the three passes together. That also lets the processor fold and
+ *           NORM_GROUP rows are taken through the three passes together. That also lets the processor fold and
  *           divide for one row while it adds for the next: alone, a row waits for its own folds.
- * Oracle:   llorch.reference.layer_norm and its neighbours. Tests: tests/test_norm.py.
+ * Oracle:   llorch.reference.layer_norm and its neighbours. Tests: tests/kernels/test_norm.py.
  */
 #include <float.h>
 
 #include "../isa/vec.h"
 #include "table.h"
 
-#define GROUP 2
-#define LINE 64
+#define NORM_GROUP 2
+#define NORM_LINE 64
 /* How many rows ahead the next data are called for, while this row is summed or squared. */
-#define AHEAD 2
+#define NORM_AHEAD 2
 /* Rows from this length on begin with the way to a boundary of vectors. */
-#define ALIGN_FROM 256
+#define NORM_ALIGN_FROM 256
 /* Groups of rows up to this many bytes of float32; longer rows go one by one. */
-#define GROUP_BYTES (32 * 1024)
+#define NORM_GROUP_BYTES (32 * 1024)
 
 /* Up to this length, weight and bias may be copied to the stack, for at least so many rows. */
-#define SCALES 4096
-#define SCALES_ROWS 8
+#define NORM_SCALES 4096
+#define NORM_SCALES_ROWS 8
 
 enum norm { LAYER_NORM, ADD_LAYER_NORM, RMS_NORM };
 
@@ -56,19 +56,19 @@ typedef struct norm_row {
  * values in order, and at every level of the halving tree the partners (h apart modulo 2 h) stay partners. */
 
 /* Values from p to the next boundary of vectors. */
-LL_INLINE size_t way(const char *p, size_t n, int dtype)
+LL_INLINE size_t norm_way(const char *p, size_t n, int dtype)
 {
     const size_t size = ll_dtype_size(dtype), bytes = LL_VL * size;
-    return n >= ALIGN_FROM ? (bytes - (uintptr_t)p % bytes) % bytes / size : 0;
+    return n >= NORM_ALIGN_FROM ? (bytes - (uintptr_t)p % bytes) % bytes / size : 0;
 }
 
 /* The h values of the way at the end of the last register, where the turned lanes have them; the rest +0. */
-LL_INLINE vf turned(vf v, size_t h) { return vf_join(vf_zero(), v, LL_VL - h); }
+LL_INLINE vf norm_turned(vf v, size_t h) { return vf_join(vf_zero(), v, LL_VL - h); }
 
 /* ---- first pass: sum64(x); the add happens here ---------------------------------------------- */
 
 /* Values [j, j + m) of x, or of x + residual, which are stored. Lanes past m are +0.0. */
-LL_INLINE vf row_term(const char *x, const char *residual, char *sum, size_t j, size_t m, int dtype)
+LL_INLINE vf norm_term(const char *x, const char *residual, char *sum, size_t j, size_t m, int dtype)
 {
     vf v = row_load_n(x, j, m, dtype);
     if (residual) {
@@ -82,27 +82,27 @@ LL_INLINE vf row_term(const char *x, const char *residual, char *sum, size_t j, 
 
 /* ahead, here and below: where a later row lies that will soon be read, or the constant NULL. One call a
  * cache line; more would only take room. */
-LL_INLINE void call_for(const char *ahead, size_t j, size_t k, int dtype)
+LL_INLINE void norm_call_for(const char *ahead, size_t j, size_t k, int dtype)
 {
     const size_t size = ll_dtype_size(dtype);
-    if (ahead && k * LL_VL * size % LINE == 0)
+    if (ahead && k * LL_VL * size % NORM_LINE == 0)
         __builtin_prefetch(ahead + (j + k * LL_VL) * size, 0, 3);
 }
 
-LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
+LL_INLINE float norm_pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
 {
     vf p[LL_REGS];
-    size_t j = way(x, n, dtype);
+    size_t j = norm_way(x, n, dtype);
     LL_UNROLL
     for (size_t k = 0; k < LL_REGS; k++)
         p[k] = vf_zero();
     if (j)
-        p[LL_REGS - 1] = vf_add(p[LL_REGS - 1], turned(row_term(x, residual, sum, 0, j, dtype), j));
+        p[LL_REGS - 1] = vf_add(p[LL_REGS - 1], norm_turned(norm_term(x, residual, sum, 0, j, dtype), j));
     for (; j + LL_LANES <= n; j += LL_LANES) {
         LL_UNROLL
         for (size_t k = 0; k < LL_REGS; k++) {
-            call_for(ahead, j, k, dtype);
-            p[k] = vf_add(p[k], row_term(x, residual, sum, j + k * LL_VL, LL_VL, dtype));
+            norm_call_for(ahead, j, k, dtype);
+            p[k] = vf_add(p[k], norm_term(x, residual, sum, j + k * LL_VL, LL_VL, dtype));
         }
     }
     if (j < n) {
@@ -111,7 +111,7 @@ LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t 
             size_t m = ll_lanes_left(j, k, n);
             if (!m)
                 break;
-            p[k] = vf_add(p[k], row_term(x, residual, sum, j + k * LL_VL, m, dtype));
+            p[k] = vf_add(p[k], norm_term(x, residual, sum, j + k * LL_VL, m, dtype));
         }
     }
     return ll_fold64(p);
@@ -121,10 +121,10 @@ LL_INLINE float pass_sum(const char *x, const char *residual, char *sum, size_t 
 
 /* The 64 lanes in strips of LL_STRIP registers: two sets of 64 lanes need not fit into the register file.
  * Without centring (RMSNorm) d is x itself and D isn't needed. */
-LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype, const char *ahead)
+LL_INLINE void norm_pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype, const char *ahead)
 {
     vf dsum[LL_REGS], qsum[LL_REGS], mu = vf_set1(mean);
-    const size_t head = way(x, n, dtype);
+    const size_t head = norm_way(x, n, dtype);
     LL_UNROLL
     for (size_t strip = 0; strip < LL_REGS; strip += LL_STRIP) {
         vf p[LL_STRIP], q[LL_STRIP];
@@ -134,7 +134,7 @@ LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, flo
             p[k] = q[k] = vf_zero();
         if (head && strip + LL_STRIP == LL_REGS) {
             vf d = row_load_n(x, 0, head, dtype);
-            d = turned(centre ? vf_sub(d, mu) : d, head);
+            d = norm_turned(centre ? vf_sub(d, mu) : d, head);
             p[LL_STRIP - 1] = vf_add(p[LL_STRIP - 1], d);
             q[LL_STRIP - 1] = vf_fma(d, d, q[LL_STRIP - 1]);
         }
@@ -142,7 +142,7 @@ LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, flo
             LL_UNROLL
             for (size_t k = 0; k < LL_STRIP; k++) {
                 vf d = row_load(x, j + (strip + k) * LL_VL, dtype);
-                call_for(ahead, j, strip + k, dtype);
+                norm_call_for(ahead, j, strip + k, dtype);
                 if (centre) {
                     d = vf_sub(d, mu);
                     p[k] = vf_add(p[k], d);
@@ -179,7 +179,7 @@ LL_INLINE void pass_squares(const char *x, size_t n, float mean, int centre, flo
 
 /* ---- the row's scalars ------------------------------------------------------------------------ */
 
-LL_INLINE int ll_finite(float a) { return fabsf(a) <= FLT_MAX; }
+LL_INLINE int norm_finite(float a) { return fabsf(a) <= FLT_MAX; }
 
 LL_INLINE void layer_norm_scalars(norm_row *row, float D, float Q, size_t n, double eps)
 {
@@ -190,14 +190,14 @@ LL_INLINE void layer_norm_scalars(norm_row *row, float D, float Q, size_t n, dou
     double r = 1.0 / sqrt(var);
     row->r = (float)r;
     row->s = (float)-(c * r);
-    row->wide = !(ll_finite(row->mean) && ll_finite(D) && ll_finite(Q) && var >= 0x1p-100);
+    row->wide = !(norm_finite(row->mean) && norm_finite(D) && norm_finite(Q) && var >= 0x1p-100);
 }
 
 LL_INLINE void rms_norm_scalars(norm_row *row, float Q, size_t n, double eps)
 {
     double var = (double)Q / (double)n + eps;
     row->r = (float)(1.0 / sqrt(var));
-    row->wide = !(ll_finite(Q) && var >= 0x1p-100);
+    row->wide = !(norm_finite(Q) && var >= 0x1p-100);
 }
 
 /* ---- third pass ------------------------------------------------------------------------------- */
@@ -209,7 +209,7 @@ typedef struct norm_out {
 } norm_out;
 
 /* y from t: the only place where weight and bias come in. They are NULL or not as the caller's constants. */
-LL_INLINE vf scale_shift(vf t, const char *weight, const char *bias, size_t j, size_t m)
+LL_INLINE vf norm_scale_shift(vf t, const char *weight, const char *bias, size_t j, size_t m)
 {
     if (weight && bias)
         return vf_fma(t, row_load_n(weight, j, m, LL_F32), row_load_n(bias, j, m, LL_F32));
@@ -220,41 +220,41 @@ LL_INLINE vf scale_shift(vf t, const char *weight, const char *bias, size_t j, s
     return t;
 }
 
-LL_INLINE vf normalise(vf x, vf mean, vf r, vf s, int centre)
+LL_INLINE vf norm_normalise(vf x, vf mean, vf r, vf s, int centre)
 {
     return centre ? vf_fma(vf_sub(x, mean), r, s) : vf_mul(x, r);
 }
 
-LL_INLINE vf output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre, int dtype)
+LL_INLINE vf norm_output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre, int dtype)
 {
-    vf t = normalise(row_load_n(row->x, j, m, dtype), vf_set1(row->mean), vf_set1(row->r), vf_set1(row->s), centre);
-    return scale_shift(t, weight, bias, j, m);
+    vf t = norm_normalise(row_load_n(row->x, j, m, dtype), vf_set1(row->mean), vf_set1(row->r), vf_set1(row->s), centre);
+    return norm_scale_shift(t, weight, bias, j, m);
 }
 
 /* weight and bias are NULL or not as constants: one loop for each case. */
-LL_INLINE void apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
+LL_INLINE void norm_apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
                           int dtype)
 {
-    size_t j = way(y, n, dtype);
+    size_t j = norm_way(y, n, dtype);
     if (j)
-        row_store_n(y, 0, output(row, weight, bias, 0, j, centre, dtype), j, dtype);
-#pragma GCC unroll 4
+        row_store_n(y, 0, norm_output(row, weight, bias, 0, j, centre, dtype), j, dtype);
+    LL_UNROLL_BY(4)
     for (; j + LL_VL <= n; j += LL_VL)
-        row_store(y, j, output(row, weight, bias, j, LL_VL, centre, dtype), dtype);
+        row_store(y, j, norm_output(row, weight, bias, j, LL_VL, centre, dtype), dtype);
     if (j < n)
-        row_store_n(y, j, output(row, weight, bias, j, n - j, centre, dtype), n - j, dtype);
+        row_store_n(y, j, norm_output(row, weight, bias, j, n - j, centre, dtype), n - j, dtype);
 }
 
-LL_INLINE void pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype)
+LL_INLINE void norm_pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype)
 {
     if (w && b)
-        apply_case(row, w, b, y, n, centre, dtype);
+        norm_apply_case(row, w, b, y, n, centre, dtype);
     else if (w)
-        apply_case(row, w, NULL, y, n, centre, dtype);
+        norm_apply_case(row, w, NULL, y, n, centre, dtype);
     else if (b)
-        apply_case(row, NULL, b, y, n, centre, dtype);
+        norm_apply_case(row, NULL, b, y, n, centre, dtype);
     else
-        apply_case(row, NULL, NULL, y, n, centre, dtype);
+        norm_apply_case(row, NULL, NULL, y, n, centre, dtype);
 }
 
 /* What a stream still holds: the last m values of the row before, that share their vector with the next row's
@@ -265,39 +265,39 @@ typedef struct norm_edge {
     size_t m;
 } norm_edge;
 
-LL_INLINE void edge_store(norm_edge *edge, char *end)
+LL_INLINE void norm_edge_store(norm_edge *edge, char *end)
 {
     if (edge->m)
         vf_store_n(end - edge->m * sizeof(float), edge->v, edge->m);
     edge->m = 0;
 }
 
-/* pass_apply for float32 past the caches; y follows the row before without a gap, n >= ALIGN_FROM. A thread that
+/* norm_pass_apply for float32 past the caches; y follows the row before without a gap, n >= NORM_ALIGN_FROM. A thread that
  * waits for the pool sees these stores: the pool counts its finished workers by a locked add, which drains them. */
-LL_INLINE void pass_stream(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre,
+LL_INLINE void norm_pass_stream(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre,
                            norm_edge *edge)
 {
-    size_t j = way(y, n, LL_F32);
+    size_t j = norm_way(y, n, LL_F32);
     if (j) {
-        vf v = output(row, w, b, 0, j, centre, LL_F32);
+        vf v = norm_output(row, w, b, 0, j, centre, LL_F32);
         if (edge->m)
             vf_stream(y - edge->m * sizeof(float), vf_join(edge->v, v, edge->m));
         else
             vf_store_n(y, v, j);
     }
-#pragma GCC unroll 4
+    LL_UNROLL_BY(4)
     for (; j + LL_VL <= n; j += LL_VL)
-        vf_stream(y + j * sizeof(float), output(row, w, b, j, LL_VL, centre, LL_F32));
+        vf_stream(y + j * sizeof(float), norm_output(row, w, b, j, LL_VL, centre, LL_F32));
     edge->m = n - j;
     if (j < n)
-        edge->v = output(row, w, b, j, n - j, centre, LL_F32);
+        edge->v = norm_output(row, w, b, j, n - j, centre, LL_F32);
 }
 
 /* ---- the range rule ---------------------------------------------------------------------------- */
 
 /* The row again with float64 elements, or NaN if it isn't finite. Rare, so one value at a time and one
  * instance for all types; the compiler may use vectors, it has no freedom that could change a bit. */
-LL_NOINLINE void row_wide(const char *x, const char *weight, const char *bias, char *y, size_t n, double eps,
+LL_NOINLINE void norm_row_wide(const char *x, const char *weight, const char *bias, char *y, size_t n, double eps,
                           int centre, int dtype)
 {
     int finite = 1;
@@ -309,7 +309,7 @@ LL_NOINLINE void row_wide(const char *x, const char *weight, const char *bias, c
         size_t m = n - j < LL_VL ? n - j : LL_VL;
         vf_store(v, row_load_n(x, j, m, dtype));
         for (size_t l = 0; l < m; l++) {
-            finite &= ll_finite(v[l]);
+            finite &= norm_finite(v[l]);
             p[(j + l) % LL_LANES] += (double)v[l];
         }
     }
@@ -350,46 +350,46 @@ LL_NOINLINE void row_wide(const char *x, const char *weight, const char *bias, c
             double d = centre ? ((double)v[l] - mean) - c : (double)v[l];
             v[l] = finite ? (float)(d * r) : NAN;
         }
-        row_store_n(y, j, scale_shift(vf_load(v), weight, bias, j, m), m, dtype);
+        row_store_n(y, j, norm_scale_shift(vf_load(v), weight, bias, j, m), m, dtype);
     }
 }
 
 /* ---- rows -------------------------------------------------------------------------------------- */
 
-LL_INLINE char *row_at(const void *base, size_t i, ptrdiff_t stride)
+LL_INLINE char *norm_row_at(const void *base, size_t i, ptrdiff_t stride)
 {
     return (char *)(uintptr_t)base + (ptrdiff_t)i * stride;
 }
 
-/* Rows [first, first + count), count <= GROUP, through all three passes. edge is NULL where y isn't streamed. */
+/* Rows [first, first + count), count <= NORM_GROUP, through all three passes. edge is NULL where y isn't streamed. */
 LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, const char *weight, const char *bias,
                           double eps, enum norm op, int dtype, norm_edge *edge)
 {
     const size_t n = a->n;
     const int stream = edge != NULL;
     const int centre = op != RMS_NORM;
-    norm_row row[GROUP];
-    const char *ahead[GROUP];
-    float D[GROUP], Q[GROUP];
+    norm_row row[NORM_GROUP];
+    const char *ahead[NORM_GROUP];
+    float D[NORM_GROUP], Q[NORM_GROUP];
 
     for (size_t i = 0; i < count; i++) {
-        size_t later = first + i + AHEAD < a->rows ? first + i + AHEAD : first + i;
-        ahead[i] = row_at(a->x, later, a->x_stride);
-        row[i].x = row_at(a->x, first + i, a->x_stride);
+        size_t later = first + i + NORM_AHEAD < a->rows ? first + i + NORM_AHEAD : first + i;
+        ahead[i] = norm_row_at(a->x, later, a->x_stride);
+        row[i].x = norm_row_at(a->x, first + i, a->x_stride);
         row[i].mean = row[i].s = 0.0f;
         if (op == ADD_LAYER_NORM) {
-            char *sum = row_at(a->sum, first + i, a->sum_stride);
-            const char *residual = row_at(a->residual, first + i, a->residual_stride);
-            row[i].mean = pass_sum(row[i].x, residual, sum, n, dtype, ahead[i]) / (float)n;
+            char *sum = norm_row_at(a->sum, first + i, a->sum_stride);
+            const char *residual = norm_row_at(a->residual, first + i, a->residual_stride);
+            row[i].mean = norm_pass_sum(row[i].x, residual, sum, n, dtype, ahead[i]) / (float)n;
             row[i].x = sum;
         } else if (op == LAYER_NORM) {
-            row[i].mean = pass_sum(row[i].x, NULL, NULL, n, dtype, stream ? ahead[i] : NULL) / (float)n;
+            row[i].mean = norm_pass_sum(row[i].x, NULL, NULL, n, dtype, stream ? ahead[i] : NULL) / (float)n;
         }
     }
     /* In cache, the next rows come from the second level during the second pass; from memory, the wait is
      * longer and they are called for during the first. */
     for (size_t i = 0; i < count; i++)
-        pass_squares(row[i].x, n, row[i].mean, centre, &D[i], &Q[i], dtype,
+        norm_pass_squares(row[i].x, n, row[i].mean, centre, &D[i], &Q[i], dtype,
                      op == ADD_LAYER_NORM || (stream && centre) ? NULL : ahead[i]);
     for (size_t i = 0; i < count; i++) {
         if (centre)
@@ -398,54 +398,57 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
             rms_norm_scalars(&row[i], Q[i], n, eps);
     }
     for (size_t i = 0; i < count; i++) {
-        char *y = row_at(a->y, first + i, a->y_stride);
+        char *y = norm_row_at(a->y, first + i, a->y_stride);
         if (__builtin_expect(row[i].wide, 0)) {
             if (stream)
-                edge_store(edge, y);
-            row_wide(row[i].x, weight, bias, y, n, eps, centre, dtype);
+                norm_edge_store(edge, y);
+            norm_row_wide(row[i].x, weight, bias, y, n, eps, centre, dtype);
         } else if (stream) {
-            pass_stream(&row[i], weight, bias, y, n, centre, edge);
+            norm_pass_stream(&row[i], weight, bias, y, n, centre, edge);
         } else {
-            pass_apply(&row[i], weight, bias, y, n, centre, dtype);
+            norm_pass_apply(&row[i], weight, bias, y, n, centre, dtype);
         }
     }
 }
 
 /* scale, or a copy of it in room, at y's distance from a cache line. */
-LL_INLINE const char *beside(float *room, const char *scale, const void *y, size_t n)
+LL_INLINE const char *norm_beside(float *room, const char *scale, const void *y, size_t n)
 {
-    if (!scale || ((uintptr_t)scale - (uintptr_t)y) % LINE == 0)
+    if (!scale || ((uintptr_t)scale - (uintptr_t)y) % NORM_LINE == 0)
         return scale;
-    char *copy = (char *)room + (LINE - (uintptr_t)room % LINE) + (uintptr_t)y % LINE;
+    char *copy = (char *)room + (NORM_LINE - (uintptr_t)room % NORM_LINE) + (uintptr_t)y % NORM_LINE;
     return memcpy(copy, scale, n * sizeof(float));
 }
 
-LL_INLINE void norm(const ll_norm_args *a, size_t begin, size_t end, enum norm op, int dtype)
+LL_INLINE void norm(const ll_norm_args *a, int stream, size_t begin, size_t end, enum norm op, int dtype)
 {
     const char *w = (const char *)a->weight, *b = op == RMS_NORM ? NULL : (const char *)a->bias;
     const double eps = (double)(float)a->eps;
     /* weight and bias where their loads are aligned when y's stores are: read for every row, copied once. */
-    float copies[2][SCALES + 2 * LINE / sizeof(float)];
-    if (dtype == LL_F32 && a->n >= ALIGN_FROM && a->n <= SCALES && end - begin >= SCALES_ROWS && a->y_stride % LINE == 0) {
-        w = beside(copies[0], w, a->y, a->n);
-        b = beside(copies[1], b, a->y, a->n);
+    float copies[2][NORM_SCALES + 2 * NORM_LINE / sizeof(float)];
+    if (dtype == LL_F32 && a->n >= NORM_ALIGN_FROM && a->n <= NORM_SCALES && end - begin >= NORM_SCALES_ROWS && a->y_stride % NORM_LINE == 0) {
+        w = norm_beside(copies[0], w, a->y, a->n);
+        b = norm_beside(copies[1], b, a->y, a->n);
     }
     /* From memory, single rows were fastest. */
-    if (a->stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= ALIGN_FROM
+    if (stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= NORM_ALIGN_FROM
         && (uintptr_t)a->y % sizeof(float) == 0 && a->y_stride == (ptrdiff_t)(a->n * sizeof(float))) {
         norm_edge edge = {.m = 0};
         for (size_t i = begin; i < end; i++)
             norm_group(a, i, 1, w, b, eps, op, LL_F32, &edge);
-        edge_store(&edge, row_at(a->y, end, a->y_stride));
+        norm_edge_store(&edge, norm_row_at(a->y, end, a->y_stride));
         return;
     }
-    const size_t group = a->n * sizeof(float) * GROUP <= GROUP_BYTES ? GROUP : 1;
+    const size_t group = a->n * sizeof(float) * NORM_GROUP <= NORM_GROUP_BYTES ? NORM_GROUP : 1;
     for (size_t i = begin; i < end; i += group)
         norm_group(a, i, end - i < group ? end - i : group, w, b, eps, op, dtype, NULL);
 }
 
 #define LL_DEFINE(name, op, dtype) \
-    static void LL_SYMBOL(name)(const ll_norm_args *a, size_t begin, size_t end) { norm(a, begin, end, op, dtype); }
+    static void LL_SYMBOL(name)(const ll_norm_args *a, int stream, size_t begin, size_t end) \
+    { \
+        norm(a, stream, begin, end, op, dtype); \
+    }
 
 LL_DEFINE(layer_norm_f32, LAYER_NORM, LL_F32)
 LL_DEFINE(layer_norm_f16, LAYER_NORM, LL_F16)

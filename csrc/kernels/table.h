@@ -1,22 +1,21 @@
-/* table.h: what one instruction set offers. Included once by each isa/<isa>.c, after its primitives; the
- * last thing there is its table, ll_kernels_<isa>. */
+/* table.h: what one instruction set offers, to the drivers in ops/. The tables themselves are made in all.h. */
 #ifndef LL_TABLE_H
 #define LL_TABLE_H
 
 #include "../llorch.h"
 
-/* A kernel on rows [begin, end) of its arguments. */
-typedef void (*ll_norm_kernel)(const ll_norm_args *a, size_t begin, size_t end);
+/* Rows [begin, end); stream: y is too large for the caches, store around them. */
+typedef void (*ll_norm_kernel)(const ll_norm_args *a, int stream, size_t begin, size_t end);
 /* A function of every value of x [n]; y may be x. */
 typedef void (*ll_unary_kernel)(const void *x, void *y, size_t n);
 
 /* Few rows of x on a weight whose rows are contiguous: it is read as it lies, a strip of columns at a time
- * (kernels/linear.h). 16-bit weights that are not packed are rare: with more than two rows they go into panels. */
+ * (kernels/few_rows.h). 16-bit weights that are not packed are rare: with more than two rows they go into panels. */
 #define LL_FEW_ROWS 12
 static inline int ll_few_rows(const ll_linear_args *a)
 {
-    const int narrow = a->weight_dtype != LL_F32;
-    return !a->packed && a->weight_n == (narrow ? 2 : 4) && a->M <= (narrow ? 2 : LL_FEW_ROWS);
+    const ll_weight *w = &a->weight;
+    return !w->packed && w->n_stride == (ptrdiff_t)ll_dtype_size(w->format) && a->M <= (w->format == LL_F32 ? LL_FEW_ROWS : 2);
 }
 
 typedef struct ll_kernels {
@@ -25,10 +24,11 @@ typedef struct ll_kernels {
     ll_norm_kernel layer_norm[LL_DTYPES], add_layer_norm[LL_DTYPES], rms_norm[LL_DTYPES];
     ll_unary_kernel unary[LL_UNARY_OPS][LL_DTYPES];
     void (*widen)(const void *x, int dtype, float *y, size_t n);
-    /* kernels/linear.h says what these do */
-    size_t (*linear_tiles)(size_t M);
-    void (*linear_pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
-    void (*linear_pack)(const ll_linear_args *a, int dtype, char *packed, size_t begin, size_t end);
+    /* kernels/pack.h: tiles that M rows of x make; tiles [begin, end) of x; panels [begin, end) of a weight as format */
+    size_t (*pack_tiles)(size_t M);
+    void (*pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
+    void (*pack)(const ll_weight *w, int format, char *packed, size_t begin, size_t end);
+    /* tiles of x on panels of the weight */
     void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
                    size_t panel_end);
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
@@ -43,6 +43,9 @@ typedef struct ll_kernels {
 
 /* The active table (dispatch.c). */
 const ll_kernels *ll_table(void);
+
+/* Column n of a weight, packed or not, widened (ops/pack.c). */
+void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, float *y);
 
 /* LL_SYMBOL(layer_norm_f32) is ll_layer_norm_f32_<isa>. */
 #define LL_PASTE2(name, isa) ll_##name##_##isa

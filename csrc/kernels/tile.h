@@ -10,7 +10,8 @@
  * Cost:     R + V loads for R * V fma; y goes through the first cache once in 128 k.
  * Oracle:   llorch.reference.dot128. Tests: tests/test_linear.py, tests/test_attention.py.
  *
- * Who calls it: kernels/linear.h (b packed into panels) and kernels/attention.h (b: keys or values as they lie).
+ * Who calls it: kernels/linear.h (b packed into panels) and kernels/attention.h (b: packed keys; values,
+ * packed or as they lie).
  */
 #ifndef LL_TILE_H
 #define LL_TILE_H
@@ -24,16 +25,21 @@
 #define PANELS(R) \
     (LL_TILE_ROWS * LL_TILE_PANELS / (R) < MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : MOST_PANELS)
 
-LL_INLINE size_t least(size_t a, size_t b) { return a < b ? a : b; }
+#define least ll_least
 
 /* M rows in tiles: as even as can be, so that no tile has one row and waits for its own chains. */
 LL_INLINE size_t tiles_of(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
 LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + least(tile, M % tiles); }
 
-#ifdef __clang__
-#define LL_UNROLL_K _Pragma("clang loop unroll_count(4)")
+/* X(1) X(2) .. for every number of rows that a tile may have. */
+#if LL_TILE_ROWS == 2
+#define LL_EACH_ROWS(X) X(1) X(2)
+#elif LL_TILE_ROWS == 6
+#define LL_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#elif LL_TILE_ROWS == 12
+#define LL_EACH_ROWS(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 #else
-#define LL_UNROLL_K _Pragma("GCC unroll 4")
+#error "LL_EACH_ROWS: which numbers of rows?"
 #endif
 
 /* Bytes ahead at which 16-bit values, which come straight from memory, are called for: fewer of them than of float32
@@ -53,7 +59,7 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
                         size_t stream, vf *p)
 {
     const size_t size = ll_dtype_size(dtype);
-    LL_UNROLL_K
+    LL_UNROLL_BY(4)
     for (size_t k = 0; k < kc; k++) {
         if (ahead) {
             for (size_t v = 0; v < (R > 2 ? V : 1); v += panel) /* one row or two have nothing to call for */

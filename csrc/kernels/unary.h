@@ -13,7 +13,7 @@
  *
  * Order:    none, every value is for itself.
  * Rounding: the result is the float32 next to the true value, ties to even. y is computed in float64, with a
- *           relative error below 2^-MARGIN (fits 2^-43.5 or better, rounding some 2^-46, most of it in arguments of exp
+ *           relative error below 2^-UNARY_MARGIN (fits 2^-43.5 or better, rounding some 2^-46, most of it in arguments of exp
  *           near 100). Where y (1 - 2^-42) and y (1 + 2^-42) round to the same float32, that is the result, also of a
  *           subnormal or an overflow; where they don't, one lane in 2^17 or so, it is computed again by csrc/exact.c
  *           in double-double. (AVX-512 looks at the bits that float32 has not instead of rounding twice.) So how
@@ -25,7 +25,7 @@
  *           roundings part: they are fast. Results halfway but for a trifle (silu and gelu of an odd subnormal) aren't.
  * Cost:     one pass. Four chains of float64 vectors for two vectors of float32; one division, but none for exp and
  *           gelu. No table: a gather costs more than the terms it saves.
- * Oracle:   llorch.reference.exp and its neighbours. Tests: tests/test_unary.py.
+ * Oracle:   llorch.reference.exp and its neighbours. Tests: tests/kernels/test_unary.py.
  * Constants: tools/unary_constants.py, with the largest errors of the fits.
  */
 #ifndef LL_UNARY_H
@@ -34,7 +34,7 @@
 #include "../isa/vec.h"
 #include "table.h"
 
-#define MARGIN 42
+#define UNARY_MARGIN 42
 
 /* (e^r - 1) / r on [-ln 2 / 2, ln 2 / 2], relative error 2^-43.6 */
 #define EXPM1_P0 0x1.fffffffffff9dp-1
@@ -104,11 +104,11 @@
 #define TAIL_P15 -0x1.6e3010b38f27ap-41
 #define TAIL_MARGIN 39 /* eight times that error, and some rounding */
 
-#define LOG2_E 0x1.71547652b82fep+0
-#define LN_2 0x1.62e42fefa39efp-1
-#define TO_INTEGER 0x1.8p52 /* added to k, it leaves k in the low bits: what vd_scale takes */
-#define GELU_TANH_A 0x1.9884533d43651p+0
-#define GELU_TANH_B 0x1.2444f2a4d8b4bp-4
+#define UNARY_LOG2_E 0x1.71547652b82fep+0
+#define UNARY_LN_2 0x1.62e42fefa39efp-1
+#define UNARY_TO_INTEGER 0x1.8p52 /* added to k, it leaves k in the low bits: what vd_scale takes */
+#define UNARY_GELU_TANH_A 0x1.9884533d43651p+0
+#define UNARY_GELU_TANH_B 0x1.2444f2a4d8b4bp-4
 
 /* ---- rounding --------------------------------------------------------------------------------- */
 
@@ -135,7 +135,7 @@ LL_INLINE int vw_unsure(const vf x[2], vw y, int margin, vf rounded[2])
 /* x becomes y rounded, where that is sure, and otherwise what exact makes of it. */
 LL_NOINLINE void unary_repair(vf x[2], const vw *y, unary_exact exact)
 {
-    const double part = 1.0 / (double)((int64_t)1 << MARGIN);
+    const double part = 1.0 / (double)((int64_t)1 << UNARY_MARGIN);
     float v[2 * LL_VL], l[2 * LL_VL], h[2 * LL_VL];
     vf lo[2], hi[2];
     vw_narrow(vw_mul(*y, vw_set1(1.0 - part)), lo);
@@ -156,7 +156,7 @@ LL_NOINLINE void unary_repair(vf x[2], const vw *y, unary_exact exact)
 LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
 {
     vf rounded[2];
-    if (__builtin_expect(vw_unsure(x, y, MARGIN, rounded), 0)) {
+    if (__builtin_expect(vw_unsure(x, y, UNARY_MARGIN, rounded), 0)) {
         vw given = y;
         vf repaired[2] = {x[0], x[1]}; /* copies, so that nothing lies in memory where all is sure */
         unary_repair(repaired, &given, exact);
@@ -169,23 +169,23 @@ LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
 
 /* ---- parts ------------------------------------------------------------------------------------ */
 
-#define CHAIN(value, x, c) value = vw_fma(value, x, vw_set1(c))
+#define UNARY_CHAIN(value, x, c) value = vw_fma(value, x, vw_set1(c))
 
 /* e^a = 2^k (1 + r q), k as vw_scale takes it. */
 typedef struct exp_parts { vw r, q, k; } exp_parts;
 
 LL_INLINE exp_parts exp_of(vw a)
 {
-    vw k = vw_fma(a, vw_set1(LOG2_E), vw_set1(TO_INTEGER));
-    vw r = vw_fma(vw_sub(k, vw_set1(TO_INTEGER)), vw_set1(-LN_2), a);
+    vw k = vw_fma(a, vw_set1(UNARY_LOG2_E), vw_set1(UNARY_TO_INTEGER));
+    vw r = vw_fma(vw_sub(k, vw_set1(UNARY_TO_INTEGER)), vw_set1(-UNARY_LN_2), a);
     vw s = vw_mul(r, r), q = vw_set1(EXPM1_P8), odd = vw_set1(EXPM1_P7); /* even and odd: twice as many chains */
-    CHAIN(q, s, EXPM1_P6);
-    CHAIN(odd, s, EXPM1_P5);
-    CHAIN(q, s, EXPM1_P4);
-    CHAIN(odd, s, EXPM1_P3);
-    CHAIN(q, s, EXPM1_P2);
-    CHAIN(odd, s, EXPM1_P1);
-    CHAIN(q, s, EXPM1_P0);
+    UNARY_CHAIN(q, s, EXPM1_P6);
+    UNARY_CHAIN(odd, s, EXPM1_P5);
+    UNARY_CHAIN(q, s, EXPM1_P4);
+    UNARY_CHAIN(odd, s, EXPM1_P3);
+    UNARY_CHAIN(q, s, EXPM1_P2);
+    UNARY_CHAIN(odd, s, EXPM1_P1);
+    UNARY_CHAIN(q, s, EXPM1_P0);
     q = vw_fma(odd, r, q);
     return (exp_parts){r, q, k};
 }
@@ -202,54 +202,54 @@ LL_INLINE vw gated(vw x, vw a) { return vw_div(x, vw_add(exp_vw(a), vw_set1(1.0)
 
 /* ---- the functions: two vectors in place ------------------------------------------------------- */
 
-#define PAIR(vector, value) \
+#define UNARY_PAIR(vector, value) \
     for (int i = 0; i < 2; i++) \
         vector[i] = (value)
 
 /* x between low and high; NaN stays. */
-#define CLAMPED(low, high) vf_max(vf_set1(low), vf_min(vf_set1(high), x[i]))
+#define UNARY_CLAMPED(low, high) vf_max(vf_set1(low), vf_min(vf_set1(high), x[i]))
 
 LL_INLINE void ll_exp_vp(vf x[2])
 {
     vf c[2];
-    PAIR(c, CLAMPED(-104.0f, 89.0f));
+    UNARY_PAIR(c, UNARY_CLAMPED(-104.0f, 89.0f));
     unary_round(x, exp_vw(vw_widen(c)), ll_exact_exp);
 }
 
 LL_INLINE void ll_tanh_vp(vf x[2])
 {
     vf c[2], sign[2] = {x[0], x[1]};
-    PAIR(c, CLAMPED(-10.0f, 10.0f));
-    PAIR(c, vf_add(c[i], c[i]));
+    UNARY_PAIR(c, UNARY_CLAMPED(-10.0f, 10.0f));
+    UNARY_PAIR(c, vf_add(c[i], c[i]));
     exp_parts e = exp_of(vw_widen(c));
     vw power = vw_scale(vw_set1(1.0), e.k);
     vw expm1 = vw_fma(power, vw_mul(e.r, e.q), vw_sub(power, vw_set1(1.0)));
     unary_round(x, vw_div(expm1, vw_add(expm1, vw_set1(2.0))), ll_exact_tanh);
-    PAIR(x, vf_or_sign(x[i], sign[i])); /* expm1(-0) came out as +0 */
+    UNARY_PAIR(x, vf_or_sign(x[i], sign[i])); /* expm1(-0) came out as +0 */
 }
 
 LL_INLINE void ll_sigmoid_vp(vf x[2])
 {
     vf c[2];
-    PAIR(c, vf_sub(vf_zero(), CLAMPED(-104.0f, 104.0f)));
+    UNARY_PAIR(c, vf_sub(vf_zero(), UNARY_CLAMPED(-104.0f, 104.0f)));
     unary_round(x, gated(vw_set1(1.0), vw_widen(c)), ll_exact_sigmoid);
 }
 
 LL_INLINE void ll_silu_vp(vf x[2])
 {
     vf c[2], a[2];
-    PAIR(c, vf_max(vf_set1(-112.0f), x[i])); /* from below alone: above, the result is x */
-    PAIR(a, vf_sub(vf_zero(), vf_min(vf_set1(112.0f), c[i])));
+    UNARY_PAIR(c, vf_max(vf_set1(-112.0f), x[i])); /* from below alone: above, the result is x */
+    UNARY_PAIR(a, vf_sub(vf_zero(), vf_min(vf_set1(112.0f), c[i])));
     unary_round(x, gated(vw_widen(c), vw_widen(a)), ll_exact_silu);
 }
 
 LL_INLINE void ll_gelu_tanh_vp(vf x[2])
 {
     vf c[2], a[2];
-    PAIR(c, vf_max(vf_set1(-11.0f), x[i]));
-    PAIR(a, vf_min(vf_set1(11.0f), c[i]));
+    UNARY_PAIR(c, vf_max(vf_set1(-11.0f), x[i]));
+    UNARY_PAIR(a, vf_min(vf_set1(11.0f), c[i]));
     vw z = vw_widen(a);
-    z = vw_mul(z, vw_fma(vw_mul(z, z), vw_set1(-GELU_TANH_B), vw_set1(-GELU_TANH_A)));
+    z = vw_mul(z, vw_fma(vw_mul(z, z), vw_set1(-UNARY_GELU_TANH_B), vw_set1(-UNARY_GELU_TANH_A)));
     unary_round(x, gated(vw_widen(c), z), ll_exact_gelu_tanh);
 }
 
@@ -257,30 +257,30 @@ LL_INLINE void ll_gelu_tanh_vp(vf x[2])
 LL_NOINLINE void gelu_far(vf x[2])
 {
     vf c[2], t[2], above[2], sign[2] = {x[0], x[1]};
-    PAIR(c, vf_max(vf_set1(-14.5f), x[i]));
-    PAIR(t, vf_min(vf_set1(14.5f), vf_abs(c[i])));
-    PAIR(above, vf_max(vf_zero(), c[i]));
+    UNARY_PAIR(c, vf_max(vf_set1(-14.5f), x[i]));
+    UNARY_PAIR(t, vf_min(vf_set1(14.5f), vf_abs(c[i])));
+    UNARY_PAIR(above, vf_max(vf_zero(), c[i]));
     vw w = vw_widen(t);
     vw e = exp_vw(vw_mul(vw_mul(w, vw_set1(-0.5)), w)); /* the argument is exact */
     vw p = vw_set1(MILLS_P7), q = vw_set1(MILLS_Q8);
-    CHAIN(q, w, MILLS_Q7);
-    CHAIN(p, w, MILLS_P6);
-    CHAIN(q, w, MILLS_Q6);
-    CHAIN(p, w, MILLS_P5);
-    CHAIN(q, w, MILLS_Q5);
-    CHAIN(p, w, MILLS_P4);
-    CHAIN(q, w, MILLS_Q4);
-    CHAIN(p, w, MILLS_P3);
-    CHAIN(q, w, MILLS_Q3);
-    CHAIN(p, w, MILLS_P2);
-    CHAIN(q, w, MILLS_Q2);
-    CHAIN(p, w, MILLS_P1);
-    CHAIN(q, w, MILLS_Q1);
-    CHAIN(p, w, MILLS_P0);
-    CHAIN(q, w, MILLS_Q0);
+    UNARY_CHAIN(q, w, MILLS_Q7);
+    UNARY_CHAIN(p, w, MILLS_P6);
+    UNARY_CHAIN(q, w, MILLS_Q6);
+    UNARY_CHAIN(p, w, MILLS_P5);
+    UNARY_CHAIN(q, w, MILLS_Q5);
+    UNARY_CHAIN(p, w, MILLS_P4);
+    UNARY_CHAIN(q, w, MILLS_Q4);
+    UNARY_CHAIN(p, w, MILLS_P3);
+    UNARY_CHAIN(q, w, MILLS_Q3);
+    UNARY_CHAIN(p, w, MILLS_P2);
+    UNARY_CHAIN(q, w, MILLS_Q2);
+    UNARY_CHAIN(p, w, MILLS_P1);
+    UNARY_CHAIN(q, w, MILLS_Q1);
+    UNARY_CHAIN(p, w, MILLS_P0);
+    UNARY_CHAIN(q, w, MILLS_Q0);
     vw y = vw_sub(vw_widen(above), vw_div(vw_mul(vw_mul(w, e), p), q));
     unary_round(x, y, ll_exact_gelu);
-    PAIR(x, vf_or_sign(x[i], sign[i])); /* 0 - 0 was +0 */
+    UNARY_PAIR(x, vf_or_sign(x[i], sign[i])); /* 0 - 0 was +0 */
 }
 
 /* Where all |x| <= 4, which is nearly everywhere, without exp and division: (1 - Phi(t))^(1/8) is so tame that a
@@ -288,23 +288,23 @@ LL_NOINLINE void gelu_far(vf x[2])
 LL_INLINE void ll_gelu_vp(vf x[2])
 {
     vf c[2], y[2];
-    PAIR(c, CLAMPED(-4.0f, 4.0f));
+    UNARY_PAIR(c, UNARY_CLAMPED(-4.0f, 4.0f));
     vw z = vw_widen(c), w = vw_abs(z), s = vw_mul(z, z);
     vw p = vw_set1(TAIL_P14), q = vw_set1(TAIL_P15); /* even and odd: twice as many chains */
-    CHAIN(p, s, TAIL_P12);
-    CHAIN(q, s, TAIL_P13);
-    CHAIN(p, s, TAIL_P10);
-    CHAIN(q, s, TAIL_P11);
-    CHAIN(p, s, TAIL_P8);
-    CHAIN(q, s, TAIL_P9);
-    CHAIN(p, s, TAIL_P6);
-    CHAIN(q, s, TAIL_P7);
-    CHAIN(p, s, TAIL_P4);
-    CHAIN(q, s, TAIL_P5);
-    CHAIN(p, s, TAIL_P2);
-    CHAIN(q, s, TAIL_P3);
-    CHAIN(p, s, TAIL_P0);
-    CHAIN(q, s, TAIL_P1);
+    UNARY_CHAIN(p, s, TAIL_P12);
+    UNARY_CHAIN(q, s, TAIL_P13);
+    UNARY_CHAIN(p, s, TAIL_P10);
+    UNARY_CHAIN(q, s, TAIL_P11);
+    UNARY_CHAIN(p, s, TAIL_P8);
+    UNARY_CHAIN(q, s, TAIL_P9);
+    UNARY_CHAIN(p, s, TAIL_P6);
+    UNARY_CHAIN(q, s, TAIL_P7);
+    UNARY_CHAIN(p, s, TAIL_P4);
+    UNARY_CHAIN(q, s, TAIL_P5);
+    UNARY_CHAIN(p, s, TAIL_P2);
+    UNARY_CHAIN(q, s, TAIL_P3);
+    UNARY_CHAIN(p, s, TAIL_P0);
+    UNARY_CHAIN(q, s, TAIL_P1);
     p = vw_fma(q, w, p);
     p = vw_mul(p, p);
     p = vw_mul(p, p);
@@ -317,37 +317,52 @@ LL_INLINE void ll_gelu_vp(vf x[2])
         x[0] = c[0];
         x[1] = c[1];
     } else {
-        PAIR(x, vf_or_sign(y[i], x[i]));
+        UNARY_PAIR(x, vf_or_sign(y[i], x[i]));
     }
 }
 
 LL_INLINE void ll_erf_vp(vf x[2])
 {
     vf a[2];
-    PAIR(a, CLAMPED(-4.0f, 4.0f));
+    UNARY_PAIR(a, UNARY_CLAMPED(-4.0f, 4.0f));
     vw c = vw_widen(a), w = vw_mul(c, c), p = vw_set1(ERF_P9), q = vw_set1(ERF_Q8);
-    CHAIN(p, w, ERF_P8);
-    CHAIN(q, w, ERF_Q7);
-    CHAIN(p, w, ERF_P7);
-    CHAIN(q, w, ERF_Q6);
-    CHAIN(p, w, ERF_P6);
-    CHAIN(q, w, ERF_Q5);
-    CHAIN(p, w, ERF_P5);
-    CHAIN(q, w, ERF_Q4);
-    CHAIN(p, w, ERF_P4);
-    CHAIN(q, w, ERF_Q3);
-    CHAIN(p, w, ERF_P3);
-    CHAIN(q, w, ERF_Q2);
-    CHAIN(p, w, ERF_P2);
-    CHAIN(q, w, ERF_Q1);
-    CHAIN(p, w, ERF_P1);
-    CHAIN(q, w, ERF_Q0);
-    CHAIN(p, w, ERF_P0);
+    UNARY_CHAIN(p, w, ERF_P8);
+    UNARY_CHAIN(q, w, ERF_Q7);
+    UNARY_CHAIN(p, w, ERF_P7);
+    UNARY_CHAIN(q, w, ERF_Q6);
+    UNARY_CHAIN(p, w, ERF_P6);
+    UNARY_CHAIN(q, w, ERF_Q5);
+    UNARY_CHAIN(p, w, ERF_P5);
+    UNARY_CHAIN(q, w, ERF_Q4);
+    UNARY_CHAIN(p, w, ERF_P4);
+    UNARY_CHAIN(q, w, ERF_Q3);
+    UNARY_CHAIN(p, w, ERF_P3);
+    UNARY_CHAIN(q, w, ERF_Q2);
+    UNARY_CHAIN(p, w, ERF_P2);
+    UNARY_CHAIN(q, w, ERF_Q1);
+    UNARY_CHAIN(p, w, ERF_P1);
+    UNARY_CHAIN(q, w, ERF_Q0);
+    UNARY_CHAIN(p, w, ERF_P0);
     unary_round(x, vw_div(vw_mul(c, p), q), ll_exact_erf);
 }
-#undef CLAMPED
-#undef PAIR
-#undef CHAIN
+#undef UNARY_CLAMPED
+#undef UNARY_PAIR
+#undef UNARY_CHAIN
+
+/* By number: op is LL_EXP and so on. */
+LL_INLINE void unary_pair(int op, vf x[2])
+{
+    switch (op) {
+    case LL_EXP: ll_exp_vp(x); break;
+    case LL_TANH: ll_tanh_vp(x); break;
+    case LL_ERF: ll_erf_vp(x); break;
+    case LL_SIGMOID: ll_sigmoid_vp(x); break;
+    case LL_SILU: ll_silu_vp(x); break;
+    case LL_GELU: ll_gelu_vp(x); break;
+    case LL_GELU_TANH: ll_gelu_tanh_vp(x); break;
+    default: break;
+    }
+}
 
 /* ---- arrays ----------------------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /* widen: y_j = float32(x_j), exact, for float16 and bfloat16.
  *
  * Order, Rounding: none. Edges: infinities and signed zeros keep, NaN gives NaN. Cost: one pass.
- * Oracle: llorch.reference.widen. Tests: tests/test_dtypes.py. */
+ * Oracle: llorch.reference.widen. Tests: tests/kernels/test_dtypes.py. */
 #include "../isa/vec.h"
 #include "table.h"
 

@@ -30,26 +30,25 @@ static size_t stream_bytes(void)
 typedef struct norm_job {
     const ll_norm_args *args;
     ll_norm_kernel kernel;
+    int stream;
 } norm_job;
 
 static void norm_task(void *context, size_t begin, size_t end)
 {
     const norm_job *job = context;
-    job->kernel(job->args, begin, end);
+    job->kernel(job->args, job->stream, begin, end);
 }
 
-static void run(ll_norm_args *a, size_t family)
+static void run(const ll_norm_args *a, ll_norm_kernel kernel)
 {
     if (!a->rows || !a->n)
         return;
-    size_t grain = (GRAIN_VALUES / a->n / GRAIN_ROWS + 1) * GRAIN_ROWS;
-    a->stream = a->y != a->x && a->y != a->residual && a->rows * a->n * sizeof(float) > stream_bytes();
-    norm_job job = {a, ((const ll_norm_kernel *)((const char *)ll_table() + family))[a->dtype]};
+    const size_t grain = (GRAIN_VALUES / a->n / GRAIN_ROWS + 1) * GRAIN_ROWS;
+    norm_job job = {.args = a, .kernel = kernel};
+    job.stream = a->y != a->x && a->y != a->residual && a->rows * a->n * sizeof(float) > stream_bytes();
     ll_parallel_for(a->rows, grain, norm_task, &job);
 }
 
-void ll_layer_norm(ll_norm_args *a) { run(a, offsetof(ll_kernels, layer_norm)); }
-void ll_add_layer_norm(ll_norm_args *a) { run(a, offsetof(ll_kernels, add_layer_norm)); }
-void ll_rms_norm(ll_norm_args *a) { run(a, offsetof(ll_kernels, rms_norm)); }
-
-void ll_widen(const void *x, int dtype, float *y, size_t n) { ll_table()->widen(x, dtype, y, n); }
+void ll_layer_norm(const ll_norm_args *a) { run(a, ll_table()->layer_norm[a->dtype]); }
+void ll_add_layer_norm(const ll_norm_args *a) { run(a, ll_table()->add_layer_norm[a->dtype]); }
+void ll_rms_norm(const ll_norm_args *a) { run(a, ll_table()->rms_norm[a->dtype]); }

@@ -4,13 +4,20 @@
 /* Values a thread must have to be worth waking: some 10 us of work. */
 #define GRAIN_VALUES 8192
 
+typedef struct softmax_job {
+    const ll_softmax_args *args;
+    const ll_kernels *kernels;
+} softmax_job;
+
 static void softmax_task(void *context, size_t begin, size_t end)
 {
-    ll_table()->softmax(context, begin, end);
+    const softmax_job *job = context;
+    job->kernels->softmax(job->args, begin, end);
 }
 
-void ll_softmax(ll_softmax_args *a)
+void ll_softmax(const ll_softmax_args *a)
 {
+    softmax_job job = {a, ll_table()};
     if (a->rows && a->n)
-        ll_parallel_for(a->rows, GRAIN_VALUES / a->n + 1, softmax_task, a);
+        ll_parallel_for(a->rows, GRAIN_VALUES / a->n + 1, softmax_task, &job);
 }

@@ -13,7 +13,7 @@ typedef struct unary_job {
 static void values_task(void *context, size_t begin, size_t end)
 {
     const unary_job *job = context;
-    const size_t size = job->args->dtype == LL_F32 ? 4 : 2;
+    const size_t size = ll_dtype_size(job->args->dtype);
     job->kernel((const char *)job->args->x + begin * size, (char *)job->args->y + begin * size, end - begin);
 }
 
@@ -30,7 +30,7 @@ void ll_unary(const ll_unary_args *a)
     if (!a->rows || !a->n)
         return;
     unary_job job = {a, ll_table()->unary[a->op][a->dtype]};
-    ptrdiff_t row = (ptrdiff_t)(a->n * (a->dtype == LL_F32 ? 4 : 2));
+    ptrdiff_t row = (ptrdiff_t)(a->n * ll_dtype_size(a->dtype));
     if (a->rows == 1 || (a->x_stride == row && a->y_stride == row))
         ll_parallel_for(a->rows * a->n, GRAIN_VALUES, values_task, &job);
     else

@@ -1,37 +1,30 @@
 """linear, PackedLinear."""
 
 cdef extern from "llorch.h" nogil:
-    enum:
-        LL_PANEL
+    int LL_NONE
     ctypedef struct ll_linear_args:
         const void *x
-        const void *weight
+        ll_weight weight
         const float *bias
         const void *residual
         void *y
-        Py_ssize_t x_stride, y_stride, residual_stride, weight_k, weight_n
-        size_t M, K, N
-        int dtype, weight_dtype, packed, activation
-        void *scratch
+        Py_ssize_t x_stride, y_stride, residual_stride
+        size_t M
+        int dtype, activation
+    int ll_linear(const ll_linear_args *)
     size_t ll_linear_scratch(const ll_linear_args *)
-    void ll_linear(ll_linear_args *)
-    size_t ll_packed_bytes(size_t K, size_t N, int dtype)
-    void ll_pack(const void *weight, int dtype_in, Py_ssize_t weight_k, Py_ssize_t weight_n, size_t K, size_t N,
-                 int dtype, void *packed)
-    void ll_packed_column(const void *packed, int dtype, size_t K, size_t N, size_t n, float *y)
-    void ll_packed_row(const void *packed, int dtype, size_t K, size_t N, size_t k, float *y)
-    void *ll_scratch_take(size_t)
-    void ll_scratch_give(void *)
+    size_t ll_packed_bytes(size_t K, size_t N, int format)
+    void ll_pack(const ll_weight *, int format, void *to)
+    void ll_packed_column(const ll_weight *, size_t n, float *y)
+    void ll_packed_row(const ll_weight *, size_t k, float *y)
     void *ll_memory_new(size_t)
     void ll_memory_free(void *)
 
 
-cdef dict _activations = {None: 0, "gelu": 1, "gelu_tanh": 2, "silu": 3}  # the numbers of llorch.h
+cdef dict _activations = {None: LL_NONE, "gelu": LL_GELU, "gelu_tanh": LL_GELU_TANH, "silu": LL_SILU}
 
 
 cdef int _activation(activation) except -1:
-    if activation is None:
-        return 0
     try:
         return _activations[activation]
     except (KeyError, TypeError):
@@ -39,25 +32,25 @@ cdef int _activation(activation) except -1:
 
 
 cdef object _linear(ll_linear_args *a, x, residual, out, Operand *oweight, Operand *obias, list keep):
-    """a has weight, bias, K, N and activation; here x, residual and out come in, and the product is made."""
+    """a has weight, bias and activation; here x, residual and out come in, and the product is made."""
     cdef Operand ox, oresidual, oout
     cdef Py_ssize_t i, xs = 1, ys
-    cdef size_t scratch
+    cdef size_t K = a.weight.K, N = a.weight.N
+    cdef int failed
     _clear(&ox); _clear(&oresidual); _clear(&oout)
     a.residual = NULL
     a.residual_stride = 0
-    a.scratch = NULL
     try:
         _take(&ox, x, "x", False, keep)
-        if ox.ndim == 0 or <size_t>ox.shape[ox.ndim - 1] != a.K:
-            raise ValueError(f"x has shape {_shape(&ox)}, its last axis must be the {a.K} rows of weight")
+        if ox.ndim == 0 or <size_t>ox.shape[ox.ndim - 1] != K:
+            raise ValueError(f"x has shape {_shape(&ox)}, its last axis must be the {K} rows of weight")
         for i in range(ox.ndim - 1):
             xs *= ox.shape[i]
         a.M = xs
         a.dtype = ox.dtype
-        ys = xs * <Py_ssize_t>a.N
-        xs *= <Py_ssize_t>a.K
-        shape = _shape(&ox)[:-1] + (a.N,)
+        ys = xs * <Py_ssize_t>N
+        xs *= <Py_ssize_t>K
+        shape = _shape(&ox)[:-1] + (N,)
         if residual is not None:
             _take(&oresidual, residual, "residual", False, keep)
             _check_like(&oresidual, "residual", ox.dtype, shape)
@@ -83,31 +76,35 @@ cdef object _linear(ll_linear_args *a, x, residual, out, Operand *oweight, Opera
             if residual is not None:
                 a.residual = _rows(&oresidual, ys, True)
                 a.residual_stride = oresidual.row_stride
-            scratch = ll_linear_scratch(a)
-            if scratch:
-                a.scratch = ll_scratch_take(scratch)
-                if a.scratch == NULL:
-                    raise MemoryError(f"no memory for {scratch} bytes of working space")
-            if <size_t>ys * a.K < RELEASE_FROM * 16:
-                ll_linear(a)
+            if <size_t>ys * K < RELEASE_FROM * 16:
+                failed = ll_linear(a)
             else:
                 with nogil:
-                    ll_linear(a)
+                    failed = ll_linear(a)
+            if failed:
+                raise MemoryError(f"no memory for {ll_linear_scratch(a)} bytes of working space")
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:
-        ll_scratch_give(a.scratch)
         _drop(&ox); _drop(&oresidual); _drop(&oout)
     return out
 
 
-cdef int _take_weight(Operand *o, weight, list keep) except -1:
+cdef int _take_weight(Operand *o, ll_weight *w, weight, bint transposed, list keep) except -1:
+    """w is the (K, N) weight; transposed: it comes as (N, K)."""
     _take(o, weight, "weight", False, keep)
     if o.ndim != 2:
         raise ValueError(f"weight has shape {_shape(o)}, it must be (K, N)")
     for i in range(2):
         if <size_t>o.shape[i] > LL_MAX_ROW:
             raise ValueError(f"weight has shape {_shape(o)}, at most {LL_MAX_ROW} (2**24) rows and columns are specified")
+    w.data = o.data
+    w.format = o.dtype
+    w.packed = 0
+    w.K = o.shape[transposed]
+    w.N = o.shape[not transposed]
+    w.k_stride = o.strides[transposed]
+    w.n_stride = o.strides[not transposed]
     return 0
 
 
@@ -153,18 +150,22 @@ def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
     _clear(&oweight); _clear(&obias)
     try:
         a.activation = _activation(activation)
-        _take_weight(&oweight, weight, keep)
-        a.K = oweight.shape[0]
-        a.N = oweight.shape[1]
-        a.weight = oweight.data
-        a.weight_dtype = oweight.dtype
-        a.weight_k = oweight.strides[0]
-        a.weight_n = oweight.strides[1]
-        a.packed = 0
-        a.bias = _vector(&obias, bias, "bias", a.N, "column of weight", keep)
+        _take_weight(&oweight, &a.weight, weight, False, keep)
+        a.bias = _vector(&obias, bias, "bias", a.weight.N, "column of weight", keep)
         return _linear(&a, x, residual, out, &oweight, &obias, keep)
     finally:
         _drop(&oweight); _drop(&obias)
+
+
+cdef int _format(dtype) except -1:
+    """How a packed weight is kept."""
+    if dtype == "float32":
+        return LL_F32
+    if dtype == "float16":
+        return LL_F16
+    if dtype == "bfloat16":
+        return LL_BF16
+    raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
 
 
 cdef class PackedLinear:
@@ -197,68 +198,80 @@ cdef class PackedLinear:
     TypeError, ValueError
         As `linear`; ValueError also for an unknown dtype. MemoryError where the packed weight doesn't fit.
     """
+    cdef ll_weight _weight
     cdef void *_packed
-    cdef int _dtype
-    cdef readonly size_t in_features, out_features
     cdef readonly object bias
 
     def __init__(self, weight, bias=None, *, dtype="float32", transposed=False):
-        cdef Operand oweight, obias
-        cdef const float *b
-        cdef size_t K, N
-        cdef Py_ssize_t weight_k, weight_n
-        cdef int kind
-        cdef void *packed = NULL
+        cdef Operand oweight
+        cdef ll_weight w
         cdef list keep = []
-        _clear(&oweight); _clear(&obias)
-        kind = LL_F32 if dtype == "float32" else LL_F16 if dtype == "float16" else LL_BF16 if dtype == "bfloat16" else -1
-        if kind < 0:
-            raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+        cdef int format = _format(dtype)
+        _clear(&oweight)
         try:
-            _take_weight(&oweight, weight, keep)
-            K, N = oweight.shape[0], oweight.shape[1]
-            weight_k, weight_n = oweight.strides[0], oweight.strides[1]
-            if transposed:
-                K, N = N, K
-                weight_k, weight_n = weight_n, weight_k
-            b = _vector(&obias, bias, "bias", N, "output", keep)
+            _take_weight(&oweight, &w, weight, transposed, keep)
+            self._pack(&w, bias, format)
+        finally:
+            _drop(&oweight)
+
+    cdef int _pack(self, const ll_weight *w, bias, int format) except -1:
+        cdef Operand obias
+        cdef const float *b
+        cdef void *packed = NULL
+        cdef size_t bytes = ll_packed_bytes(w.K, w.N, format)
+        cdef list keep = []
+        _clear(&obias)
+        try:
+            b = _vector(&obias, bias, "bias", w.N, "output", keep)
             kept = None
             if bias is not None:
-                kept = _empty(N, _float32)
-                if N:
-                    memcpy(<void *><uintptr_t>kept.ctypes.data, b, N * sizeof(float))
+                kept = _empty(w.N, _float32)
+                if w.N:
+                    memcpy(<void *><uintptr_t>kept.ctypes.data, b, w.N * sizeof(float))
                 kept.flags.writeable = False
-            packed = ll_memory_new(ll_packed_bytes(K, N, kind))
+            packed = ll_memory_new(bytes)
             if packed == NULL:
-                raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(K, N, kind)} bytes")
+                raise MemoryError(f"no memory for a packed weight of {bytes} bytes")
             with nogil:
-                ll_pack(oweight.data, oweight.dtype, weight_k, weight_n, K, N, kind, packed)
+                ll_pack(w, format, packed)
             if self._packed != NULL:  # a product in another thread may be reading it
                 raise TypeError("a PackedLinear is made once: make another one")
             packed, self._packed = NULL, packed
-            self._dtype = kind
-            self.in_features, self.out_features, self.bias = K, N, kept
+            self._weight.data = self._packed
+            self._weight.format = format
+            self._weight.packed = 1
+            self._weight.k_stride = self._weight.n_stride = 0
+            self._weight.K, self._weight.N, self.bias = w.K, w.N, kept
         finally:
             ll_memory_free(packed)
-            _drop(&oweight); _drop(&obias)
+            _drop(&obias)
+        return 0
 
     def __dealloc__(self):
         ll_memory_free(self._packed)
 
     @property
+    def in_features(self):
+        return self._weight.K
+
+    @property
+    def out_features(self):
+        return self._weight.N
+
+    @property
     def shape(self):
-        return self.in_features, self.out_features
+        return self._weight.K, self._weight.N
 
     @property
     def dtype(self):
-        return _dtype_name(self._dtype)
+        return _dtype_name(self._weight.format)
 
     @property
     def nbytes(self):
-        return ll_packed_bytes(self.in_features, self.out_features, self._dtype)
+        return ll_packed_bytes(self._weight.K, self._weight.N, self._weight.format)
 
     def __repr__(self):
-        return (f"PackedLinear({self.in_features}, {self.out_features}, dtype={self.dtype!r}"
+        return (f"PackedLinear({self._weight.K}, {self._weight.N}, dtype={self.dtype!r}"
                 f"{'' if self.bias is None else ', bias'})")
 
     def __reduce__(self):
@@ -272,24 +285,18 @@ cdef class PackedLinear:
         _clear(&none); _clear(&obias)
         try:
             a.activation = _activation(activation)
-            a.K = self.in_features
-            a.N = self.out_features
-            a.weight = self._packed
-            a.weight_dtype = self._dtype
-            a.weight_k = a.weight_n = 0
-            a.packed = 1
-            a.bias = _vector(&obias, self.bias, "bias", a.N, "output", keep)
+            a.weight = self._weight
+            a.bias = _vector(&obias, self.bias, "bias", a.weight.N, "output", keep)
             return _linear(&a, x, residual, out, &none, &none, keep)
         finally:
             _drop(&obias)
 
     def row(self, k):
         """Row k of the (K, N) weight, widened: a new (N,) float32. IndexError unless 0 <= k < K."""
-        cdef size_t index = _index(k, "k", self.in_features, "rows")
-        y = _empty(self.out_features, _float32)
-        if self.out_features:
-            ll_packed_row(self._packed, self._dtype, self.in_features, self.out_features, index,
-                          <float *><uintptr_t>y.ctypes.data)
+        cdef size_t index = _index(k, "k", self._weight.K, "rows")
+        y = _empty(self._weight.N, _float32)
+        if self._weight.N:
+            ll_packed_row(&self._weight, index, <float *><uintptr_t>y.ctypes.data)
         return y
 
     def column(self, n):
@@ -297,11 +304,10 @@ cdef class PackedLinear:
 
         Of an embedding (V, E), packed with transposed=True as the LM head, it is the vector of token n.
         """
-        cdef size_t index = _index(n, "n", self.out_features, "columns")
-        y = _empty(self.in_features, _float32)
-        if self.in_features:
-            ll_packed_column(self._packed, self._dtype, self.in_features, self.out_features, index,
-                             <float *><uintptr_t>y.ctypes.data)
+        cdef size_t index = _index(n, "n", self._weight.N, "columns")
+        y = _empty(self._weight.K, _float32)
+        if self._weight.K:
+            ll_packed_column(&self._weight, index, <float *><uintptr_t>y.ctypes.data)
         return y
 
 

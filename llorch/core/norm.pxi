@@ -11,10 +11,10 @@ cdef extern from "llorch.h" nogil:
         const float *bias
         size_t rows, n
         double eps
-        int dtype, stream
-    void ll_layer_norm(ll_norm_args *)
-    void ll_add_layer_norm(ll_norm_args *)
-    void ll_rms_norm(ll_norm_args *)
+        int dtype
+    void ll_layer_norm(const ll_norm_args *)
+    void ll_add_layer_norm(const ll_norm_args *)
+    void ll_rms_norm(const ll_norm_args *)
 
 
 cdef double _eps(eps) except? -1.0:
@@ -95,7 +95,7 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
     return (out, sum_out) if op == ADD_LAYER_NORM else out
 
 
-cdef void _run(int op, ll_norm_args *a) noexcept nogil:
+cdef void _run(int op, const ll_norm_args *a) noexcept nogil:
     if op == LAYER_NORM:
         ll_layer_norm(a)
     elif op == ADD_LAYER_NORM:

@@ -2,12 +2,10 @@
 
 cdef extern from "llorch.h" nogil:
     ctypedef struct ll_embedding_args:
-        const void *table
+        ll_weight table
         const int64_t *ids
         float *y
-        Py_ssize_t table_stride, table_value
-        size_t rows, n, length
-        int dtype
+        size_t rows
     ctypedef struct ll_argmax_args:
         const void *x
         Py_ssize_t x_stride
@@ -42,8 +40,9 @@ def embedding(table, ids):
 
     Parameters
     ----------
-    table : array (V, E) of float32, float16 or bfloat16
-        Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory, at any strides.
+    table : array (V, E) of float32, float16 or bfloat16, or a PackedLinear
+        Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory, at any strides. Of a PackedLinear of
+        shape (E, V), as an LM head is, packed from (V, E) with transposed=True, the columns are taken.
     ids : int, or integers of any shape (an array, a list, a nested list)
         Each in [0, V).
 
@@ -66,9 +65,19 @@ def embedding(table, ids):
     cdef list keep = []
     _clear(&otable)
     try:
-        _take(&otable, table, "table", False, keep)
-        if otable.ndim != 2:
-            raise ValueError(f"table has shape {_shape(&otable)}, it must be (V, E)")
+        if isinstance(table, PackedLinear):
+            a.table = (<PackedLinear>table)._weight
+        else:
+            _take(&otable, table, "table", False, keep)
+            if otable.ndim != 2:
+                raise ValueError(f"table has shape {_shape(&otable)}, it must be (V, E)")
+            a.table.data = otable.data
+            a.table.format = otable.dtype
+            a.table.packed = 0
+            a.table.k_stride = otable.strides[1] if otable.shape[1] > 1 else otable.itemsize
+            a.table.n_stride = otable.strides[0]
+            a.table.K = otable.shape[1]
+            a.table.N = otable.shape[0]
         given = np.asarray(ids)
         if given.size == 0 and given.dtype == np.float64 and not isinstance(ids, _ndarray):
             given = given.astype(_int64)  # an empty list
@@ -77,24 +86,18 @@ def embedding(table, ids):
         # A copy: what is checked is what is used, whatever other threads write. Ids of 2**63 and more become negative.
         places = np.array(given, _int64, order="C")
         shape = given.shape
-        y = _empty((*shape, otable.shape[1]), _float32)
-        a.table = otable.data
-        a.table_stride = otable.strides[0]
-        a.table_value = otable.strides[1] if otable.shape[1] > 1 else otable.itemsize
-        a.length = otable.shape[0]
-        a.n = otable.shape[1]
+        y = _empty((*shape, <Py_ssize_t>a.table.K), _float32)
         a.rows = places.size
-        a.dtype = otable.dtype
         a.ids = <const int64_t *><uintptr_t>places.ctypes.data
         a.y = <float *><uintptr_t>y.ctypes.data
-        if a.rows * a.n < RELEASE_FROM:
+        if a.rows * a.table.K < RELEASE_FROM:
             first = ll_embedding(&a)
         else:
             with nogil:
                 first = ll_embedding(&a)
         if first < a.rows:
-            raise IndexError(f"ids{_at(first, shape)} is {given.reshape(-1)[first]}, the table has {a.length} rows: "
-                             f"ids must be in [0, {a.length})")
+            raise IndexError(f"ids{_at(first, shape)} is {given.reshape(-1)[first]}, the table has {a.table.N} rows: "
+                             f"ids must be in [0, {a.table.N})")
     finally:
         _drop(&otable)
     return y

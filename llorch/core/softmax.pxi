@@ -7,7 +7,7 @@ cdef extern from "llorch.h" nogil:
         Py_ssize_t x_stride, y_stride
         size_t rows, n
         int dtype
-    void ll_softmax(ll_softmax_args *)
+    void ll_softmax(const ll_softmax_args *)
 
 
 def softmax(x, *, out=None):

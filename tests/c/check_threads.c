@@ -44,14 +44,10 @@ static void append(float *const *blocks)
 
 static void call_all(results *r)
 {
-    ll_linear_args a = {.x = x, .weight = weight, .y = r->product, .x_stride = K * sizeof(float),
-                        .y_stride = N * sizeof(float), .weight_k = N * sizeof(float), .weight_n = sizeof(float),
-                        .M = M, .K = K, .N = N};
-    a.scratch = ll_scratch_take(ll_linear_scratch(&a));
-    if (!a.scratch)
+    ll_linear_args a = {.x = x, .y = r->product, .x_stride = K * sizeof(float), .y_stride = N * sizeof(float), .M = M,
+                        .weight = {.data = weight, .k_stride = N * sizeof(float), .n_stride = sizeof(float), .K = K, .N = N}};
+    if (ll_linear(&a))
         exit(2);
-    ll_linear(&a);
-    ll_scratch_give(a.scratch);
 
     attend(r->attended, NULL);
 

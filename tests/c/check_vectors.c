@@ -45,7 +45,7 @@ static void set_environment(uint64_t v) { __asm__ volatile("msr fpcr, %0" : : "r
 
 /* ---- comparison ---------------------------------------------------------------------------------- */
 
-static size_t size_of(uint32_t dtype) { return dtype == LL_F32 ? 4 : 2; }
+static size_t size_of(uint32_t dtype) { return ll_dtype_size((int)dtype); }
 
 /* By integers alone: nothing here depends on the environment. */
 static uint32_t encoding(const void *values, size_t i, uint32_t dtype)
@@ -117,11 +117,12 @@ static void check_norm(FILE *f, const header *h)
 
 static void product(ll_linear_args *a, const float *wanted)
 {
-    a->y = blank(a->M * a->N * sizeof(float));
-    a->scratch = blank(ll_linear_scratch(a));
-    ll_linear(a);
-    check(LINEAR, a->y, wanted, a->M * a->N, LL_F32);
-    free(a->y), free(a->scratch);
+    const size_t values = a->M * a->weight.N;
+    a->y = blank(values * sizeof(float));
+    if (ll_linear(a))
+        exit(2);
+    check(LINEAR, a->y, wanted, values, LL_F32);
+    free(a->y);
 }
 
 /* M, K, N, kept as (dtype), has bias, activation, has residual; x [M, K], weight [K, N] float32, for 16 bits the same
@@ -134,30 +135,30 @@ static void check_linear(FILE *f, const header *h)
     void *rounded = kept == LL_F32 ? NULL : read_values(f, K * N, kept);
     float *bias = h->n[4] ? read_values(f, N, LL_F32) : NULL, *residual = h->n[6] ? read_values(f, M * N, LL_F32) : NULL;
     float *wanted = read_wanted(f, M * N, LL_F32);
-    ll_linear_args a = {.x = x, .bias = bias, .residual = residual, .M = M, .K = K, .N = N, .activation = (int)h->n[5]};
+    ll_linear_args a = {.x = x, .bias = bias, .residual = residual, .M = M, .activation = (int)h->n[5]};
     const ptrdiff_t size = (ptrdiff_t)size_of(kept);
     a.x_stride = (ptrdiff_t)(K * sizeof(float));
     a.y_stride = a.residual_stride = (ptrdiff_t)(N * sizeof(float));
-    a.weight_dtype = (int)kept;
+    const void *values = kept == LL_F32 ? weight : rounded;
 
-    a.weight = kept == LL_F32 ? weight : rounded;
-    a.weight_k = (ptrdiff_t)N * size, a.weight_n = size;
+    a.weight = (ll_weight){.data = values, .format = (int)kept, .k_stride = (ptrdiff_t)N * size, .n_stride = size, .K = K, .N = N};
     product(&a, wanted);
 
     char *columns = blank(K * N * (size_t)size);
     for (size_t k = 0; k < K; k++)
         for (size_t n = 0; n < N; n++)
-            memcpy(columns + (n * K + k) * (size_t)size, (const char *)a.weight + (k * N + n) * (size_t)size, (size_t)size);
-    a.weight = columns;
-    a.weight_k = size, a.weight_n = (ptrdiff_t)K * size;
+            memcpy(columns + (n * K + k) * (size_t)size, (const char *)values + (k * N + n) * (size_t)size, (size_t)size);
+    a.weight.data = columns;
+    a.weight.k_stride = size, a.weight.n_stride = (ptrdiff_t)K * size;
     product(&a, wanted);
 
     void *packed = ll_memory_new(ll_packed_bytes(K, N, (int)kept)); /* from float32: rounded here */
     if (!packed)
         exit(2);
-    ll_pack(weight, LL_F32, (ptrdiff_t)(N * sizeof(float)), sizeof(float), K, N, (int)kept, packed);
-    a.weight = packed;
-    a.packed = 1;
+    ll_weight wide = {.data = weight, .k_stride = (ptrdiff_t)(N * sizeof(float)), .n_stride = sizeof(float), .K = K, .N = N};
+    ll_pack(&wide, (int)kept, packed);
+    a.weight.data = packed;
+    a.weight.packed = 1;
     product(&a, wanted);
     ll_memory_free(packed);
     free(x), free(weight), free(rounded), free(bias), free(residual), free(wanted), free(columns);
@@ -248,7 +249,7 @@ static void check_argmax(FILE *f, const header *h)
     free(x), free(wanted), free(y), free(places);
 }
 
-/* length, n, dtype; table [length, n]; the rows backwards, widened */
+/* length, n, dtype; table [length, n]; the rows backwards, widened. As it lies, and packed. */
 static void check_embedding(FILE *f, const header *h)
 {
     const size_t rows = h->n[0], n = h->n[1], size = size_of(h->n[2]);
@@ -257,11 +258,23 @@ static void check_embedding(FILE *f, const header *h)
     int64_t *ids = blank(rows * sizeof *ids);
     for (size_t i = 0; i < rows; i++)
         ids[i] = (int64_t)(rows - 1 - i);
-    ll_embedding_args a = {.table = table, .ids = ids, .y = y, .table_stride = (ptrdiff_t)(n * size),
-                           .table_value = (ptrdiff_t)size, .rows = rows, .n = n, .length = rows, .dtype = (int)h->n[2]};
+    ll_weight w = {.data = table, .format = (int)h->n[2], .k_stride = (ptrdiff_t)size, .n_stride = (ptrdiff_t)(n * size),
+                   .K = n, .N = rows};
+    ll_embedding_args a = {.table = w, .ids = ids, .y = y, .rows = rows};
     if (ll_embedding(&a) != rows)
         exit(2);
     check(EMBEDDING, y, wanted, rows * n, LL_F32);
+    void *packed = ll_memory_new(ll_packed_bytes(n, rows, w.format));
+    if (!packed)
+        exit(2);
+    ll_pack(&w, w.format, packed);
+    a.table.data = packed;
+    a.table.packed = 1;
+    memset(y, 0xff, rows * n * sizeof *y);
+    if (ll_embedding(&a) != rows)
+        exit(2);
+    check(EMBEDDING, y, wanted, rows * n, LL_F32);
+    ll_memory_free(packed);
     free(table), free(wanted), free(y), free(ids);
 }
 
@@ -327,22 +340,22 @@ static size_t check_threads(void)
         x[i] = value(&state) * 1e-7f - 0.8f;
     for (size_t i = 0; i < K * N; i++)
         weight[i] = (value(&state) * 1e-7f - 0.8f) * (i % N < N / 2 ? 1e-39f : 1.0f);
-    ll_linear_args a = {.x = x, .weight = weight, .y = y, .x_stride = K * sizeof *x, .y_stride = N * sizeof *y,
-                        .weight_k = N * sizeof *weight, .weight_n = sizeof *weight, .M = M, .K = K, .N = N};
-    a.scratch = blank(ll_linear_scratch(&a));
+    ll_linear_args a = {.x = x, .y = y, .x_stride = K * sizeof *x, .y_stride = N * sizeof *y, .M = M,
+                        .weight = {.data = weight, .k_stride = N * sizeof *weight, .n_stride = sizeof *weight, .K = K, .N = N}};
     const uint64_t before = environment();
     llorch_set_num_threads(3);
     set_environment(HOSTILE);
-    ll_linear(&a);
+    int failed = ll_linear(&a);
     set_environment(before);
     llorch_set_num_threads(1);
-    free(a.scratch);
-    a.M = 1, a.y = row, a.scratch = NULL; /* a row of float32 is a tile as it lies */
+    a.M = 1, a.y = row; /* a row of float32 is a tile as it lies */
     for (size_t i = 0; i < M; i++) {
         a.x = x + i * K;
-        ll_linear(&a);
+        failed |= ll_linear(&a);
         differ += differing(row, y + i * N, N, LL_F32);
     }
+    if (failed)
+        exit(2);
     return differ;
 }
 

@@ -44,6 +44,20 @@ def test_embedding_of_any_layout(dtype):
         assert_same_bits(llorch.embedding(table, many), reference.embedding(table, many))
 
 
+@pytest.mark.parametrize("kept", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_embedding_of_a_packed_table(isa, dtype, kept):
+    """The LM head that is tied to it: the columns of a weight that was packed with transposed=True."""
+    for V, E in ((50, 67), (16, 16), (1, 300), (33, 1)):
+        table = normal(V, E, seed=4).astype(dtype)
+        head = llorch.PackedLinear(table, dtype=kept.name, transposed=True)
+        ids = rng(6).integers(0, V, (2, 9))
+        wanted = reference.embedding(reference.narrow(reference.widen(table), kept), ids)
+        assert_same_bits(llorch.embedding(head, ids), wanted, f"{V} x {E}")
+        with pytest.raises(IndexError, match=rf"ids\[1\] is {V}, the table has {V} rows"):
+            llorch.embedding(head, [0, V])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_embedding_of_every_value_at_every_address(isa, dtype):
     """All 65,536 encodings of 16 bits; of float32 some of all kinds. They are widened and not computed with."""
