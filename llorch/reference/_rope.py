@@ -295,10 +295,12 @@ def rope(x: Array, cos: Array, sin: Array, positions: Any = None, *, out: Array 
     rows = np.asarray(range(T) if positions is None else positions)
     if rows.shape != (T,):
         raise ValueError(f"positions has shape {rows.shape}, it must be {(T,)}, one for each token of x")
+    if rows.size and rows.dtype.kind not in "iu":
+        raise TypeError(f"positions has elements of type {rows.dtype}, it must be integers (T,)")
     if ((rows < 0) | (rows >= cos.shape[0])).any():
         raise IndexError(f"positions must be in [0, {cos.shape[0]}), the rows of cos and sin")
     half = cos.shape[1]
-    c, s = cos[rows], sin[rows]
+    c, s = (table[rows.astype(np.int64)] for table in (cos, sin))
     v = widen(x)
     a, b = v[..., :half], v[..., half : 2 * half]
     y = np.zeros(x.shape, np.float32)
