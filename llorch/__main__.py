@@ -1,13 +1,23 @@
 """`llorch` and `python -m llorch`: the command line, where its packages are installed."""
 
 import sys
+import traceback
+from types import TracebackType
 
 from llorch import _interrupts
+from llorch._text import printable
+
+
+def _show_error(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """The traceback of an error that nothing foresaw; it may have a text from a file, which no terminal must obey."""
+    lines = "".join(traceback.format_exception(kind, error, at)).splitlines()
+    sys.stderr.write("\n".join(map(printable, lines)) + "\n")
 
 
 def main() -> None:
     """Runs the command line and ends the process: SIGINT and, after an error, the hooks of `sys` are its own."""
     _interrupts.command.begin()
+    sys.excepthook = _show_error
     try:
         from llorch import cli
     except ModuleNotFoundError as error:

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 import llorch
 from llorch import _interrupts
 from llorch._interrupts import INTERRUPTED
+from llorch._text import printable
 
 COMMANDS = ("generate", "score", "info", "bench", "validate", "dump", "compare", "config")
 
@@ -39,20 +41,31 @@ class Commands(click.Group):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             status = error.exit_code
         except click.ClickException as error:
             context = getattr(error, "ctx", None)
             name = context.command_path if context else "llorch"
-            message = " ".join(error.format_message().split())
             hint = f" (see {name} --help)" if isinstance(error, click.UsageError) else ""
-            click.echo(f"{name}: {message}{hint}", err=True)
+            _say(f"{name}: {error.format_message()}{hint}")
             status = error.exit_code
         except click.Abort:
             status = INTERRUPTED
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _say(text: str) -> None:
+    """A line on stderr. Whatever a terminal would obey is shown escaped: names and values come from files."""
+    click.echo(printable(" ".join(text.split())), err=True)
+
+
+def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
+    """What the library says in passing."""
+    _say(f"llorch: {message}")
 
 
 @click.group(cls=Commands)

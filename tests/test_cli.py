@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from helpers import num_threads
 
 import llorch
+from llorch import _progress
 from llorch.cli import COMMANDS, main
 from llorch.commands import common
 from llorch.models.gpt2 import GPT2Config
@@ -121,7 +122,7 @@ def test_progress_is_a_terminals(monkeypatch, terminal):
     shown = io.StringIO()
     monkeypatch.setattr(shown, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", shown)
-    monkeypatch.setattr(common, "SLOW", 0.05)
+    monkeypatch.setattr(_progress, "SLOW", 0.05)
     with common.progress("reading the prompt") as advance:
         advance(1, 3)
         assert shown.getvalue() == "", "not before it is slow"
@@ -234,8 +235,9 @@ def test_score():
 def test_info():
     found = json.loads(run("info", "shakespeare-1m", "--json").stdout)
     assert found["parameters"] == 957184 and found["config"]["n_embd"] == 128
-    assert found["tensors"] == {"bfloat16": 52}
+    assert found["tensors"] == {"BF16": {"tensors": 52, "parameters": 957184, "bytes": 1914368, "bits": 16.0}}
     assert found["memory"]["cache, a position"] == 4 * 2 * 128 * 4
+    assert (found["family"], found["problem"], found["left_out"]) == ("GPT-2", None, {})
     assert "957,184" in run("info", "shakespeare-1m").stdout
 
 

@@ -15,6 +15,7 @@ import click
 import llorch
 from llorch.commands import common
 from llorch.models.shapes import SHAPES, write_random
+from llorch.text.protocol import context_of
 
 if TYPE_CHECKING:
     from llorch.text.causal_lm import CausalLM
@@ -25,7 +26,7 @@ STEPS = 16
 
 
 @click.command("bench")
-@click.option("--model", help=f"A folder, or an id on Hugging Face's hub. Without it and --shape: {common.EMBEDDED}.")
+@common.model_option(None, f" Without it and --shape: {common.EMBEDDED}.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="Random weights in this size of GPT-2 instead.")
 @click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True)
 @common.json_option
@@ -40,28 +41,28 @@ def command(model: str | None, shape: str | None, repetitions: int, as_json: boo
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             with common.failures(), common.progress(f"making random weights of shape {shape}") as progress:
                 write_random(Path(folder), SHAPES[shape], progress=progress)
-            gpt2 = common.load(folder, dtype)
+            engine = common.load(folder, dtype)
         else:
-            gpt2 = common.load(model or common.EMBEDDED, dtype)
-        rows = measure(gpt2, repetitions)
+            engine = common.load(model or common.EMBEDDED, dtype)
+        rows = measure(engine, repetitions)
     head = {
         "model": shape or model or common.EMBEDDED,
-        "dtype": gpt2.dtype,
-        "bytes": gpt2.nbytes,
+        "dtype": engine.dtype,
+        "bytes": engine.nbytes,
         "isa": llorch.isa(),
         "threads": llorch.get_num_threads(),
     }
     if as_json:
-        click.echo(json.dumps(head | {"rows": rows}, indent=1))
+        common.echo(json.dumps(head | {"rows": rows}, indent=1))
         return
-    click.echo(", ".join(f"{name} {value}" for name, value in head.items()))
+    common.echo(", ".join(f"{name} {value}" for name, value in head.items()))
     for row in rows:
-        click.echo(f"{row['what']:<28}{row['tokens_per_s']:>10.1f} tokens/s  [{row['least']:.1f}, {row['most']:.1f}]")
+        common.echo(f"{row['what']:<28}{row['tokens_per_s']:>10.1f} tokens/s  [{row['least']:.1f}, {row['most']:.1f}]")
 
 
 def measure(model: "CausalLM", repetitions: int) -> list[dict[str, Any]]:
     """Medians of tokens per second, the least and the most beside."""
-    context, vocabulary = model.config.n_positions, model.config.vocab_size
+    context, vocabulary = context_of(model), model.config.vocab_size
     depth = min(DEPTH, context // 2)
     steps = min(STEPS, context - depth)
 

@@ -1,7 +1,7 @@
-"""What the commands share: options, loading, progress, errors."""
+"""What the commands share: options, loading, progress, output, errors."""
 
 import sys
-import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,18 +9,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import llorch
+from llorch._progress import progress as progress
+from llorch._text import printable
 
 if TYPE_CHECKING:
     from llorch.text.causal_lm import CausalLM
 
 EMBEDDED = "shakespeare-1m"
 DTYPES = ("float32", "bfloat16", "float16")
-SLOW = 1.0  # seconds after which a person wants to see that something happens
 
 dtype_option = click.option(
     "--dtype", type=click.Choice(DTYPES), help="How the weights are kept. Without it: as in the file."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def model_option(default: str | None = EMBEDDED, more: str = "") -> Callable[..., Any]:
+    """--model: whatever `llorch.CausalLM.from_pretrained` takes."""
+    return click.option(
+        "--model",
+        default=default,
+        show_default=default is not None,
+        help=f"A folder, a .gguf file, or an id on Hugging Face's hub.{more}",
+    )
 
 
 def _set_threads(context: click.Context, parameter: click.Parameter, value: int | None) -> None:
@@ -35,6 +46,40 @@ threads_option = click.option(
     expose_value=False,
     help="Threads. Without it: LLORCH_NUM_THREADS, or all cores.",
 )
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints a line, or several: the one way out for what isn't a table or the model's own text.
+
+    Whatever a terminal would obey is shown escaped: names, types and values come from files.
+    """
+    click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+
+
+def _obeyed(c: str) -> bool:
+    """Controls, marks of direction and other invisible signs. The two joiners are letters' and emojis' own."""
+    return c not in "\n\t\u200c\u200d" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+class ModelText:
+    """Standard output for the text of a model, as it comes.
+
+    In a file or a pipe it is the model's text, character for character. A terminal gets it with every character escaped
+    that it would obey, but newlines and tabs: what a model writes comes from its files and its prompt. Unlike in names,
+    spaces of all kinds stay.
+    """
+
+    def __init__(self) -> None:
+        self.out = sys.stdout
+        self.terminal = self.out.isatty()
+        if hasattr(self.out, "reconfigure"):
+            self.out.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
+
+    def write(self, text: str) -> None:
+        if self.terminal:
+            text = "".join(printable(c) if _obeyed(c) else c for c in text)
+        self.out.write(text)
+        self.out.flush()
 
 
 class Failure(click.ClickException):
@@ -52,14 +97,14 @@ def failures() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (OSError, ImportError, ValueError, TypeError, IndexError) as error:
+    except (OSError, ImportError, ValueError, TypeError, IndexError, MemoryError) as error:
         if isinstance(error, OSError) and error.filename and error.strerror:  # as the library's own: what, then why
             raise Failure(f"{error.filename}: {error.strerror}") from error
         raise Failure(str(error) or type(error).__name__) from error
 
 
 def load(model: str, dtype: str | None = None) -> "CausalLM":
-    """The model of a folder or hub id; the loader shows its own progress."""
+    """The model of a folder, a .gguf file or a hub id; the loader shows its own progress."""
     with failures():
         return llorch.CausalLM.from_pretrained(model, dtype=dtype)
 
@@ -70,31 +115,3 @@ def text_of(argument: str) -> str:
         return argument
     with failures():
         return sys.stdin.read()
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, of) that shows a bar on stderr where that is a terminal and it takes more than a second."""
-    started, bar, task = time.monotonic(), None, None
-
-    def advance(done: int, of: int) -> None:
-        nonlocal bar, task
-        if bar is None and done < of and time.monotonic() - started > SLOW and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns: Any = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-            bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            bar.start()
-            task = bar.add_task(what)
-        if bar is not None and task is not None:
-            bar.update(task, completed=done, total=of)
-            if done >= of:
-                bar.stop()
-                bar = None
-
-    try:
-        yield advance
-    finally:
-        if bar is not None:
-            bar.stop()

@@ -6,13 +6,14 @@ import time
 import click
 
 from llorch.commands import common
+from llorch.text.protocol import context_of
 
 DEFAULT_LENGTH = 200
 
 
 @click.command("generate")
 @click.argument("prompt")
-@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@common.model_option()
 @click.option(
     "-n",
     "--max-new-tokens",
@@ -43,18 +44,19 @@ def command(
 ) -> None:
     """Continue PROMPT; the new text goes to stdout as it comes.
 
-    PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token.
+    PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token. A terminal shows control
+    characters in the text escaped, but newlines and tabs; a file or a pipe gets the text as it is.
     """
     prompt = common.text_of(prompt)
-    gpt2 = common.load(model, dtype)
+    engine = common.load(model, dtype)
     with common.failures(), common.progress("reading the prompt") as progress:
-        tokenizer, config = gpt2.tokenizer, gpt2.config
+        tokenizer, config = engine.tokenizer, engine.config
         if not prompt and config.bos_token_id is not None:
             prompt = tokenizer.decode([config.bos_token_id])
         if max_new_tokens is None:
-            max_new_tokens = max(1, min(DEFAULT_LENGTH, config.n_positions - len(tokenizer.encode(prompt))))
+            max_new_tokens = max(1, min(DEFAULT_LENGTH, context_of(engine) - len(tokenizer.encode(prompt))))
 
-        pieces = gpt2.stream(
+        pieces = engine.stream(
             prompt,
             max_new_tokens,
             temperature=temperature,
@@ -66,22 +68,18 @@ def command(
             progress=progress,
         )
         if pieces.seed is not None and seed is None:
-            click.echo(f"seed {pieces.seed}", err=True)
-        out = sys.stdout
-        if hasattr(out, "reconfigure"):
-            out.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
+            common.echo(f"seed {pieces.seed}", err=True)
+        out = common.ModelText()
         begin, first = time.perf_counter(), None
         try:
             for piece in pieces:
                 first = first or time.perf_counter()
                 out.write(piece)
-                out.flush()
             out.write("\n")
-            out.flush()
         finally:  # after Ctrl-C too
             if stats or (stats is None and sys.stderr.isatty()):
                 end = time.perf_counter()
-                click.echo(
+                common.echo(
                     _summary(len(pieces.prompt_ids), (first or end) - begin, len(pieces.ids), end - begin), err=True
                 )
 

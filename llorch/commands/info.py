@@ -3,54 +3,151 @@
 import dataclasses
 import json
 import math
-from collections import Counter
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from llorch.commands import common
 
+if TYPE_CHECKING:
+    from llorch.files import Entry, Source
+
 UNITS = {"MB": 1e6, "GB": 1e9}
+TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model")
+PANEL = 16  # a head's values are kept in whole panels of so many
 
 
 @click.command("info")
 @click.argument("model")
 @common.json_option
 def command(model: str, as_json: bool) -> None:
-    """What MODEL is: configuration, parameters, files, and the memory it will take. Reads no weights."""
-    from llorch.models import loading as weights
-    from llorch.models.gpt2 import GPT2Config
+    """What MODEL is: family, configuration, tensors, and the memory it will take. Reads no weights.
+
+    MODEL is a folder, a .gguf file, or an id on Hugging Face's hub. A model that llorch can't run is shown too,
+    with the reason.
+    """
+    from llorch.files import open_model
 
     with common.failures():
-        folder = weights.find_folder(model)
-        config = GPT2Config.from_file(folder / "config.json")
-        tensors = {k: v for k, v in weights.find_tensors(folder).items() if not weights.IGNORED.fullmatch(k)}
-        sizes = {path.name: path.stat().st_size for path in sorted({entry.file for entry in tensors.values()})}
-    dtypes = Counter(weights.NAMES.get(entry.dtype, entry.dtype) for entry in tensors.values())
+        source = open_model(model)
+        found = describe(source)
+    if as_json:
+        common.echo(json.dumps(found, indent=1))
+    else:
+        for name, value in _lines(found):
+            common.echo(f"{name + ':':32} {value}")
+
+
+def describe(source: "Source") -> dict[str, Any]:
+    """What a model's files say of it. Where `problem` isn't None, it can't be run."""
+    from llorch.models.registry import config_of, family_of
+
+    found: dict[str, Any] = {"path": str(source.path), "kind": source.kind, "family": None, "problem": None}
+    tensors, left_out = dict(source.tensors), {}
+    try:
+        family = family_of(source)
+        found["family"] = family.name
+        config = config_of(source, family)
+        graph = family.graph(config)
+        sizes = graph.sizes
+        found["config"] = dataclasses.asdict(config)  # type: ignore[call-overload]
+        found |= {
+            "layers": config.layers,
+            "width": sizes["E"],
+            "heads": sizes["H"],
+            "key_value_heads": sizes["G"],
+            "head_dim": sizes["D"],
+            "context": config.context,
+            "vocab_size": config.vocab_size,
+        }
+        if source.kind == "hf":
+            known = {name for name, _, _ in graph.all_parameters()}
+            for name in source.tensors:
+                plain = name
+                for prefix in family.prefixes:
+                    plain = plain.removeprefix(prefix)
+                if plain not in known and (kind := family.kind(plain)):
+                    left_out[name] = "a head of another task" if kind == "head" else "a buffer"
+                    del tensors[name]
+    except (ValueError, TypeError) as error:
+        found["problem"] = str(error)
+        found["config"] = _plain(source.config)
     parameters = sum(math.prod(entry.shape) for entry in tensors.values())
-    position = 8 * config.n_layer * config.n_embd  # a key and a value of float32 in each block
-    found: dict[str, Any] = {
-        "path": str(folder),
-        "config": dataclasses.asdict(config),
+    found |= {
         "parameters": parameters,
-        "tensors": dict(dtypes),
-        "files": sizes,
-        "memory": {
+        "tensors": _formats(tensors),
+        "left_out": left_out,
+        "tokenizer": _tokenizer(source),
+        "files": {path.name: path.stat().st_size for path in source.files},
+    }
+    if found["problem"] is None:
+        G, D = found["key_value_heads"], found["head_dim"]
+        position = 4 * found["layers"] * G * (D + -(-D // PANEL) * PANEL)  # a key and a value, both float32
+        found["memory"] = {
             "float32": 4 * parameters,
             "bfloat16, float16": 2 * parameters,
             "cache, a position": position,
-            "cache, whole context": position * config.n_positions,
-        },
-    }
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    lines = [("path", found["path"]), *found["config"].items(), ("parameters", f"{parameters:,}")]
-    lines += [("tensors", ", ".join(f"{count} {dtype}" for dtype, count in dtypes.items()))]
-    lines += [(f"file {name}", _size(size)) for name, size in sizes.items()]
-    lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found["memory"].items()]
-    for name, value in lines:
-        click.echo(f"{name + ':':33}{'' if value is None else value}")
+            "cache, whole context": position * found["context"],
+        }
+    return found
+
+
+def _formats(tensors: Mapping[str, "Entry"]) -> dict[str, dict[str, Any]]:
+    """Of each format: tensors, parameters, bytes, and bits a parameter, with the scales that its blocks have."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry in tensors.values():
+        one = found.setdefault(entry.format, {"tensors": 0, "parameters": 0, "bytes": 0})
+        one["tensors"] += 1
+        one["parameters"] += math.prod(entry.shape)
+        one["bytes"] += entry.nbytes
+    for one in found.values():
+        one["bits"] = 8 * one["bytes"] / one["parameters"] if one["parameters"] else 0.0
+    return found
+
+
+def _tokenizer(source: "Source") -> str | None:
+    if source.kind == "gguf":
+        kind = source.config.get("tokenizer.ggml.model")
+        tokens: Any = source.config.get("tokenizer.ggml.tokens")
+        if not isinstance(kind, str):
+            return None
+        before = source.config.get("tokenizer.ggml.pre")
+        said = f"{kind}, pre-tokenizer {before}" if isinstance(before, str) else kind
+        return f"{said}, {len(tokens):,} tokens" if hasattr(tokens, "__len__") else said
+    return ", ".join(name for name in TOKENIZERS if (source.path / name).is_file()) or None
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The short entries of a configuration: a GGUF file has its whole vocabulary in it."""
+    short = {k: v for k, v in config.items() if isinstance(v, int | float | str | None) and len(str(v)) <= 80}
+    return {name: value for name, value in short.items() if not re.match(r"tokenizer\.|general\.", name)}
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
+    lines = [("path", found["path"]), ("family", found["family"] or "unknown")]
+    if found["problem"] is not None:
+        lines.append(("can't be run", found["problem"]))
+    else:
+        heads = f"{found['heads']} of {found['head_dim']} values"
+        if found["key_value_heads"] != found["heads"]:
+            heads += f", {found['key_value_heads']} of keys and values"
+        lines += [(name, found[name]) for name in ("layers", "width")]
+        lines += [("heads", heads), ("context", found["context"]), ("vocabulary", found["vocab_size"])]
+    lines += [(f"config, {name}", "" if value is None else value) for name, value in found["config"].items()]
+    lines += [("parameters", f"{found['parameters']:,}")]
+    for name, one in found["tensors"].items():
+        lines.append((f"tensors, {name}", f"{one['tensors']}, {_bits(one['bits'])} bits a parameter"))
+    lines += [(f"left out, {name}", why) for name, why in found["left_out"].items()]
+    lines += [("tokenizer", found["tokenizer"] or "none")]
+    lines += [(f"file {name}", _size(size)) for name, size in found["files"].items()]
+    lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found.get("memory", {}).items()]
+    return lines
+
+
+def _bits(bits: float) -> str:
+    return f"{bits:.2f}".rstrip("0").rstrip(".")
 
 
 def _size(count: int) -> str:

@@ -10,7 +10,7 @@ from llorch.commands import common
 
 @click.command("score")
 @click.argument("text")
-@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@common.model_option()
 @click.option("--tokens", "by_token", is_flag=True, help="Every token's log-probability too.")
 @common.json_option
 @common.dtype_option
@@ -21,11 +21,11 @@ def command(text: str, model: str, by_token: bool, as_json: bool, dtype: str | N
     TEXT "-" is standard input. Logarithms are natural.
     """
     text = common.text_of(text)
-    gpt2 = common.load(model, dtype)
+    engine = common.load(model, dtype)
     with common.failures(), common.progress("scoring") as progress:
-        result = gpt2.score(text, progress=progress)
+        result = engine.score(text, progress=progress)
     logs = result.log_probabilities.tolist()
-    tokens = [gpt2.tokenizer.token(id) for id in result.ids]
+    tokens = [engine.tokenizer.token(id) for id in result.ids]
     if as_json:
         numbers = {
             "tokens": len(tokens),
@@ -38,12 +38,12 @@ def command(text: str, model: str, by_token: bool, as_json: bool, dtype: str | N
         }
         if not by_token:
             del numbers["by_token"]
-        click.echo(json.dumps(numbers, indent=1))
+        common.echo(json.dumps(numbers, indent=1))
         return
     if by_token:
         for id, token, log in zip(result.ids, tokens, ["", *(f"{log:.4f}" for log in logs)], strict=True):
-            click.echo(f"{log:>10}  {id:6d}  {token}")
-    click.echo(f"tokens:         {len(tokens)}")
-    click.echo(f"log-likelihood: {result.log_likelihood:.6f}")
-    click.echo(f"bits a token:   {-result.log_likelihood / math.log(2) / len(logs):.4f}")
-    click.echo(f"perplexity:     {result.perplexity:.6f}")
+            common.echo(f"{log:>10}  {id:6d}  {token}")
+    common.echo(f"tokens:         {len(tokens)}")
+    common.echo(f"log-likelihood: {result.log_likelihood:.6f}")
+    common.echo(f"bits a token:   {-result.log_likelihood / math.log(2) / len(logs):.4f}")
+    common.echo(f"perplexity:     {result.perplexity:.6f}")
