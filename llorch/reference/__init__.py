@@ -3,11 +3,13 @@
 Same functions and signatures as llorch's own, on NumPy arrays; `dot128`, `fma`, `sum64`, `narrow` and `widen` are what
 they are made of. Only elementwise + - * /, sqrt, casts, comparisons and integer views are used; the order of every sum
 is written out. NumPy's sum, mean, dot or exp don't appear: their last bits depend on NumPy's own choice of
-instructions. Slow on purpose. Run it in the default floating-point environment.
+instructions. Slow on purpose. A caller may have another rounding mode or flush subnormals: every function and model
+here runs in the environment of docs/numerics.md, and leaves the caller's as it was.
 """
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
+from llorch.reference._environment import guard_methods, guarded
 from llorch.reference._formats import dequantize
 from llorch.reference._gate import cast, gate, relu
 from llorch.reference._gpt2 import GPT2
@@ -51,3 +53,9 @@ __all__ = [
     "tanh",
     "widen",
 ]
+
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        guard_methods(globals()[_name])
+    else:
+        globals()[_name] = guarded(globals()[_name])

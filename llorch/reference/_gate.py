@@ -1,5 +1,6 @@
 """relu, the gated product, and the way to another type, as specified."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 Array = NDArray[Any]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "exp": exp,
     "tanh": tanh,
     "erf": erf,

@@ -9,12 +9,14 @@ import sys
 import sysconfig
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 from gpt2_models import TINY, random_tensors, save
 from helpers import assert_same_bits, normal, num_threads, rng, same_bits
+from llama_models import random_llama
 
 import llorch
 from llorch import reference
@@ -150,6 +152,24 @@ CASES = {  # what the host calls, and what it should get
 }
 
 
+# ---- the oracle as it is inside, without the environment around it, and its own cases
+def unguarded(public):
+    if not isinstance(public, type):
+        return getattr(public, "__wrapped__", public)
+    methods = {name: m.__wrapped__ for name, m in vars(public).items() if hasattr(m, "__wrapped__")}
+    return type(public.__name__, (public,), methods)
+
+
+UNGUARDED = SimpleNamespace(**{name: unguarded(getattr(reference, name)) for name in reference.__all__})
+SMALL, SMALL_TENSORS = GPT2Config.from_dict(TINY), random_tensors(TINY)
+LLAMA, LLAMA_TENSORS = random_llama()
+S_LOGITS = S[:9, :60] * np.float32(0.1)
+S_FEW = normal(3000, scale=2)
+ROTATION, FAR = reference.rope_table(16, 150), [10**6 + i for i in range(300)]
+BLOCKS = rng(5).integers(0, 4, 400 * 17).astype(np.uint8)
+K_BLOCKS = rng(6).integers(0, 256, 40 * 144).astype(np.uint8)
+
+
 def cached(q, k, v):
     cache = llorch.KVCache(k.shape[0], k.shape[2], k.shape[1])
     for t in range(0, k.shape[1], 50):
@@ -208,15 +228,81 @@ def test_threads_born_in_the_hosts_environment(host, setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
-    """Negative control: the oracle, which is NumPy in whatever environment, gives other bits there for these."""
+    """Negative control: the oracle without its guard, NumPy in whatever environment, gives other bits for these."""
     before = host.get_env()
     for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm"):
         try:
             host.set_env(SETTINGS[setting])
-            got = CASES[name](reference)
+            got = CASES[name](UNGUARDED)
         finally:
             host.set_env(before)
         assert not same_bits(got, wanted_of[name]), name
+
+
+ORACLE = {  # of llorch.reference alone; what several return is put into one array
+    "exp": lambda m: m.exp(S_LOW),
+    "tanh": lambda m: m.tanh(S_FEW),
+    "erf": lambda m: m.erf(S_FEW),
+    "sigmoid": lambda m: m.sigmoid(S_LOW),
+    "silu": lambda m: m.silu(S_LOW),
+    "gelu": lambda m: m.gelu(S_FEW),
+    "relu": lambda m: m.relu(S_VANISHING),
+    "gate": lambda m: m.gate(S, S_VANISHING, activation="silu"),
+    "cast": lambda m: m.cast(W_SMALL, np.float16),
+    "add_layer_norm": lambda m: np.stack(m.add_layer_norm(S_VANISHING, S_BACK, eps=0.0)),
+    "add_rms_norm": lambda m: np.stack(m.add_rms_norm(S_VANISHING, S_BACK, eps=0.0)),
+    "layer_norm": lambda m: m.layer_norm(S_VANISHING, eps=1e-42),
+    "fma": lambda m: m.fma(S_VANISHING, S, S_VANISHING[::-1]),
+    "sum64": lambda m: m.sum64(S_VANISHING),
+    "dot128": lambda m: m.dot128(FEW, VANISHING, np.zeros((2, 90), np.float32)),
+    "narrow": lambda m: m.narrow(W_SMALL, np.dtype(np.float16)),
+    "attention, all of it": lambda m: m.attention(Q, K[:1], V[:1], window=70, softcap=0.3, scale=0.3),
+    "rope": lambda m: m.rope(V, *ROTATION),
+    "rope_table": lambda m: np.stack(m.rope_table(64, FAR, scaling={"rope_type": "linear", "factor": 1.7})),
+    "dequantize": lambda m: m.dequantize(BLOCKS, "MXFP4", (400 * 32,)),
+    "dequantize, Q4_K": lambda m: m.dequantize(K_BLOCKS, "Q4_K", (40 * 256,)),
+    "log_probabilities": lambda m: m.log_probabilities(S_LOGITS, IDS[:9]),
+    "next_token": lambda m: np.array([
+        m.next_token(SUBNORMAL, 3, [1], repetition_penalty=1.5),
+        *(m.next_token(row, t, [1], temperature=0.7, top_k=30, top_p=0.9, repetition_penalty=1.1, seed=4)
+          for t, row in enumerate(S_LOGITS)),
+    ]),
+    "GPT2": lambda m: m.GPT2(SMALL, SMALL_TENSORS).forward(IDS[:30]),
+    "Llama": lambda m: m.Llama(LLAMA, LLAMA_TENSORS).forward(IDS[:20]),
+}  # fmt: skip
+INDIFFERENT = {"cast", "narrow"}  # NumPy rounds to float16 by integers, or by an instruction that says how
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_the_oracle(host, setting):
+    before = host.get_env()
+    mode = ~0x3F if platform.machine() == "x86_64" else ~0
+    for name, case in (CASES | ORACLE).items():
+        wanted = case(reference)
+        try:
+            host.set_env(SETTINGS[setting])
+            got = case(reference)
+            after = host.get_env()
+        finally:
+            host.set_env(before)
+        assert after & mode == SETTINGS[setting] & mode, name
+        assert_same_bits(np.asarray(got), np.asarray(wanted), f"{name}, {setting}")
+
+
+def test_the_oracle_needs_its_guard(host):
+    """Negative control: without it each of these has other bits in one of the environments at least."""
+    before = host.get_env()
+    for name, case in ORACLE.items():
+        wanted = case(reference)
+        different = []
+        for setting in SETTINGS.values():
+            try:
+                host.set_env(setting)
+                got = case(UNGUARDED)
+            finally:
+                host.set_env(before)
+            different.append(not same_bits(np.asarray(got), np.asarray(wanted)))
+        assert any(different) or name in INDIFFERENT, name
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

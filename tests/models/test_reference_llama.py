@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import assert_same_bits, rng, same_bits
+from llama_models import TINY, random_llama
 
 from llorch import reference
 from llorch.models.llama import LlamaConfig
 
-TINY = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": 256}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0 + i / 3 for i in range(8)],
@@ -29,36 +28,6 @@ SWITCHES = {
     "llama3": {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0, "original_max_position_embeddings": 64}},
     "yarn": {"rope_parameters": YARN | {"rope_theta": 10000.0}},
 }
-
-
-def random_tensors(entries, seed=0):
-    """float32 tensors by name, (out, in), spread so that logits are of the order of 1."""
-    config = LlamaConfig.from_dict(entries)
-    E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
-    Q, R = config.num_attention_heads * D, config.num_key_value_heads * D
-    shapes = {"embed_tokens.weight": (config.vocab_size, E), "norm.weight": (E,)}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, E)
-    for i in range(config.num_hidden_layers):
-        at = f"layers.{i}."
-        shapes |= {at + "input_layernorm.weight": (E,), at + "post_attention_layernorm.weight": (E,)}
-        projections = {"q": (Q, E), "k": (R, E), "v": (R, E), "o": (E, Q)}
-        shapes |= {f"{at}self_attn.{p}_proj.weight": shape for p, shape in projections.items()}
-        layers = {"gate": (F, E), "up": (F, E), "down": (E, F)}
-        shapes |= {f"{at}mlp.{p}_proj.weight": shape for p, shape in layers.items()}
-        if config.attention_bias:
-            shapes |= {f"{at}self_attn.{p}_proj.bias": shape[:1] for p, shape in projections.items()}
-        if config.mlp_bias:
-            shapes |= {f"{at}mlp.{p}_proj.bias": shape[:1] for p, shape in layers.items()}
-    tensors = {}
-    for i, (name, shape) in enumerate(shapes.items()):
-        values = rng(seed, i).standard_normal(shape)
-        if name.endswith("norm.weight"):
-            values = 1 + 0.2 * values
-        elif len(shape) == 2:
-            values *= 0.3 if "embed" in name or "head" in name else shape[1] ** -0.5
-        tensors[name] = values.astype(np.float32)
-    return config, tensors
 
 
 def ids_of(config, length):
@@ -88,7 +57,7 @@ def distance(got, wanted):
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_beside_transformers(switch):
     entries = TINY | SWITCHES[switch]
-    config, tensors = random_tensors(entries)
+    config, tensors = random_llama(entries)
     ids = ids_of(config, 20)
     assert distance(reference.Llama(config, tensors).forward(ids), by_transformers(entries, tensors, ids)) < 2e-5
 
@@ -134,7 +103,7 @@ class SumBeforeNorm(reference.Llama):
 def test_a_wrong_network_is_seen(wrong):
     """Negative control: each of them is beyond the tolerance that the comparison has."""
     entries = TINY | SWITCHES["groups"]
-    config, tensors = random_tensors(entries)
+    config, tensors = random_llama(entries)
     ids = ids_of(config, 20)
     wanted = reference.Llama(config, tensors).forward(ids)
     assert distance(wrong(config, tensors).forward(ids), wanted) > 1e-3
@@ -142,21 +111,21 @@ def test_a_wrong_network_is_seen(wrong):
 
 def test_each_switch_changes_something():
     """Negative control: a switch that were ignored by both would pass the comparison."""
-    config, tensors = random_tensors(TINY)
+    config, tensors = random_llama(TINY)
     ids = ids_of(config, 9)
     plain = reference.Llama(config, tensors).forward(ids)
     for switch in set(SWITCHES) - {"plain", "groups", "head_dim", "biases"}:
         config = LlamaConfig.from_dict(TINY | SWITCHES[switch])
         kept = {name: value for name, value in tensors.items() if switch != "tied" or name != "lm_head.weight"}
         assert distance(reference.Llama(config, kept).forward(ids), plain) > 1e-4, switch
-    config, tensors = random_tensors(TINY | SWITCHES["biases"])
+    config, tensors = random_llama(TINY | SWITCHES["biases"])
     kept = {name: value for name, value in tensors.items() if not name.endswith("bias")}
     assert distance(reference.Llama(config, kept).forward(ids), reference.Llama(config, tensors).forward(ids)) > 1e-4
 
 
 @pytest.mark.parametrize("switch", ("groups", "yarn", "biases"))
 def test_a_prefix_has_the_logits_of_the_whole(switch):
-    config, tensors = random_tensors(TINY | SWITCHES[switch])
+    config, tensors = random_llama(TINY | SWITCHES[switch])
     ids = ids_of(config, 30)
     model = reference.Llama(config, tensors)
     whole = model.forward(ids)
@@ -172,7 +141,7 @@ class OrdinaryProduct(reference.Llama):
 def test_an_ordinary_product_would_be_seen():
     """Negative control: with NumPy's product a prefix has other bits."""
     entries = TINY | {"hidden_size": 192, "intermediate_size": 320}
-    config, tensors = random_tensors(entries)
+    config, tensors = random_llama(entries)
     ids = ids_of(config, 30)
     model = OrdinaryProduct(config, tensors)
     whole = model.forward(ids)
@@ -180,7 +149,7 @@ def test_an_ordinary_product_would_be_seen():
 
 
 def test_factors_of_gguf_take_the_place_of_the_configs():
-    config, tensors = random_tensors(TINY | SWITCHES["yarn"])
+    config, tensors = random_llama(TINY | SWITCHES["yarn"])
     ids = ids_of(config, 7)
     factors = np.linspace(1, 9, 8).astype(np.float32)
     got = reference.Llama(config, tensors | {"rope_freqs.weight": factors}).forward(ids)
@@ -190,7 +159,7 @@ def test_factors_of_gguf_take_the_place_of_the_configs():
 
 
 def test_16_bit_weights_widen():
-    config, tensors = random_tensors(TINY)
+    config, tensors = random_llama(TINY)
     ids = ids_of(config, 5)
     half = {name: value.astype(np.float16) for name, value in tensors.items()}
     wide = {name: value.astype(np.float32) for name, value in half.items()}
