@@ -1,6 +1,7 @@
 """exp, tanh, erf, sigmoid, silu, gelu: correctly rounded, bit for bit the oracle, whatever the place of a value."""
 
 import functools
+import math
 import shutil
 import subprocess
 import sys
@@ -76,33 +77,77 @@ def test_smallest_subnormals_by_inequality():
             assert_same_bits(got, np.array([SMALLEST, -0.0], np.float32), name)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_hard_cases(isa, name):
+def hard_cases(name):
     """The inputs whose true results are closest to the middle of two float32, and the thresholds; outputs by MPFR."""
     lines = (DATA / "unary_hard" / f"{name}.txt").read_text().split("\n")[:-1]
-    x, wanted = (
-        np.array(column, np.float32) for column in zip(*[map(float.fromhex, s.split()) for s in lines], strict=True)
-    )
+    columns = zip(*[map(float.fromhex, line.split()) for line in lines], strict=True)
+    x, wanted = (np.array(column, np.float32) for column in columns)
     assert len(x) >= 60
+    return x, wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hard_cases(isa, name):
+    x, wanted = hard_cases(name)
     assert_same_bits(function(llorch, name)(x), wanted, name)
     assert_same_bits(function(reference, name)(x), wanted, f"oracle, {name}")
 
 
+def plain(name, x):
+    """The textbook formula in the arithmetic of x's own type."""
+    number = x.dtype.type
+
+    def erf(v):
+        if x.dtype == np.float64:
+            return np.array([math.erf(float(u)) for u in v])
+        total = term = v = np.clip(v, number(-3), number(3))
+        for n in range(1, 40):
+            term = term * -(v * v) / number(n)
+            total = total + term / number(2 * n + 1)
+        return total * number(2 / math.sqrt(math.pi))
+
+    with np.errstate(all="ignore"):
+        one = number(1)
+        if name == "exp":
+            return np.exp(x)
+        if name == "tanh":
+            return one - 2 / (np.exp(2 * x) + one) if x.dtype == np.float32 else np.tanh(x)
+        if name == "erf":
+            return erf(x)
+        if name == "gelu":
+            return number(0.5) * x * (one + erf(x * number(math.sqrt(0.5))))
+        twice = {"sigmoid": x, "silu": x}.get(name)
+        if twice is None:
+            twice = number(math.sqrt(8 / math.pi)) * (x + number(0.044715) * x * x * x)
+        return (one if name == "sigmoid" else x) / (one + np.exp(-twice))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_arithmetic_would_be_seen(name):
+    """Negative control: in float32 the formula of every function has other bits for ordinary values."""
+    x = normal(20000, scale=2)
+    got, right = plain(name, x), function(llorch, name)(x)
+    assert got.dtype == np.float32 and np.allclose(got, right, rtol=1e-3, atol=1e-3)
+    assert np.count_nonzero(bits(got) != bits(right)) > 1000
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_hard_cases_need_more_than_float64(name):
-    """Negative control: rounding twice, or float32 arithmetic, gets some of the sweep or the hard cases wrong."""
-    x = normal(20000, scale=2)
-    one = np.float32(1)
-    with np.errstate(all="ignore"):
-        naive = {
-            "exp": lambda: np.exp(x),
-            "tanh": lambda: one - 2 / (np.exp(2 * x) + one),
-            "sigmoid": lambda: one / (one + np.exp(-x)),
-            "silu": lambda: x / (one + np.exp(-x)),
-            "gelu_tanh": lambda: x / (one + np.exp(np.float32(-1.5957691) * (x + np.float32(0.044715) * x * x * x))),
-        }
-        if name in naive:
-            assert not same_bits(naive[name]().astype(np.float32), function(llorch, name)(x))
+    """Negative control: float64 that is off by 2^-46, and then rounded, gets most of the hard cases wrong.
+
+    Of ordinary values hardly one shows it: the hard cases see what no random test would.
+    """
+
+    def wrong(x, right):
+        with np.errstate(all="ignore"):
+            wide = plain(name, x.astype(np.float64))
+            below, above = ((wide * (1 + sign * 2.0**-46)).astype(np.float32) for sign in (-1, 1))
+        return np.count_nonzero((bits(below) != bits(right)) | (bits(above) != bits(right))) / len(x)
+
+    x, right = hard_cases(name)
+    ordinary = normal(20000, scale=2)
+    assert wrong(x, right) > 0.5
+    assert wrong(ordinary, function(reference, name)(ordinary)) < 0.01
 
 
 @pytest.mark.parametrize("name", NAMES)
