@@ -3,6 +3,9 @@
 Environment switches:
     LLORCH_SANITIZE=address,undefined   compile and link with these sanitizers
     LLORCH_WERROR=1                     warnings of our own C sources are errors
+    LLORCH_DEBUG=1                      keep debug information: ten times the size
+
+The compiler's flags are in csrc/compile_flags.txt, for the scripts in .ci too, and for editors (clangd reads it).
 """
 
 import os
@@ -14,7 +17,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-FORBIDDEN = re.compile(r"-Ofast|-ff" r"ast-math|-funsafe-math\S*|-fassociative-math|-march=nat" r"ive|-mcpu=nat" r"ive")
+FORBIDDEN = re.compile(r"-Ofast|-ffast-math|-funsafe-math\S*|-fassociative-math|-march=native|-mcpu=native")
 
 for variable in ("CFLAGS", "CPPFLAGS", "LDFLAGS"):
     if found := FORBIDDEN.search(os.environ.get(variable, "")):
@@ -25,15 +28,18 @@ for variable in ("CFLAGS", "CPPFLAGS", "LDFLAGS"):
 # The Limited API isn't there for free-threaded builds: those get a wheel for their version.
 limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
-flags = ["-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+flags = Path("csrc/compile_flags.txt").read_text().split()
+ours = [flag for flag in flags if flag.startswith("-W")]  # for our own sources; Cython's output has warnings
+flags = [flag for flag in flags if flag not in ours]
 links = ["-pthread"]
+if os.environ.get("LLORCH_WERROR"):
+    ours.append("-Werror")
 if sanitizers := os.environ.get("LLORCH_SANITIZE"):
     # -O1: at -O3 the checks in the unrolled tiles take compilers minutes a file
     flags += ["-O1", f"-fsanitize={sanitizers}", "-g", "-fno-omit-frame-pointer"]
     links += [f"-fsanitize={sanitizers}"]
 elif not os.environ.get("LLORCH_DEBUG"):
-    flags += ["-g0"]  # Python's own flags ask for debug information: ten times the size of the code
-ours = ["-Wall", "-Wextra"] + (["-Werror"] if os.environ.get("LLORCH_WERROR") else [])
+    flags += ["-g0"]  # Python's own flags ask for debug information
 
 
 class BuildExt(build_ext):

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import hypothesis
 import pytest
 
@@ -15,3 +18,46 @@ def isa(request):
     with use_isa(request.param):
         assert llorch.isa() == request.param
         yield request.param
+
+
+# ---- what is skipped because a package isn't there ---------------------------------------------------------
+
+# As pytest.importorskip says it, and as tests do.
+MISSING = re.compile(r"could not import|not installed|No module named|needs the package")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--skipped-to", metavar="FILE", help="write the tests that lack a package to FILE, one a line")
+    parser.addoption("--no-missing", action="store_true", help="fail if a test lacks a package")
+
+
+class Missing:
+    """Notes the tests that were skipped for want of a package: .ci/run runs just these once more, where it is there."""
+
+    def __init__(self, config):
+        self.config, self.found = config, {}
+
+    def pytest_runtest_logreport(self, report):
+        self.note(report)
+
+    def pytest_collectreport(self, report):
+        self.note(report)
+
+    def note(self, report):
+        if report.skipped and isinstance(report.longrepr, tuple) and MISSING.search(report.longrepr[2]):
+            self.found[report.nodeid] = report.longrepr[2]
+
+    def pytest_sessionfinish(self, session):
+        if path := self.config.getoption("skipped_to"):
+            Path(path).write_text("".join(f"{node}\n" for node in self.found))
+        if self.found and self.config.getoption("no_missing"):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.config.getoption("no_missing"):
+            for node, reason in self.found.items():
+                terminalreporter.write_line(f"MISSING {node}: {reason}")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Missing(config), "llorch-missing")

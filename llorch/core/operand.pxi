@@ -80,9 +80,12 @@ cdef int _take_dlpack(Operand *o, obj, str name, bint writable, list keep) excep
     if is_neg is not None and is_neg():
         raise ValueError(f"{name} has its negative bit set, its memory holds the other sign: write {name}.resolve_neg()")
     try:
-        capsule = obj.__dlpack__(max_version=(1, 0))
-    except TypeError:  # a producer older than DLPack 1.0
-        capsule = obj.__dlpack__()
+        try:
+            capsule = obj.__dlpack__(max_version=(1, 0))
+        except TypeError:  # a producer older than DLPack 1.0
+            capsule = obj.__dlpack__()
+    except (BufferError, RuntimeError) as error:  # no memory of its own, or not in strides: PyTorch's meta, sparse, ...
+        raise ValueError(f"{name} is a {type(obj).__name__} that can't be shared by DLPack: {error}") from None
     keep.append(capsule)
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         v = <DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")
