@@ -112,6 +112,28 @@ def test_dlpack(versioned):
         llorch.layer_norm(OnlyDLPack(np.zeros(4, np.int32)))
 
 
+def test_what_dlpack_cannot_give_is_named():
+    class Refuses(OnlyDLPack):
+        def __dlpack__(self, **keywords):
+            raise self.a
+
+    for error in (BufferError("on meta"), RuntimeError("in CSR")):
+        with pytest.raises(ValueError, match=f"residual is a Refuses that can't be shared by DLPack: {error}"):
+            llorch.add_layer_norm(normal(2, 3), Refuses(error))
+
+
+def test_torch_tensors_without_plain_memory():
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    for tensor in (
+        torch.empty(2, 3, device="meta"),
+        torch.eye(3).to_sparse(),
+        torch.zeros(2, 3, dtype=torch.complex64).conj(),
+        torch.zeros(2, 3, requires_grad=True),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"^x is a Tensor that can't be shared by DLPack: "):
+            llorch.layer_norm(tensor)
+
+
 def test_ctypes_arrays():
     """Their buffers come without strides."""
     x = normal(2, 3)

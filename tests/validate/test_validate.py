@@ -469,4 +469,4 @@ runpy.run_module("llorch", run_name="__main__")
     )
     assert done.returncode != 0
     assert done.stderr.count("\n") == 1
-    assert missing in done.stderr and 'pip install "llorch[gpt2]"' in done.stderr
+    assert missing in done.stderr and 'pip install "llorch[models]"' in done.stderr
