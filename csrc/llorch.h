@@ -124,38 +124,45 @@ typedef struct ll_softmax_args {
 
 void ll_softmax(const ll_softmax_args *a);
 
-/* ---- causal attention (ops/attention.c) ------------------------------------------------------ *
+/* ---- attention (ops/attention.c) ------------------------------------------------------------- *
  *   D      values of a query, key and value;  Dp  D rounded up to whole panels
- *   Tq, Tk positions of the queries; of the keys and values, Tk >= Tq. Query i is at position Tk - Tq + i        */
+ *   Tq, Tk positions of the queries; of the keys and values. Query i is at position Tk - Tq + i                   */
 
 /* A chunk holds LL_BLOCK positions of one head, packed: keys [panel of positions][D][16], then values
  * [panel of D][LL_BLOCK][16], columns past D zero. A kernel reads both from front to back. The layout is the same for
  * every instruction set. */
-size_t ll_chunk_floats(size_t D);
+static inline size_t ll_chunk_floats(size_t D) { return LL_BLOCK * (D + ll_whole_panels(D)); }
 
-/* One head of one sequence. Keys and values are rows, or chunks: chunk i is at blocks[i] + offset. */
+/* Keys and values of one head of one sequence: rows, or chunks, of which number i is at blocks[i] + offset. */
+typedef struct ll_kv {
+    const void *k, *v;            /* [Tk, D] of dtype; unused when blocks isn't NULL */
+    ptrdiff_t k_stride, v_stride; /* bytes from row to row */
+    float *const *blocks;         /* of a cache; NULL for rows */
+    size_t offset, Tk;            /* Tk >= 1, with causal >= the Tq of its heads; <= LL_MAX_ROW */
+} ll_kv;
+
+/* The queries of one head. */
 typedef struct ll_attention_head {
-    const void *q;        /* [Tq, D] of dtype */
-    void *y;              /* [Tq, D] of dtype; may be q itself, row on row */
-    const void *k, *v;    /* [Tk, D] of dtype; unused when blocks isn't NULL */
-    float *const *blocks; /* of a cache; for rows NULL, and the driver may set it */
-    size_t offset, Tk;
+    const void *q;                /* [Tq, D] of dtype */
+    void *y;                      /* [Tq, D] of dtype; may be q itself, row on row */
+    ptrdiff_t q_stride, y_stride; /* bytes from row to row */
+    size_t Tq, kv;                /* its keys and values are kv[kv] */
 } ll_attention_head;
 
 typedef struct ll_attention_args {
-    ll_attention_head *heads; /* [count]: of any sequences, also of different lengths where they lie in chunks */
-    size_t count, Tq, D;      /* D, Tk <= LL_MAX_ROW */
-    ptrdiff_t q_stride, k_stride, v_stride, y_stride; /* bytes from row to row */
-    double scale;             /* rounded to float32 once; with default_scale 1 / sqrt(D) instead */
+    const ll_attention_head *heads; /* [count]: of any sequences. Those that share keys should stand side by side with the
+                                       same Tq: such a run reads, and where they are rows packs, its keys once */
+    const ll_kv *kv;                /* [kv_count]: of any lengths, rows and chunks */
+    size_t count, kv_count, D;      /* D <= LL_MAX_ROW */
+    double scale;                   /* rounded to float32 once; with default_scale 1 / sqrt(D) instead */
+    double softcap;                 /* rounded to float32 once: s = softcap * tanh(s / softcap); 0 for none */
     int default_scale, dtype;
-    /* the driver's plan: the longest Tk; tiles of queries in a head, how many go together; values between rows of
-     * scores; whether the keys come as rows */
-    size_t Tk, tiles, together, score_stride;
-    int rows;
+    int causal;                     /* a query sees the positions up to its own, else all of its sequence */
+    size_t window;                  /* with causal: only the last so many of them; 0 for all */
 } ll_attention_args;
 
-/* 0, or -1: no memory to work in. */
-int ll_attention(ll_attention_args *a);
+/* 0, or -1: no memory to work in, and nothing has been written. */
+int ll_attention(const ll_attention_args *a);
 
 /* ---- the cache of keys and values (ops/attention.c) ------------------------------------------- */
 
@@ -258,6 +265,9 @@ typedef void (*ll_task)(void *context, size_t begin, size_t end);
  * the contract's in every thread while task runs, and the caller's own afterwards. One range, on the
  * calling thread, when n <= grain, one thread is allowed, or another thread is using the pool. */
 void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
+/* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
+ * thread may change. */
+void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
 LL_EXPORT int llorch_get_num_threads(void);
 /* n >= 1; more than LL_MAX_THREADS is cut to it. */
 LL_EXPORT void llorch_set_num_threads(int n);

@@ -174,7 +174,11 @@ static void make_workers(int wanted)
 
 void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context)
 {
-    int threads = llorch_get_num_threads();
+    ll_parallel_for_threads(n, grain, llorch_get_num_threads(), task, context);
+}
+
+void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
+{
     if (!n)
         return;
     if (n <= grain || threads == 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {

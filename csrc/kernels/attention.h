@@ -1,66 +1,72 @@
-/* attention.h: causal attention of the queries of a head, q [Tq, D], to its keys and values [Tk, D].
+/* attention.h: attention of queries q [Tq, D] to the keys and values [Tk, D] of their sequence.
  *
- *   query i is at position p = Tk - Tq + i and sees the positions t = 0 .. p:
- *   s_t = dot128(q, k_t, +0) * scale      m = max_t s_t      e_t = exp(s_t - m)      Z = sum64(e)
+ *   query i is at position p = Tk - Tq + i and sees the positions t = 0 .. p (causal), max(0, p - window + 1) .. p (causal
+ *   with a window), or 0 .. Tk - 1 (not causal):
+ *   s_t = dot128(q, k_t, +0) * scale      with a softcap C: s_t = C * tanh(s_t / C)
+ *   m = max_t s_t      e_t = exp(s_t - m)      Z = sum64(e)
  *   o_d = dot128 over t of e_t, v_t,d, init +0               y_d = o_d / Z
  *
  * Order:    dot128 over d in blocks of 128 from d = 0, over t in blocks of 128 from position 0; sum64 with lane
- *           t mod 64. All by absolute position: it doesn't matter which queries come together.
- * Rounding: dot128, one multiplication, the subtraction, exp correctly, sum64, one division; 16-bit results once more.
- * Edges:    masked positions don't exist. A tile gives them the weight +0, which is neutral beside finite values; where
- *           one isn't finite, the tile's rows are summed one by one, each to its own end. A row with a score that is
- *           NaN or +infinity, or with none but -infinity, is NaN. y may be q.
- * Cost:     scores are [rows of a unit][Tk], in the second cache. A tile of queries runs through packed keys and
- *           values (llorch.h: chunks) as the matrix product does; keys and values that come as rows are packed by the
- *           driver, or here, chunk by chunk, where a head has one unit of queries.
- * Oracle:   llorch.reference.attention. Tests: tests/test_attention.py.
+ *           t mod 64. All by absolute position, with a window too: it doesn't matter which queries come together.
+ * Rounding: dot128, one multiplication (softcap: one division, tanh correctly, one multiplication), the subtraction, exp
+ *           correctly, sum64, one division; 16-bit results once more.
+ * Edges:    positions that a query doesn't see don't exist. A tile gives them the numerator +0, which is neutral beside
+ *           finite values; where one isn't finite, the tile's rows are summed one by one, each over its own positions. A
+ *           row with a score that is NaN or +infinity, or with none but -infinity, is NaN. y may be q.
+ * Cost:     a tile's rows are queries of the heads that share keys (table.h: groups): chunks of keys and values are read
+ *           once for all of them. Scores are [rows of a unit][positions they see], in the second cache: chunks that lie
+ *           wholly before a window are not touched. A tile runs through packed keys and values (llorch.h: chunks) as the
+ *           matrix product does; keys and values that come as rows are packed by the driver, or here, chunk by chunk,
+ *           where a group has one unit.
+ * Oracle:   llorch.reference.attention. Tests: tests/kernels/test_attention.py.
  */
 #include "softmax.h"
 #include "tile.h"
 
-/* The largest float scratch a unit needs, in this order: a chunk; then for each tile q, scores, sums, Z. */
-LL_INLINE size_t whole_panels(size_t n) { return (n + LL_PANEL - 1) / LL_PANEL * LL_PANEL; }
+#define ATTENTION_TOGETHER 8 /* most tiles of a unit: a chunk that is near serves all of them */
 
 typedef struct attention_tile {
+    float *s;                /* [R][score_stride]: scores of the positions from base on, then numerators */
     float *q;                /* [D][R] */
-    float *s;                /* [R][score_stride]: scores, then weights */
     float *o;                /* [R][Dp] */
     float *z;                /* [R] */
-    size_t R, row;           /* queries [row, row + R) */
-    size_t shortest, longest; /* positions that its first and last query see */
+    size_t R, row;           /* rows [row, row + R) of the group */
+    size_t base;             /* where the chunk begins that holds the first position a row sees */
+    ll_span first, last;     /* what its first row and its last row see */
 } attention_tile;
 
-LL_INLINE size_t tile_floats(const ll_attention_args *a)
+LL_INLINE size_t attention_tile_floats(size_t D, size_t score_stride)
 {
-    return LL_TILE_ROWS * (whole_panels(a->D) * 2 + a->score_stride) + LL_PANEL;
+    return LL_TILE_ROWS * (ll_whole_panels(D) * 2 + score_stride) + LL_PANEL;
 }
 
-static size_t LL_SYMBOL(attention_room)(const ll_attention_args *a)
+/* A unit's workspace, in this order: a chunk of keys or of values, where they come as rows; then each tile's. */
+static size_t LL_SYMBOL(attention_floats)(const ll_attention_group *g, size_t D)
 {
-    return (a->rows ? LL_BLOCK * whole_panels(a->D) : 0) + a->together * tile_floats(a);
+    return LL_BLOCK * ll_whole_panels(D) + g->together * attention_tile_floats(D, g->score_stride);
 }
 
 /* ---- packing ------------------------------------------------------------------------------------ */
 
-/* Rows may lie pages apart, where no processor guesses what comes next: one row is called for while another is read. */
-LL_INLINE void call_row(const char *row, size_t bytes)
+/* Rows may lie pages apart, where no hardware prefetcher follows. */
+LL_INLINE void attention_prefetch(const char *row, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
         __builtin_prefetch(row + i, 0, 3);
 }
-#define ROWS_AHEAD 8
+#define ATTENTION_AHEAD 8 /* rows */
 
 /* Keys at positions [first, first + count) of a chunk. */
-LL_INLINE void pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first, size_t count, float *keys, int dtype)
+LL_INLINE void attention_pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first, size_t count, float *keys, int dtype)
 {
     const size_t bytes = D * ll_dtype_size(dtype);
     size_t t = first;
-    for (size_t i = 0; i < least(ROWS_AHEAD, count); i++)
-        call_row(k + (ptrdiff_t)i * stride, bytes);
+    for (size_t i = 0; i < ll_least(ATTENTION_AHEAD, count); i++)
+        attention_prefetch(k + (ptrdiff_t)i * stride, bytes);
     while (t < first + count) {
         const size_t step = t % LL_VL == 0 && first + count - t >= LL_VL ? LL_VL : 1;
-        for (size_t i = 0; i < step && t + i + ROWS_AHEAD < first + count; i++)
-            call_row(k + (ptrdiff_t)(i + ROWS_AHEAD) * stride, bytes);
+        for (size_t i = 0; i < step && t + i + ATTENTION_AHEAD < first + count; i++)
+            attention_prefetch(k + (ptrdiff_t)(i + ATTENTION_AHEAD) * stride, bytes);
         float *to = keys + t / LL_PANEL * LL_PANEL * D + t % LL_PANEL;
         size_t d = 0;
         if (step > 1) {
@@ -86,7 +92,7 @@ LL_INLINE void pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first
         }
         for (; d < D; d += LL_VL) {
             float v[LL_VL];
-            size_t m = least(LL_VL, D - d);
+            size_t m = ll_least(LL_VL, D - d);
             vf_store(v, row_load_n(k, d, m, dtype));
             for (size_t l = 0; l < m; l++)
                 to[(d + l) * LL_PANEL] = v[l];
@@ -96,14 +102,14 @@ LL_INLINE void pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first
     }
 }
 
-LL_INLINE void pack_values(const char *v, ptrdiff_t stride, size_t D, size_t first, size_t count, float *values, int dtype)
+LL_INLINE void attention_pack_values(const char *v, ptrdiff_t stride, size_t D, size_t first, size_t count, float *values, int dtype)
 {
     const size_t bytes = D * ll_dtype_size(dtype);
     for (size_t t = first; t < first + count; t++, v += stride) {
-        if (t + ROWS_AHEAD < first + count)
-            call_row(v + ROWS_AHEAD * stride, bytes);
-        for (size_t d = 0; d < whole_panels(D); d += LL_VL) {
-            vf w = d < D ? row_load_n(v, d, least(LL_VL, D - d), dtype) : vf_zero();
+        if (t + ATTENTION_AHEAD < first + count)
+            attention_prefetch(v + ATTENTION_AHEAD * stride, bytes);
+        for (size_t d = 0; d < ll_whole_panels(D); d += LL_VL) {
+            vf w = d < D ? row_load_n(v, d, ll_least(LL_VL, D - d), dtype) : vf_zero();
             vf_store(values + (d / LL_PANEL * LL_BLOCK + t) * LL_PANEL + d % LL_PANEL, w);
         }
     }
@@ -119,23 +125,30 @@ LL_INLINE void pack_values(const char *v, ptrdiff_t stride, size_t D, size_t fir
 static void LL_SYMBOL(attention_keys)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count,
                                       float *to)
 {
-    LL_CASE(pack_keys)
+    LL_CASE(attention_pack_keys)
 }
 static void LL_SYMBOL(attention_values)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first,
                                         size_t count, float *to)
 {
-    LL_CASE(pack_values)
+    LL_CASE(attention_pack_values)
 }
 #undef LL_CASE
 
+/* Row r of a group is query r / heads of its head r % heads: rows that see the same positions are neighbours. */
+LL_INLINE const char *attention_query(const ll_attention_group *g, size_t row)
+{
+    const ll_attention_head *h = &g->heads[row % g->count];
+    return (const char *)h->q + (ptrdiff_t)(row / g->count) * h->q_stride;
+}
+
 /* q as the tile's products read it. */
-static void pack_queries(const ll_attention_args *a, const ll_attention_head *h, const attention_tile *t)
+static void attention_pack_queries(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
     for (size_t r = 0; r < t->R; r++) {
-        const char *q = (const char *)h->q + (ptrdiff_t)(t->row + r) * a->q_stride;
+        const char *q = attention_query(g, t->row + r);
         for (size_t d = 0; d < a->D; d += LL_VL) {
             float v[LL_VL];
-            size_t m = least(LL_VL, a->D - d);
+            size_t m = ll_least(LL_VL, a->D - d);
             vf_store(v, row_load_n(q, d, m, a->dtype));
             for (size_t l = 0; l < m; l++)
                 t->q[(d + l) * t->R + r] = v[l];
@@ -146,7 +159,7 @@ static void pack_queries(const ll_attention_args *a, const ll_attention_head *h,
 /* ---- the two products of a tile and a chunk ------------------------------------------------------ */
 
 /* s [R][P * 16] = dot128(q, keys) * scale */
-LL_INLINE void scores_part(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride, size_t R,
+LL_INLINE void attention_scores_part(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride, size_t R,
                            size_t P)
 {
     const size_t V = P * PANEL_VECTORS;
@@ -166,7 +179,7 @@ typedef struct attention_values {
 } attention_values;
 
 /* o [R][P * 16] += one block of dot128(e, values), count positions */
-LL_INLINE void values_part(const float *e, size_t e_stride, const attention_values *v, size_t column, size_t count,
+LL_INLINE void attention_values_part(const float *e, size_t e_stride, const attention_values *v, size_t column, size_t count,
                            float *o, size_t o_stride, size_t R, size_t P)
 {
     const size_t V = P * PANEL_VECTORS;
@@ -182,26 +195,26 @@ LL_INLINE void values_part(const float *e, size_t e_stride, const attention_valu
 }
 
 /* As many panels at a time as R rows take, then one by one. */
-LL_INLINE void scores_panels(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride,
+LL_INLINE void attention_scores_panels(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride,
                              size_t panels, size_t R)
 {
     const size_t P = PANELS(R);
     size_t panel = 0;
     for (; panel + P <= panels; panel += P)
-        scores_part(q, keys + panel * LL_PANEL * D, D, scale, s + panel * LL_PANEL, s_stride, R, P);
+        attention_scores_part(q, keys + panel * LL_PANEL * D, D, scale, s + panel * LL_PANEL, s_stride, R, P);
     for (; panel < panels; panel++)
-        scores_part(q, keys + panel * LL_PANEL * D, D, scale, s + panel * LL_PANEL, s_stride, R, 1);
+        attention_scores_part(q, keys + panel * LL_PANEL * D, D, scale, s + panel * LL_PANEL, s_stride, R, 1);
 }
 
-LL_INLINE void values_panels(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o,
+LL_INLINE void attention_values_panels(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o,
                              size_t o_stride, size_t panels, size_t R)
 {
     const size_t P = PANELS(R);
     size_t panel = 0;
     for (; panel + P <= panels; panel += P)
-        values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, P);
+        attention_values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, P);
     for (; panel < panels; panel++)
-        values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, 1);
+        attention_values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, 1);
 }
 
 typedef struct attention_products {
@@ -210,59 +223,61 @@ typedef struct attention_products {
                    size_t panels);
 } attention_products;
 #define LL_DEFINE(R) \
-    LL_NOINLINE void scores_##R(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride, \
+    LL_NOINLINE void attention_scores_##R(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride, \
                                 size_t panels) \
     { \
-        scores_panels(q, keys, D, scale, s, s_stride, panels, R); \
+        attention_scores_panels(q, keys, D, scale, s, s_stride, panels, R); \
     } \
-    LL_NOINLINE void values_##R(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o, \
+    LL_NOINLINE void attention_values_##R(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o, \
                                 size_t o_stride, size_t panels) \
     { \
-        values_panels(e, e_stride, v, count, o, o_stride, panels, R); \
+        attention_values_panels(e, e_stride, v, count, o, o_stride, panels, R); \
     }
-#define LL_ROW(R) {scores_##R, values_##R}
-LL_DEFINE(1)
-LL_DEFINE(2)
-#if LL_TILE_ROWS > 2
-LL_DEFINE(3)
-LL_DEFINE(4)
-LL_DEFINE(5)
-LL_DEFINE(6)
-#endif
-#if LL_TILE_ROWS > 6
-LL_DEFINE(7)
-LL_DEFINE(8)
-LL_DEFINE(9)
-LL_DEFINE(10)
-LL_DEFINE(11)
-LL_DEFINE(12)
-#endif
-static const attention_products products[LL_TILE_ROWS] = {
-    LL_ROW(1), LL_ROW(2),
-#if LL_TILE_ROWS > 2
-    LL_ROW(3), LL_ROW(4), LL_ROW(5), LL_ROW(6),
-#endif
-#if LL_TILE_ROWS > 6
-    LL_ROW(7), LL_ROW(8), LL_ROW(9), LL_ROW(10), LL_ROW(11), LL_ROW(12),
-#endif
-};
+#define LL_ROW(R) {attention_scores_##R, attention_values_##R},
+LL_EACH_ROWS(LL_DEFINE)
+static const attention_products attention_of_rows[LL_TILE_ROWS] = {LL_EACH_ROWS(LL_ROW)};
 #undef LL_DEFINE
 #undef LL_ROW
 
-/* ---- between the products: scores become weights -------------------------------------------------- */
+/* ---- between the products: scores become numerators -------------------------------------------------- */
 
-LL_NOINLINE void weigh(const ll_attention_args *a, const attention_tile *t)
+/* s_t = cap * tanh(s_t / cap) of the scores [begin, end); up to a vector behind them is written. */
+LL_NOINLINE void attention_softcap(float *s, size_t begin, size_t end, float cap)
+{
+    const vf c = vf_set1(cap);
+    for (size_t t = begin; t < end; t += 2 * LL_VL) {
+        vf v[2];
+        for (size_t i = 0; i < 2; i++) {
+            const size_t count = ll_lanes_left(t, i, end);
+            v[i] = !count ? vf_zero() : count < LL_VL ? vf_first(vf_load(s + t + i * LL_VL), count) : vf_load(s + t + i * LL_VL);
+            v[i] = vf_div(v[i], c);
+        }
+        ll_tanh_vp(v);
+        for (size_t i = 0; i < 2; i++)
+            if (ll_lanes_left(t, i, end))
+                vf_store(s + t + i * LL_VL, vf_mul(v[i], c));
+    }
+}
+
+LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
     for (size_t r = 0; r < t->R; r++) {
-        char *s = (char *)(t->s + r * a->score_stride);
-        const size_t seen = t->shortest + r;
-        t->z[r] = row_exp(s, seen, row_max(s, seen, LL_F32), s, 1, LL_F32);
-        memset(s + seen * sizeof(float), 0, (t->longest - seen) * sizeof(float));
+        const ll_span sees = ll_attention_sees(a, g, t->row + r);
+        float *s = t->s + r * g->score_stride;
+        const size_t begin = sees.begin - t->base, end = sees.end - t->base, whole = begin / LL_LANES * LL_LANES;
+        if (a->softcap > 0.0)
+            attention_softcap(s, begin, end, (float)a->softcap);
+        for (size_t i = whole; i < begin; i++) /* so that lanes are lanes: exp makes +0 of these */
+            s[i] = -INFINITY;
+        char *row = (char *)(s + whole);
+        t->z[r] = softmax_exp(row, end - whole, softmax_max(row, end - whole, LL_F32), row, 1, LL_F32);
+        memset(s, 0, whole * sizeof(float));
+        memset(s + end, 0, (t->last.end - sees.end) * sizeof(float));
     }
 }
 
 /* Whether the values at positions [begin, end) of a chunk are all finite: 0 times them is 0. */
-LL_INLINE int finite_values(const attention_values *v, size_t panels, size_t begin, size_t end)
+LL_INLINE int attention_finite(const attention_values *v, size_t panels, size_t begin, size_t end)
 {
     vf sum[PANEL_VECTORS];
     for (size_t i = 0; i < PANEL_VECTORS; i++)
@@ -278,107 +293,129 @@ LL_INLINE int finite_values(const attention_values *v, size_t panels, size_t beg
     return vf_fold(sum[0]) == 0.0f;
 }
 
-/* The tile's sums over the chunk of positions from `first` on. */
-static void weighted_values(const ll_attention_args *a, const attention_tile *t, const attention_values *v, size_t first)
+/* Positions of a span that lie in the chunk from `first` on, counted from there. */
+LL_INLINE ll_span attention_inside(ll_span s, size_t first)
 {
-    const size_t o_stride = whole_panels(a->D), panels = o_stride / LL_PANEL;
-    const size_t end = least(t->longest - first, LL_BLOCK);
-    const size_t all = t->shortest > first ? least(t->shortest - first, LL_BLOCK) : 0; /* seen by every row */
-    if (all == end || finite_values(v, panels, all, end)) {
-        products[t->R - 1].values(t->s + first, a->score_stride, v, end, t->o, o_stride, panels);
+    const size_t end = s.end > first ? ll_least(s.end - first, LL_BLOCK) : 0;
+    return (ll_span){s.begin > first ? ll_least(s.begin - first, end) : 0, end};
+}
+
+/* The tile's sums over the chunk of positions from `first` on. */
+static void attention_sum(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t,
+                          const attention_values *v, size_t first)
+{
+    const size_t o_stride = ll_whole_panels(a->D), panels = o_stride / LL_PANEL;
+    const size_t end = attention_inside(t->last, first).end;
+    const ll_span all = {attention_inside(t->last, first).begin, attention_inside(t->first, first).end}; /* rows see these */
+    const float *e = t->s + (first - t->base);
+    if ((!all.begin || attention_finite(v, panels, 0, all.begin)) && (all.end == end || attention_finite(v, panels, all.end, end))) {
+        attention_of_rows[t->R - 1].values(e, g->score_stride, v, end, t->o, o_stride, panels);
         return;
     }
     for (size_t r = 0; r < t->R; r++) {
-        const size_t seen = t->shortest + r;
-        if (seen > first)
-            products[0].values(t->s + r * a->score_stride + first, a->score_stride, v, least(seen - first, LL_BLOCK),
-                               t->o + r * o_stride, o_stride, panels);
+        const ll_span own = attention_inside(ll_attention_sees(a, g, t->row + r), first);
+        const attention_values from = {v->at + own.begin * v->stride * sizeof(float), v->stride, v->panel};
+        if (own.begin < own.end)
+            attention_of_rows[0].values(e + r * g->score_stride + own.begin, g->score_stride, &from, own.end - own.begin,
+                                        t->o + r * o_stride, o_stride, panels);
     }
 }
 
-static void attention_finish(const ll_attention_args *a, const ll_attention_head *h, const attention_tile *t)
+static void attention_finish(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
     for (size_t r = 0; r < t->R; r++) {
-        const float *o = t->o + r * whole_panels(a->D);
-        char *y = (char *)h->y + (ptrdiff_t)(t->row + r) * a->y_stride;
+        const ll_attention_head *h = &g->heads[(t->row + r) % g->count];
+        const float *o = t->o + r * ll_whole_panels(a->D);
+        char *y = (char *)h->y + (ptrdiff_t)((t->row + r) / g->count) * h->y_stride;
         vf z = vf_set1(t->z[r]);
         for (size_t d = 0; d < a->D; d += LL_VL)
-            row_store_n(y, d, vf_div(vf_load(o + d), z), least(LL_VL, a->D - d), a->dtype);
+            row_store_n(y, d, vf_div(vf_load(o + d), z), ll_least(LL_VL, a->D - d), a->dtype);
     }
 }
 
-/* ---- units: `together` tiles of one head, so that a chunk that is near serves all of them ----------- */
+/* ---- units: some tiles of one group ------------------------------------------------------------------ */
 
-#define MOST_TOGETHER 8
-
-LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_head *h, size_t tile_begin, size_t tile_end,
-                              float *room)
+/* Chunk i of a group whose keys and values are packed: keys, then values. */
+LL_INLINE const float *attention_chunk(const ll_attention_group *g, size_t D, size_t i)
 {
-    const float scale = a->default_scale ? (float)(1.0 / sqrt((double)a->D)) : (float)a->scale;
-    const size_t D = a->D, tiles = tile_end - tile_begin, before = h->Tk - a->Tq, Dp = whole_panels(D);
-    attention_tile tile[MOST_TOGETHER];
-    float *chunk = room;
-    if (a->rows)
-        room += LL_BLOCK * Dp;
-    for (size_t i = 0; i < tiles; i++, room += tile_floats(a)) {
+    return g->packed ? g->packed + (i - g->first_block) * ll_chunk_floats(D) : g->kv->blocks[i] + g->kv->offset;
+}
+
+LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_group *g, float scale, size_t tile_begin,
+                              size_t tile_end, float *workspace)
+{
+    const size_t D = a->D, tiles = tile_end - tile_begin, rows = g->count * g->Tq, Dp = ll_whole_panels(D);
+    const ll_kv *kv = g->kv;
+    const int come_as_rows = !g->packed && !kv->blocks;
+    attention_tile tile[ATTENTION_TOGETHER];
+    float *chunk = workspace;
+    workspace += LL_BLOCK * Dp;
+    for (size_t i = 0; i < tiles; i++, workspace += attention_tile_floats(D, g->score_stride)) {
         attention_tile *t = &tile[i];
-        t->row = tile_row(tile_begin + i, a->tiles, a->Tq);
-        t->R = tile_row(tile_begin + i + 1, a->tiles, a->Tq) - t->row;
-        t->shortest = before + t->row + 1;
-        t->longest = t->shortest + t->R - 1;
-        t->s = room;
-        t->q = t->s + LL_TILE_ROWS * a->score_stride;
+        t->row = tile_row(tile_begin + i, g->tiles, rows);
+        t->R = tile_row(tile_begin + i + 1, g->tiles, rows) - t->row;
+        t->first = ll_attention_sees(a, g, t->row);
+        t->last = ll_attention_sees(a, g, t->row + t->R - 1);
+        t->base = t->first.begin / LL_BLOCK * LL_BLOCK;
+        t->s = workspace;
+        t->q = t->s + LL_TILE_ROWS * g->score_stride;
         t->o = t->q + LL_TILE_ROWS * Dp;
         t->z = t->o + LL_TILE_ROWS * Dp;
         memset(t->o, 0, t->R * Dp * sizeof *t->o);
     }
-    const size_t row_end = tile_row(tile_end, a->tiles, a->Tq);
-    for (size_t i = tile_row(tile_begin, a->tiles, a->Tq); i < row_end; i++)
-        call_row((const char *)h->q + (ptrdiff_t)i * a->q_stride, D * ll_dtype_size(a->dtype));
+    const size_t row_begin = tile_row(tile_begin, g->tiles, rows), row_end = tile_row(tile_end, g->tiles, rows);
+    for (size_t i = row_begin; i < row_end; i++)
+        attention_prefetch(attention_query(g, i), D * ll_dtype_size(a->dtype));
     for (size_t i = 0; i < tiles; i++)
-        pack_queries(a, h, &tile[i]);
-    const size_t end = before + row_end; /* positions that the last query sees */
-    for (size_t first = 0; first < end; first += LL_BLOCK) {
+        attention_pack_queries(a, g, &tile[i]);
+    /* positions that some row sees, and what is before them in their first chunk */
+    const size_t base = ll_attention_sees(a, g, row_begin).begin / LL_BLOCK * LL_BLOCK;
+    const size_t end = ll_attention_sees(a, g, row_end - 1).end;
+    for (size_t first = base; first < end; first += LL_BLOCK) {
         const float *keys = chunk;
-        if (a->rows)
-            LL_SYMBOL(attention_keys)((const char *)h->k + (ptrdiff_t)first * a->k_stride, a->k_stride, a->dtype, D, 0,
-                                      least(end - first, LL_BLOCK), chunk);
+        if (come_as_rows)
+            LL_SYMBOL(attention_keys)((const char *)kv->k + (ptrdiff_t)first * kv->k_stride, kv->k_stride, a->dtype, D, 0,
+                                      ll_least(end - first, LL_BLOCK), chunk);
         else
-            keys = h->blocks[first / LL_BLOCK] + h->offset;
+            keys = attention_chunk(g, D, first / LL_BLOCK);
         for (size_t i = 0; i < tiles; i++) {
             const attention_tile *t = &tile[i];
-            if (t->longest > first)
-                products[t->R - 1].scores(t->q, keys, D, scale, t->s + first, a->score_stride,
-                                          whole_panels(least(t->longest - first, LL_BLOCK)) / LL_PANEL);
+            if (first >= t->base && first < t->last.end)
+                attention_of_rows[t->R - 1].scores(t->q, keys, D, scale, t->s + (first - t->base), g->score_stride,
+                                                   ll_whole_panels(ll_least(t->last.end - first, LL_BLOCK)) / LL_PANEL);
         }
     }
     for (size_t i = 0; i < tiles; i++)
-        weigh(a, &tile[i]);
+        attention_numerators(a, g, &tile[i]);
     /* whole panels of float32 at whole floats can be read as they lie */
-    const int as_they_lie = a->rows && a->dtype == LL_F32 && D == Dp && a->v_stride >= 0 && a->v_stride % sizeof(float) == 0;
-    for (size_t first = 0; first < end; first += LL_BLOCK) {
+    const int as_they_lie = come_as_rows && a->dtype == LL_F32 && D == Dp && kv->v_stride >= 0 && kv->v_stride % sizeof(float) == 0;
+    for (size_t first = base; first < end; first += LL_BLOCK) {
         attention_values v = {(const char *)chunk, LL_PANEL, LL_BLOCK * LL_PANEL};
-        const char *rows = (const char *)h->v + (ptrdiff_t)first * a->v_stride;
+        const char *values = (const char *)kv->v + (ptrdiff_t)first * kv->v_stride;
         if (as_they_lie)
-            v = (attention_values){rows, (size_t)a->v_stride / sizeof(float), LL_PANEL};
-        else if (a->rows)
-            LL_SYMBOL(attention_values)(rows, a->v_stride, a->dtype, D, 0, least(end - first, LL_BLOCK), chunk);
+            v = (attention_values){values, (size_t)kv->v_stride / sizeof(float), LL_PANEL};
+        else if (come_as_rows)
+            LL_SYMBOL(attention_values)(values, kv->v_stride, a->dtype, D, 0, ll_least(end - first, LL_BLOCK), chunk);
         else
-            v.at = (const char *)(h->blocks[first / LL_BLOCK] + h->offset + LL_BLOCK * D);
+            v.at = (const char *)(attention_chunk(g, D, first / LL_BLOCK) + LL_BLOCK * D);
         for (size_t i = 0; i < tiles; i++)
-            if (tile[i].longest > first)
-                weighted_values(a, &tile[i], &v, first);
+            if (first >= tile[i].base && first < tile[i].last.end)
+                attention_sum(a, g, &tile[i], &v, first);
     }
     for (size_t i = 0; i < tiles; i++)
-        attention_finish(a, h, &tile[i]);
+        attention_finish(a, g, &tile[i]);
 }
 
-/* Units [begin, end) of all heads. The last queries of a head, which see most, come first. */
-static void LL_SYMBOL(attention)(const ll_attention_args *a, size_t begin, size_t end, float *room)
+/* Units [begin, end) of all groups. The last queries of a group, which see most, come first. */
+static void LL_SYMBOL(attention)(const ll_attention_args *a, const ll_attention_group *groups, size_t begin, size_t end,
+                                 float *workspace)
 {
-    const size_t units = (a->tiles + a->together - 1) / a->together;
+    const float scale = a->default_scale ? (float)(1.0 / sqrt((double)a->D)) : (float)a->scale;
+    const ll_attention_group *g = groups;
     for (size_t i = begin; i < end; i++) {
-        size_t unit = units - 1 - i % units;
-        attention_unit(a, &a->heads[i / units], unit * a->together, least(unit * a->together + a->together, a->tiles), room);
+        while (i >= g->unit + g->units)
+            g++;
+        const size_t tile = (g->unit + g->units - 1 - i) * g->together;
+        attention_unit(a, g, scale, tile, ll_least(tile + g->together, g->tiles), workspace);
     }
 }

@@ -5,10 +5,10 @@
  * Order:    the maximum has none. Z is sum64: lane j mod 64 adds its values in order of j, then the halving tree.
  * Rounding: one subtraction, the correctly rounded exp, the adds, one division; 16-bit results once more.
  * Edges:    a NaN, a +infinity or nothing but -infinity makes the row NaN: some x_j - m is NaN then, so Z is. A
- *           single -infinity weighs +0. n = 0: nothing to do. y may be x.
+ *           single -infinity has the numerator +0. n = 0: nothing to do. y may be x.
  * Cost:     three passes over a row, which stays in the caches. float32 keeps e in y between the passes. 16 bits can't
  *           hold it: there the exponential is taken twice.
- * Oracle:   llorch.reference.softmax. Tests: tests/test_softmax.py.
+ * Oracle:   llorch.reference.softmax. Tests: tests/kernels/test_softmax.py.
  */
 #ifndef LL_SOFTMAX_H
 #define LL_SOFTMAX_H
@@ -17,7 +17,7 @@
 #include "table.h"
 
 /* The largest of n >= 1 values; where one is a NaN, anything. Four chains, as a maximum has a latency. */
-LL_INLINE float row_max(const char *x, size_t n, int dtype)
+LL_INLINE float softmax_max(const char *x, size_t n, int dtype)
 {
     vf m[4];
     float lane[LL_VL], most;
@@ -39,8 +39,8 @@ LL_INLINE float row_max(const char *x, size_t n, int dtype)
 }
 
 /* exp(x_j - m) of the values [j, n), at most two vectors; +0 in the lanes past n, where exp is taken of 0: that is not
- * hard. whole: there is room behind x for whole vectors. */
-LL_INLINE void exp_rest(const char *x, size_t j, size_t n, vf most, int whole, int dtype, vf v[2])
+ * hard. whole: whole vectors behind x may be read. */
+LL_INLINE void softmax_exp_rest(const char *x, size_t j, size_t n, vf most, int whole, int dtype, vf v[2])
 {
     for (size_t i = 0; i < 2; i++) {
         size_t count = ll_lanes_left(j, i, n);
@@ -56,9 +56,9 @@ LL_INLINE void exp_rest(const char *x, size_t j, size_t n, vf most, int whole, i
     }
 }
 
-/* sum64 of exp(x_j - m), which go to e as float32 unless it is NULL. whole: there is room behind x and e for whole
- * vectors; e gets +0 there. */
-LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, int dtype)
+/* sum64 of exp(x_j - m), which go to e as float32 unless it is NULL. whole: whole vectors
+ * behind x and e may be read and written; e gets +0 there. */
+LL_INLINE float softmax_exp(const char *x, size_t n, float m, char *e, int whole, int dtype)
 {
     vf p[LL_REGS], most = vf_set1(m), v[2];
     size_t j = 0, k = 0;
@@ -78,7 +78,7 @@ LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, in
         k = (k + 2) % LL_REGS;
     }
     if (j < n) {
-        exp_rest(x, j, n, most, whole, dtype, v);
+        softmax_exp_rest(x, j, n, most, whole, dtype, v);
         for (size_t i = 0; i < 2; i++) {
             size_t count = ll_lanes_left(j, i, n);
             if (!count)
@@ -95,14 +95,14 @@ LL_INLINE float row_exp(const char *x, size_t n, float m, char *e, int whole, in
 
 LL_INLINE void softmax_row(const char *x, char *y, size_t n, int dtype)
 {
-    float m = row_max(x, n, dtype);
-    vf z = vf_set1(row_exp(x, n, m, dtype == LL_F32 ? y : NULL, 0, dtype)), most = vf_set1(m);
+    float m = softmax_max(x, n, dtype);
+    vf z = vf_set1(softmax_exp(x, n, m, dtype == LL_F32 ? y : NULL, 0, dtype)), most = vf_set1(m);
     for (size_t j = 0; j < n; j += 2 * LL_VL) {
         vf e[2];
         if (dtype == LL_F32)
             pair_load(y, j, n, LL_F32, e);
         else
-            exp_rest(x, j, n, most, 0, dtype, e);
+            softmax_exp_rest(x, j, n, most, 0, dtype, e);
         e[0] = vf_div(e[0], z);
         e[1] = vf_div(e[1], z);
         pair_store(y, j, n, dtype, e);

@@ -18,6 +18,35 @@ static inline int ll_few_rows(const ll_linear_args *a)
     return !w->packed && w->n_stride == (ptrdiff_t)ll_dtype_size(w->format) && a->M <= (w->format == LL_F32 ? LL_FEW_ROWS : 2);
 }
 
+/* ---- attention, between its driver (ops/attention.c) and its kernel ---- */
+
+/* Heads that follow one another with the same keys and as many queries: their queries are the rows of one matrix, row r
+ * query r / count of head r % count. */
+typedef struct ll_attention_group {
+    const ll_attention_head *heads; /* [count] */
+    const ll_kv *kv;
+    size_t count, Tq;
+    const float *packed;      /* chunks from first_block on, one behind the other; NULL: those of kv, or its rows */
+    size_t first_block;       /* that a row sees anything of */
+    size_t tiles, together;   /* tiles of rows; how many of them are a unit */
+    size_t unit, units;       /* its units are [unit, unit + units) of the call */
+    size_t score_stride;      /* floats between a tile's rows of scores */
+    size_t part, item, items; /* the driver's: groups whose keys are packed together; blocks to pack */
+} ll_attention_group;
+
+typedef struct ll_span {
+    size_t begin, end;
+} ll_span;
+
+/* The positions that a row of a group sees. */
+static inline ll_span ll_attention_sees(const ll_attention_args *a, const ll_attention_group *g, size_t row)
+{
+    if (!a->causal)
+        return (ll_span){0, g->kv->Tk};
+    const size_t end = g->kv->Tk - g->Tq + row / g->count + 1;
+    return (ll_span){a->window && end > a->window ? end - a->window : 0, end};
+}
+
 typedef struct ll_kernels {
     const char *name;
     int (*supported)(void);
@@ -32,12 +61,14 @@ typedef struct ll_kernels {
     void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
                    size_t panel_end);
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
-    /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of working memory; rows into chunks; units */
+    /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of a unit's workspace; rows into chunks; units
+     * [begin, end), whose groups are among those from `groups` on */
     size_t tile_rows, attention_together;
-    size_t (*attention_room)(const ll_attention_args *a);
+    size_t (*attention_floats)(const ll_attention_group *g, size_t D);
     void (*attention_keys)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count, float *to);
     void (*attention_values)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count, float *to);
-    void (*attention)(const ll_attention_args *a, size_t begin, size_t end, float *room);
+    void (*attention)(const ll_attention_args *a, const ll_attention_group *groups, size_t begin, size_t end,
+                      float *workspace);
     void (*argmax)(const ll_argmax_args *a, size_t begin, size_t end);
 } ll_kernels;
 

@@ -25,11 +25,10 @@
 #define PANELS(R) \
     (LL_TILE_ROWS * LL_TILE_PANELS / (R) < MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : MOST_PANELS)
 
-#define least ll_least
 
 /* M rows in tiles: as even as can be, so that no tile has one row and waits for its own chains. */
 LL_INLINE size_t tiles_of(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
-LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + least(tile, M % tiles); }
+LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + ll_least(tile, M % tiles); }
 
 /* X(1) X(2) .. for every number of rows that a tile may have. */
 #if LL_TILE_ROWS == 2

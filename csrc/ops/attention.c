@@ -1,200 +1,177 @@
-/* ops/attention.c: plans a call of attention, packs keys and values that come as rows, and splits the units of queries
- * over threads; the blocks of a cache. */
+/* ops/attention.c: groups heads that share keys, plans tiles and units for each group, packs keys and values that come as
+ * rows, and splits the units over threads. */
 #include <stdatomic.h>
-#include <string.h>
 
 #include "../kernels/table.h"
 
 /* What a thread must have to be worth waking, in multiplications: some 10 us of work. An exponential counts as EXP, a
  * key's or value's number as READ: it comes from memory, and few queries share it. */
-#define GRAIN_FMA ((size_t)1 << 18)
+#define GRAIN_FMA (1 << 18)
 #define EXP 16
 #define READ 4
-/* The scores of a unit, which should stay in the second cache; packed heads, which should stay in the third. */
+/* The scores of a unit, which should stay in the second cache; packed keys and values, which should stay in the third. */
 #define SCORE_BYTES ((size_t)192 << 10)
 #define PACKED_BYTES ((size_t)4 << 20)
 /* Values from which on packing is shared. */
 #define PACK_VALUES 65536
-
-static size_t whole_panels(size_t n) { return (n + LL_PANEL - 1) / LL_PANEL * LL_PANEL; }
-static size_t blocks_of(size_t T) { return (T + LL_BLOCK - 1) / LL_BLOCK; }
-static size_t least(size_t a, size_t b) { return a < b ? a : b; }
-
-size_t ll_chunk_floats(size_t D) { return LL_BLOCK * (D + whole_panels(D)); }
+/* Units a thread should have, so that all are done at about the same time. */
+#define UNITS_PER_THREAD 4
 
 typedef struct attention_job {
-    ll_attention_args *args;
+    const ll_attention_args *args;
     const ll_kernels *kernels;
-    size_t first;         /* head of unit 0 */
-    float *packed;        /* [block][head - first][chunk] */
-    size_t blocks, packed_heads;
-    float *room;          /* [slots][room_floats] */
-    size_t room_floats;
-    int slots;
+    ll_attention_group *groups;  /* those of this part */
+    size_t unit;                 /* its first */
+    float *workspace;            /* [threads][workspace_floats] */
+    size_t workspace_floats;
+    int threads;
     atomic_uchar taken[LL_MAX_THREADS];
 } attention_job;
 
-/* A task doesn't know which thread runs it: it takes any room that is free. There are as many as threads. */
+static size_t up(size_t a, size_t b) { return (a + b - 1) / b; }
+
+/* A task doesn't know which thread runs it: it takes any workspace that is free. There are as many as threads. */
 static void units_task(void *context, size_t begin, size_t end)
 {
     attention_job *job = context;
     int slot = 0;
     while (atomic_exchange_explicit(&job->taken[slot], 1, memory_order_acquire))
-        slot = (slot + 1) % job->slots;
-    size_t units = (job->args->tiles + job->args->together - 1) / job->args->together;
-    job->kernels->attention(job->args, job->first * units + begin, job->first * units + end,
-                            job->room + (size_t)slot * job->room_floats);
+        slot = (slot + 1) % job->threads;
+    job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end,
+                            job->workspace + (size_t)slot * job->workspace_floats);
     atomic_store_explicit(&job->taken[slot], 0, memory_order_release);
 }
 
 static void pack_task(void *context, size_t begin, size_t end)
 {
-    attention_job *job = context;
+    const attention_job *job = context;
     const ll_attention_args *a = job->args;
-    const size_t chunk = ll_chunk_floats(a->D);
+    const ll_attention_group *g = job->groups;
     for (size_t i = begin; i < end; i++) {
-        const size_t head = i / job->blocks, t = i % job->blocks * LL_BLOCK, count = least(a->Tk - t, LL_BLOCK);
-        const ll_attention_head *h = &a->heads[job->first + head];
-        float *to = job->packed + (i % job->blocks * job->packed_heads + head) * chunk;
-        job->kernels->attention_keys((const char *)h->k + (ptrdiff_t)t * a->k_stride, a->k_stride, a->dtype, a->D, 0,
+        while (i >= g->item + g->items)
+            g++;
+        const ll_kv *kv = g->kv;
+        const size_t block = i - g->item, t = (g->first_block + block) * LL_BLOCK, count = ll_least(kv->Tk - t, LL_BLOCK);
+        float *to = (float *)(uintptr_t)g->packed + block * ll_chunk_floats(a->D);
+        job->kernels->attention_keys((const char *)kv->k + (ptrdiff_t)t * kv->k_stride, kv->k_stride, a->dtype, a->D, 0,
                                      count, to);
-        job->kernels->attention_values((const char *)h->v + (ptrdiff_t)t * a->v_stride, a->v_stride, a->dtype, a->D, 0,
+        job->kernels->attention_values((const char *)kv->v + (ptrdiff_t)t * kv->v_stride, kv->v_stride, a->dtype, a->D, 0,
                                        count, to + LL_BLOCK * a->D);
     }
 }
 
-int ll_attention(ll_attention_args *a)
+/* The group that begins with this head, of units of at most `most` tiles. */
+static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels *kernels, size_t head, size_t most)
 {
-    if (!a->count || !a->Tq || !a->D)
-        return 0;
-    attention_job job = {.args = a, .kernels = ll_table(), .slots = llorch_get_num_threads()};
-    const int rows = a->heads[0].blocks == NULL;
-    const size_t R = job.kernels->tile_rows, chunk = ll_chunk_floats(a->D);
-    a->Tk = 0;
-    for (size_t i = 0; i < a->count; i++)
-        a->Tk = a->heads[i].Tk > a->Tk ? a->heads[i].Tk : a->Tk;
+    const ll_attention_head *h = &a->heads[head];
+    const size_t R = kernels->tile_rows;
+    ll_attention_group g = {.heads = h, .kv = &a->kv[h->kv], .count = 1, .Tq = h->Tq};
+    while (head + g.count < a->count && h[g.count].kv == h->kv && h[g.count].Tq == h->Tq)
+        g.count++;
+    g.tiles = up(g.count * g.Tq, R);
+    if (!g.tiles)
+        return g;
+    size_t most_seen = g.kv->Tk; /* by a tile: from the begin of its first chunk to the end of what its last row sees */
+    if (a->causal && a->window)
+        most_seen = ll_least(most_seen, a->window + LL_BLOCK + up(R, g.count));
     /* rows of scores not at a distance of whole pages, which share their places in the first cache */
-    a->score_stride = whole_panels(a->Tk) + LL_PANEL;
-    a->tiles = (a->Tq + R - 1) / R;
-    a->together = SCORE_BYTES / (R * a->score_stride * sizeof(float));
-    a->together = least(a->together < 1 ? 1 : a->together, least(a->tiles, job.kernels->attention_together));
-    while (a->together > 1 && a->count * ((a->tiles + a->together - 1) / a->together) < 4 * (size_t)job.slots)
-        a->together--;
-    const size_t units = (a->tiles + a->together - 1) / a->together;
+    g.score_stride = ll_whole_panels(most_seen) + LL_PANEL;
+    g.together = SCORE_BYTES / (R * g.score_stride * sizeof(float));
+    g.together = ll_least(g.together < 1 ? 1 : g.together, ll_least(g.tiles, most));
+    g.units = up(g.tiles, g.together);
+    g.first_block = ll_attention_sees(a, &g, 0).begin / LL_BLOCK;
+    /* Rows are packed beforehand where several units need them. */
+    g.items = !g.kv->blocks && g.units > 1 ? up(g.kv->Tk, LL_BLOCK) - g.first_block : 0;
+    return g;
+}
 
-    /* Rows are packed beforehand where several units need them, as many heads at a time as the cache likes. */
-    job.blocks = blocks_of(a->Tk);
-    a->rows = rows && units == 1;
-    const int pack = rows && units > 1;
-    if (pack) {
-        job.packed_heads = PACKED_BYTES / (job.blocks * chunk * sizeof(float));
-        job.packed_heads = least(job.packed_heads < 1 ? 1 : job.packed_heads, a->count);
+/* What a call needs. */
+typedef struct attention_plan {
+    size_t most;              /* tiles of a unit */
+    size_t groups, units;
+    size_t workspace;         /* floats, of a thread */
+    size_t parts, packed;     /* groups whose keys are packed at a time, as many as the cache likes; floats of the largest */
+    double work;
+} attention_plan;
+
+/* Fills `groups`, unless it is NULL. */
+static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kernels, size_t most, ll_attention_group *groups,
+                              float *packed)
+{
+    const size_t chunk = ll_chunk_floats(a->D), limit = PACKED_BYTES / sizeof(float);
+    attention_plan p = {.most = most};
+    size_t filled = 0, items = 0; /* of the part */
+    for (size_t head = 0; head < a->count;) {
+        ll_attention_group g = group_at(a, kernels, head, most);
+        head += g.count;
+        if (!g.units)
+            continue;
+        if (g.items && filled && filled + g.items * chunk > limit) {
+            p.parts++;
+            filled = items = 0;
+        }
+        g.part = p.parts;
+        g.unit = p.units;
+        g.item = items;
+        if (g.items && packed)
+            g.packed = packed + filled;
+        items += g.items;
+        filled += g.items * chunk;
+        p.packed = filled > p.packed ? filled : p.packed;
+        const size_t floats = kernels->attention_floats(&g, a->D);
+        p.workspace = floats > p.workspace ? floats : p.workspace;
+        const double Tk = (double)(g.kv->Tk - g.first_block * LL_BLOCK), Tq = (double)g.Tq;
+        double seen = a->causal ? Tk - Tq / 2 : Tk;
+        if (a->causal && a->window && (double)a->window < seen)
+            seen = (double)a->window;
+        p.work += Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
+        p.units += g.units;
+        if (groups)
+            groups[p.groups] = g;
+        p.groups++;
     }
-    job.room_floats = (job.kernels->attention_room(a) + 31) / 16 * 16;
-    if (job.room_floats > SIZE_MAX / 16 / LL_MAX_THREADS)
+    return p;
+}
+
+int ll_attention(const ll_attention_args *a)
+{
+    if (!a->count || !a->D)
+        return 0;
+    attention_job job = {.args = a, .kernels = ll_table(), .threads = llorch_get_num_threads()};
+    size_t most = job.kernels->attention_together;
+    attention_plan plan = plan_of(a, job.kernels, most, NULL, NULL);
+    while (most > 1 && plan.units < UNITS_PER_THREAD * (size_t)job.threads)
+        plan = plan_of(a, job.kernels, --most, NULL, NULL);
+    if (!plan.units)
+        return 0;
+
+    job.workspace_floats = (plan.workspace + 31) / 16 * 16;
+    const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
+    if (job.workspace_floats > SIZE_MAX / 16 / LL_MAX_THREADS || plan.packed > SIZE_MAX / 16)
         return -1;
-    const size_t packed = pack ? job.blocks * job.packed_heads * chunk : 0;
-    const size_t table = pack ? (job.blocks * sizeof(float *) + 63) / 64 * 64 : 0;
-    char *scratch = ll_scratch_take(table + (packed + (size_t)job.slots * job.room_floats) * sizeof(float));
+    char *scratch = ll_scratch_take(table + (plan.packed + (size_t)job.threads * job.workspace_floats) * sizeof(float));
     if (!scratch)
         return -1;
-    float **blocks = (float **)(void *)scratch;
-    job.packed = (float *)(void *)(scratch + table);
-    job.room = job.packed + packed;
-    for (int i = 0; i < job.slots; i++)
+    ll_attention_group *groups = (ll_attention_group *)(void *)scratch;
+    float *packed = (float *)(void *)(scratch + table);
+    job.workspace = packed + plan.packed;
+    plan_of(a, job.kernels, most, groups, packed);
+    for (int i = 0; i < job.threads; i++)
         atomic_init(&job.taken[i], 0);
 
-    const size_t work = (a->Tq * (a->Tk - a->Tq / 2) / units + 1) * (2 * a->D + EXP) + a->Tk * 2 * a->D * READ / units;
-    const size_t grain = GRAIN_FMA / work + 1, heads = pack ? job.packed_heads : a->count;
-    for (job.first = 0; job.first < a->count; job.first += heads) {
-        const size_t now = least(heads, a->count - job.first);
-        if (pack) {
-            for (size_t i = 0; i < job.blocks; i++)
-                blocks[i] = job.packed + i * job.packed_heads * chunk;
-            for (size_t i = 0; i < now; i++) {
-                a->heads[job.first + i].blocks = blocks;
-                a->heads[job.first + i].offset = i * chunk;
-            }
-            ll_parallel_for(now * job.blocks, PACK_VALUES / chunk + 1, pack_task, &job);
+    const size_t chunk = ll_chunk_floats(a->D), grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
+    for (size_t i = 0; i < plan.groups;) {
+        size_t items = 0, units = 0;
+        job.groups = &groups[i];
+        job.unit = groups[i].unit;
+        for (const size_t part = groups[i].part; i < plan.groups && groups[i].part == part; i++) {
+            items += groups[i].items;
+            units += groups[i].units;
         }
-        ll_parallel_for(now * units, grain, units_task, &job);
+        if (items)
+            ll_parallel_for(items, PACK_VALUES / chunk + 1, pack_task, &job);
+        ll_parallel_for_threads(units, grain, job.threads, units_task, &job);
     }
     ll_scratch_give(scratch);
     return 0;
-}
-
-/* ---- the cache ------------------------------------------------------------------------------------ */
-
-/* The owners' count lies in front of a block, a cache line away. */
-#define HEADER 64
-
-static atomic_size_t *owners(const float *block) { return (atomic_size_t *)(uintptr_t)((const char *)block - HEADER); }
-
-float *ll_block_new(size_t heads, size_t D)
-{
-    const size_t chunk = ll_chunk_floats(D);
-    if (heads && chunk > (SIZE_MAX - HEADER) / sizeof(float) / heads)
-        return NULL;
-    char *memory = ll_memory_new(HEADER + heads * chunk * sizeof(float));
-    if (!memory)
-        return NULL;
-    float *block = (float *)(void *)(memory + HEADER);
-    atomic_init(owners(block), 1);
-    return block;
-}
-
-float *ll_block_share(float *block)
-{
-    atomic_fetch_add_explicit(owners(block), 1, memory_order_relaxed);
-    return block;
-}
-
-void ll_block_release(float *block)
-{
-    if (block && atomic_fetch_sub_explicit(owners(block), 1, memory_order_acq_rel) == 1)
-        ll_memory_free((char *)block - HEADER);
-}
-
-int ll_block_shared(const float *block) { return atomic_load_explicit(owners(block), memory_order_acquire) > 1; }
-
-typedef struct append_job {
-    const ll_cache_rows *rows;
-    float *const *blocks;
-} append_job;
-
-static void append_task(void *context, size_t begin, size_t end)
-{
-    const append_job *job = context;
-    const ll_cache_rows *a = job->rows;
-    const ll_kernels *kernels = ll_table();
-    const size_t chunk = ll_chunk_floats(a->D);
-    for (size_t head = begin; head < end; head++)
-        for (size_t done = 0; done < a->T;) {
-            const size_t t = a->first + done, count = least(a->T - done, LL_BLOCK - t % LL_BLOCK);
-            float *to = job->blocks[t / LL_BLOCK] + head * chunk;
-            const char *k = (const char *)a->k + (ptrdiff_t)head * a->k_head + (ptrdiff_t)done * a->k_stride;
-            const char *v = (const char *)a->v + (ptrdiff_t)head * a->v_head + (ptrdiff_t)done * a->v_stride;
-            kernels->attention_keys(k, a->k_stride, a->k_dtype, a->D, t % LL_BLOCK, count, to);
-            kernels->attention_values(v, a->v_stride, a->v_dtype, a->D, t % LL_BLOCK, count, to + LL_BLOCK * a->D);
-            done += count;
-        }
-}
-
-void ll_cache_append(const ll_cache_rows *rows, float *const *blocks)
-{
-    append_job job = {rows, blocks};
-    if (rows->T && rows->D)
-        ll_parallel_for(rows->heads, PACK_VALUES / (2 * rows->T * rows->D) + 1, append_task, &job);
-}
-
-void ll_cache_read(float *const *blocks, size_t heads, size_t D, size_t T, int values, float *to)
-{
-    for (size_t head = 0; head < heads; head++)
-        for (size_t t = 0; t < T; t++) {
-            const float *chunk = blocks[t / LL_BLOCK] + head * ll_chunk_floats(D) + (values ? LL_BLOCK * D : 0);
-            const size_t at = t % LL_BLOCK;
-            for (size_t d = 0; d < D; d++)
-                *to++ = values ? chunk[(d / LL_PANEL * LL_BLOCK + at) * LL_PANEL + d % LL_PANEL]
-                               : chunk[at / LL_PANEL * LL_PANEL * D + d * LL_PANEL + at % LL_PANEL];
-        }
 }

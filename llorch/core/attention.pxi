@@ -3,26 +3,31 @@
 cdef extern from "llorch.h" nogil:
     enum:
         LL_BLOCK
+    ctypedef struct ll_kv:
+        const void *k
+        const void *v
+        Py_ssize_t k_stride, v_stride
+        float **blocks
+        size_t offset, Tk
     ctypedef struct ll_attention_head:
         const void *q
         void *y
-        const void *k
-        const void *v
-        float **blocks
-        size_t offset, Tk
+        Py_ssize_t q_stride, y_stride
+        size_t Tq, kv
     ctypedef struct ll_attention_args:
-        ll_attention_head *heads
-        size_t count, Tq, D
-        Py_ssize_t q_stride, k_stride, v_stride, y_stride
-        double scale
-        int default_scale, dtype
+        const ll_attention_head *heads
+        const ll_kv *kv
+        size_t count, kv_count, D
+        double scale, softcap
+        int default_scale, dtype, causal
+        size_t window
     ctypedef struct ll_cache_rows:
         const void *k
         const void *v
         Py_ssize_t k_head, k_stride, v_head, v_stride
         int k_dtype, v_dtype
         size_t heads, D, first, T
-    int ll_attention(ll_attention_args *)
+    int ll_attention(const ll_attention_args *)
     size_t ll_chunk_floats(size_t)
     float *ll_block_new(size_t heads, size_t D)
     float *ll_block_share(float *)
@@ -32,14 +37,37 @@ cdef extern from "llorch.h" nogil:
     void ll_cache_read(float **blocks, size_t heads, size_t D, size_t T, int values, float *)
 
 
-cdef int _scale(ll_attention_args *a, scale) except -1:
-    a.default_scale = scale is None
-    a.scale = 0.0
+cdef struct Mask:
+    # what attention takes besides its arrays
+    double scale, softcap
+    int default_scale, causal
+    size_t window
+
+
+cdef int _mask(Mask *m, scale, causal, window, softcap) except -1:
+    m.default_scale = scale is None
+    m.scale = m.softcap = 0.0
     if scale is not None:
-        a.scale = _number(scale, "scale")
-        if not abs(a.scale) < FLOAT32_END:
+        m.scale = _number(scale, "scale")
+        if not abs(m.scale) < FLOAT32_END:
             raise ValueError(f"scale must be finite in float32, got {scale!r}")
+    if causal is not True and causal is not False:
+        raise TypeError(f"causal must be True or False, got {causal!r}")
+    m.causal = causal
+    m.window = 0
+    if window is not None:
+        m.window = _natural(window, "window", 1)
+        if not m.causal:
+            raise ValueError(f"window is {m.window} with causal=False: windows are causal ones only")
+    if softcap is not None:
+        m.softcap = _number(softcap, "softcap")
+        if not FLOAT32_TINY <= m.softcap < FLOAT32_END:
+            raise ValueError(f"softcap must be positive and finite in float32, got {softcap!r}")
     return 0
+
+
+# The least float64 that doesn't round to zero in float32.
+cdef double FLOAT32_TINY = 7.006492321624087e-46
 
 
 cdef int _contiguous_last(Operand *o, Py_ssize_t count, bint copy_in) except -1:
@@ -90,22 +118,22 @@ cdef Py_ssize_t _size(Operand *o) noexcept:
     return count
 
 
-cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, float **blocks, size_t length, scale, out,
-                    list keep):
-    """The call itself. Keys and values are k and v, or, where those are NULL, the blocks of a cache."""
+cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, float **blocks, size_t kv_heads, size_t Tk,
+                    Mask *m, out, list keep):
+    """The call itself. Keys and values are k and v, or, where those are NULL, the blocks of a cache of kv_heads."""
     cdef Operand oout
     cdef ll_attention_args a
-    cdef Py_ssize_t size = _size(q)
-    cdef size_t i, chunk
+    cdef ll_attention_head *heads = NULL
+    cdef ll_kv *kv = NULL
+    cdef Py_ssize_t size = _size(q), k_step = 0, v_step = 0
+    cdef size_t i, chunk, group, Tq = q.shape[q.ndim - 2]
     cdef int failed = 0
     _clear(&oout)
-    a.heads = NULL
     try:
-        _scale(&a, scale)
-        a.Tq = q.shape[q.ndim - 2]
         a.D = q.shape[q.ndim - 1]
         a.dtype = q.dtype
-        a.k_stride = a.v_stride = 0
+        a.scale, a.default_scale = m.scale, m.default_scale
+        a.softcap, a.causal, a.window = m.softcap, m.causal, m.window
         if out is None:
             out = _new(q, q_object)
             _take(&oout, out, "out", True, keep)
@@ -118,58 +146,71 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, float *
                 _check_apart(&oout, "out", k, "k", False)
                 _check_apart(&oout, "out", v, "v", False)
         if size:
-            a.count = <size_t>size // (a.Tq * a.D)
-            a.heads = <ll_attention_head *>PyMem_Malloc(a.count * sizeof(ll_attention_head))
-            if a.heads == NULL:
+            a.count = <size_t>size // (Tq * a.D)
+            a.kv_count = kv_heads if k == NULL else <size_t>_size(k) // (Tk * a.D)
+            group = a.count // a.kv_count
+            heads = <ll_attention_head *>PyMem_Malloc(a.count * sizeof(ll_attention_head) + a.kv_count * sizeof(ll_kv))
+            if heads == NULL:
                 raise MemoryError(f"no memory for a table of {a.count} heads")
+            kv = <ll_kv *>(heads + a.count)
+            a.heads = heads
+            a.kv = kv
             _contiguous_last(q, size, True)
             _contiguous_last(&oout, size, False)
-            a.q_stride = _row_step(q)
-            a.y_stride = _row_step(&oout)
             if k != NULL:
                 _contiguous_last(k, _size(k), True)
                 _contiguous_last(v, _size(v), True)
-                a.k_stride = _row_step(k)
-                a.v_stride = _row_step(v)
+                k_step, v_step = _row_step(k), _row_step(v)
             chunk = ll_chunk_floats(a.D)
-            for i in range(a.count):
-                a.heads[i].q = _head(q, i)
-                a.heads[i].y = _head(&oout, i)
-                a.heads[i].Tk = length
-                a.heads[i].blocks = blocks
-                a.heads[i].offset = i * chunk
-                a.heads[i].k = a.heads[i].v = NULL
+            for i in range(a.kv_count):
+                kv[i].Tk = Tk
+                kv[i].blocks = blocks
+                kv[i].offset = i * chunk
+                kv[i].k = kv[i].v = NULL
+                kv[i].k_stride, kv[i].v_stride = k_step, v_step
                 if k != NULL:
-                    a.heads[i].k = _head(k, i)
-                    a.heads[i].v = _head(v, i)
-            if <size_t>size * length < RELEASE_FROM * 4:
+                    kv[i].k = _head(k, i)
+                    kv[i].v = _head(v, i)
+            for i in range(a.count):
+                heads[i].q = _head(q, i)
+                heads[i].y = _head(&oout, i)
+                heads[i].q_stride, heads[i].y_stride = _row_step(q), _row_step(&oout)
+                heads[i].Tq = Tq
+                heads[i].kv = i // group
+            if <size_t>size * Tk < RELEASE_FROM * 4:
                 failed = ll_attention(&a)
             else:
                 with nogil:
                     failed = ll_attention(&a)
             if failed:
-                raise MemoryError(f"no memory to work in: {a.count} heads, {a.Tq} queries of {length} positions, "
-                                  f"{a.D} values")
+                raise MemoryError(f"no memory to work in: {a.count} heads, {Tq} queries of {Tk} positions, {a.D} values")
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:
-        PyMem_Free(a.heads)
+        PyMem_Free(heads)
         _drop(&oout)
     return out
 
 
-def attention(q, k, v, *, scale=None, out=None):
-    """Causal attention, ``softmax(q @ k.T * scale) @ v`` without the positions that come later, every bit specified.
+def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, out=None):
+    """Attention, ``softmax(q @ k.T * scale) @ v`` over the positions that a query sees, every bit specified.
 
     Parameters
     ----------
     q : array (..., H, Tq, D) of float32, float16 or bfloat16
         Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory. Any strides; only where the last axis
         isn't contiguous a copy is made.
-    k, v : arrays (..., H, Tk, D) of q's type, Tk >= Tq
-        Keys and values of positions 0 .. Tk - 1; query i is at position Tk - Tq + i and sees positions up to its own.
+    k, v : arrays (..., H_kv, Tk, D) of q's type
+        Keys and values of positions 0 .. Tk - 1; query i is at position Tk - Tq + i. H is a multiple of H_kv (grouped
+        queries): head h reads keys and values h // (H / H_kv).
     scale : float, optional
         Finite; rounded once to float32. Without it float32(1 / sqrt(D)).
+    causal : bool
+        A query sees the positions up to its own, and Tk >= Tq; False (encoders): every position.
+    window : int, optional
+        At least 1, and causal: a query sees the last `window` positions up to its own, itself included.
+    softcap : float, optional
+        Positive and finite; rounded once to float32. Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
     out : array like q, optional
         Receives the result: q itself, or memory that q, k and v don't share.
 
@@ -180,41 +221,51 @@ def attention(q, k, v, *, scale=None, out=None):
     Raises
     ------
     TypeError
-        An argument of another element type than q; float64 is never narrowed silently.
+        An argument of another element type than q; float64 is never narrowed silently. causal that isn't a bool, window
+        that isn't an int, scale or softcap that isn't a number.
     ValueError
-        A shape that doesn't fit (as many heads for k and v as for q), Tk < Tq, more than 2**24 positions or values, a
-        scale that is NaN or infinite, an out that overlaps in part or is read-only.
+        A shape that doesn't fit (H must be a multiple of k's and v's heads), Tk < Tq where causal, no position at all
+        where not, more than 2**24 positions or values, a scale that is NaN or infinite, a window below 1 or without
+        causal, a softcap that isn't positive and finite, an out that overlaps in part or is read-only.
 
     Notes
     -----
-    Sums run by absolute position (`llorch.reference.attention` defines the bits), so that a query's bits are the same
-    whether it comes alone or with others, in one prefill or in many, with a `KVCache` or arrays. A later position's NaN
-    or infinity never reaches a row; a row that sees a score of NaN or +infinity is NaN. Scores take 4 * Tk bytes for
-    each of a few dozen queries in hand, never Tq * Tk. Vaswani et al., arXiv:1706.03762.
+    Sums run by absolute position, also with a window (`llorch.reference.attention` defines the bits), so that a query's
+    bits are the same whether it comes alone or with others, in one prefill or in many, with a `KVCache` or arrays. The
+    NaN or infinity of a position that a query doesn't see never reaches its row; a row that sees a score of NaN or
+    +infinity is NaN. Scores take 4 bytes for each position seen by each of a few dozen queries in hand, never Tq * Tk;
+    time grows with the window, not with Tk. Vaswani et al., arXiv:1706.03762; grouped queries: Ainslie et al.,
+    arXiv:2305.13245; windows: Beltagy et al., arXiv:2004.05150; softcap: Gemma 2, arXiv:2408.00118.
     """
     cdef Operand oq, ok, ov
+    cdef Mask m
     cdef list keep = []
     cdef Py_ssize_t Tq, Tk
     _clear(&oq); _clear(&ok); _clear(&ov)
     try:
+        _mask(&m, scale, causal, window, softcap)
         _take_matrices(&oq, q, "q", "(..., H, Tq, D)", keep)
-        _take_matrices(&ok, k, "k", "(..., H, Tk, D)", keep)
+        _take_matrices(&ok, k, "k", "(..., H_kv, Tk, D)", keep)
         _take(&ov, v, "v", False, keep)
         shape, kshape = _shape(&oq), _shape(&ok)
         if ok.dtype != oq.dtype:
             raise TypeError(f"k is {_dtype_name(ok.dtype)}, it must have the type of q, {_dtype_name(oq.dtype)}")
         if shape[:-2] != kshape[:-2]:
-            if len(shape) == len(kshape) and shape[:-3] == kshape[:-3]:
-                raise ValueError(f"k has {kshape[-3]} heads, q has {shape[-3]}: they must be as many (heads that share "
-                                 "keys are not supported)")
-            raise ValueError(f"k has shape {kshape}, its leading axes must be those of q, {shape[:-2]}")
+            if len(shape) != len(kshape) or shape[:-3] != kshape[:-3]:
+                raise ValueError(f"k has shape {kshape}, its leading axes must be those of q, {shape[:-2]} (but for the "
+                                 "number of heads, which may be a part of q's)")
+            if not kshape[-3] or shape[-3] % kshape[-3]:
+                raise ValueError(f"k has {kshape[-3]} heads, q has {shape[-3]}: they must be as many, or q's a multiple of "
+                                 "k's, which are then shared")
         if shape[-1] != kshape[-1]:
             raise ValueError(f"k has {kshape[-1]} values in a head, q has {shape[-1]}: the last axes must be equal")
         _check_like(&ov, "v", oq.dtype, kshape, "q")
         Tq, Tk = shape[-2], kshape[-2]
-        if Tk < Tq:
+        if m.causal and Tk < Tq:
             raise ValueError(f"k has {Tk} positions, fewer than the {Tq} queries: query i is at position Tk - Tq + i")
-        return _attend(&oq, q, &ok, &ov, NULL, Tk, scale, out, keep)
+        if Tq and not Tk:
+            raise ValueError(f"k has no positions for the {Tq} queries to see")
+        return _attend(&oq, q, &ok, &ov, NULL, 0, Tk, &m, out, keep)
     finally:
         _drop(&oq); _drop(&ok); _drop(&ov)
 
@@ -406,25 +457,29 @@ cdef class KVCache:
             other._blocks[i] = ll_block_share(self._blocks[i])
         other._length = self._length
 
-    def attention(self, q, *, scale=None, out=None):
-        """Attention of q (heads, Tq, head_dim), the last Tq of the cache's positions, to all of them.
+    def attention(self, q, *, scale=None, causal=True, window=None, softcap=None, out=None):
+        """Attention of q (H, Tq, head_dim), the last Tq of the cache's positions, H a multiple of heads.
 
         Arguments, errors and bits are those of `attention` on the arrays that were appended; q and the result may be of
         another type than those were.
         """
         cdef Operand oq
+        cdef Mask m
         cdef KVCache held
         cdef list keep = []
         _clear(&oq)
         try:
+            _mask(&m, scale, causal, window, softcap)
             _take_matrices(&oq, q, "q", f"({self.heads}, Tq, {self.head_dim})", keep)
-            if oq.ndim != 3 or <size_t>oq.shape[0] != self.heads or <size_t>oq.shape[2] != self.head_dim:
-                raise ValueError(f"q has shape {_shape(&oq)}, it must be ({self.heads}, Tq, {self.head_dim})")
+            if (oq.ndim != 3 or not oq.shape[0] or <size_t>oq.shape[0] % self.heads
+                    or <size_t>oq.shape[2] != self.head_dim):
+                raise ValueError(f"q has shape {_shape(&oq)}, it must be ({self.heads}, Tq, {self.head_dim}), or have a "
+                                 f"multiple of {self.heads} heads")
             held = self.fork()  # the blocks stay, and are no one's to write, while this runs
             if <size_t>oq.shape[1] > held._length:
                 raise ValueError(f"the cache holds {held._length} positions, fewer than the {oq.shape[1]} queries: they are "
                                  "the last positions of the cache, append their keys and values first")
-            return _attend(&oq, q, NULL, NULL, held._blocks, held._length, scale, out, keep)
+            return _attend(&oq, q, NULL, NULL, held._blocks, held.heads, held._length, &m, out, keep)
         finally:
             _drop(&oq)
 
