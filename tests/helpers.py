@@ -93,6 +93,18 @@ class Guarded:
         b[...] = a
         return b
 
+    def unreadable_before(self, a, offset):
+        """A copy of a whose pages that lie wholly before `offset` bytes can't be read."""
+        pages = -(-a.nbytes // 4096)
+        start = self.libc.mmap(None, pages * 4096, 3, 0x22, -1, 0)
+        assert start != ctypes.c_void_p(-1).value
+        self.held.append((start, pages * 4096))
+        memory = (ctypes.c_uint8 * a.nbytes).from_address(start)
+        b = np.frombuffer(memory, np.uint8).view(a.dtype).reshape(a.shape)
+        b[...] = a
+        assert offset >= 4096 and self.libc.mprotect(start, offset // 4096 * 4096, 0) == 0
+        return b
+
     def __enter__(self):
         return self
 

@@ -24,12 +24,16 @@ enum { BLOCKS = sizeof shared / sizeof *shared };
 static void attend(float *y, float *const *blocks)
 {
     ll_attention_head head[HEADS];
+    ll_kv kv[HEADS];
     const ptrdiff_t row = D * sizeof(float);
-    for (size_t i = 0; i < HEADS; i++)
-        head[i] = (ll_attention_head){.q = q + i * T * D, .y = y + i * T * D, .k = k + i * T * D, .v = v + i * T * D,
-                                      .blocks = blocks, .offset = i * ll_chunk_floats(D), .Tk = T};
-    ll_attention_args a = {.heads = head, .count = HEADS, .Tq = T, .D = D, .q_stride = row, .k_stride = row,
-                           .v_stride = row, .y_stride = row, .default_scale = 1};
+    for (size_t i = 0; i < HEADS; i++) {
+        kv[i] = (ll_kv){.k = k + i * T * D, .v = v + i * T * D, .k_stride = row, .v_stride = row, .blocks = blocks,
+                        .offset = i * ll_chunk_floats(D), .Tk = T};
+        head[i] = (ll_attention_head){.q = q + i * T * D, .y = y + i * T * D, .q_stride = row, .y_stride = row, .Tq = T,
+                                      .kv = i};
+    }
+    ll_attention_args a = {.heads = head, .kv = kv, .count = HEADS, .kv_count = HEADS, .D = D, .default_scale = 1,
+                           .causal = 1};
     if (ll_attention(&a))
         exit(2);
 }

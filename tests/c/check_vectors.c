@@ -190,49 +190,102 @@ static void check_softmax(FILE *f, const header *h)
     free(x), free(wanted), free(y);
 }
 
-/* heads, Tq, Tk, D; q [heads, Tq, D], k and v [heads, Tk, D]. By arrays at once, the last query alone, and by a cache
- * that was filled in three steps. */
+/* A case of attention, and where a call of it is put together. */
+typedef struct attention_case {
+    size_t heads, Tq, Tk, D, kv_heads;
+    const float *q, *k, *v, *wanted;
+    float *const *blocks;
+    ll_attention_head *head;
+    ll_kv *kv;
+    size_t *first; /* [head]: the query of the case that is its first */
+    ll_attention_args args;
+} attention_case;
+
+/* Another sequence of the call: queries [first, end) of the case on its first Tk positions, from rows or from chunks. */
+static void add_sequence(attention_case *c, size_t first, size_t end, size_t Tk, int chunks)
+{
+    const ptrdiff_t row = (ptrdiff_t)(c->D * sizeof(float));
+    for (size_t i = 0; i < c->heads; i++) {
+        const size_t at = c->args.count++;
+        c->first[at] = first;
+        c->head[at] = (ll_attention_head){.q = c->q + (i * c->Tq + first) * c->D, .y = blank((end - first) * c->D * sizeof(float)),
+                                          .q_stride = row, .y_stride = row, .Tq = end - first,
+                                          .kv = c->args.kv_count + i / (c->heads / c->kv_heads)};
+    }
+    for (size_t i = 0; i < c->kv_heads; i++)
+        c->kv[c->args.kv_count++] = (ll_kv){.k = c->k + i * c->Tk * c->D, .v = c->v + i * c->Tk * c->D, .k_stride = row,
+                                            .v_stride = row, .blocks = chunks ? c->blocks : NULL,
+                                            .offset = i * ll_chunk_floats(c->D), .Tk = Tk};
+}
+
+/* Calls, compares and begins anew. */
+static void attend(attention_case *c)
+{
+    size_t differ = 0;
+    if (ll_attention(&c->args))
+        exit(2);
+    for (size_t i = 0; i < c->args.count; i++) {
+        const ll_attention_head *h = &c->head[i];
+        differ += differing(h->y, c->wanted + (i % c->heads * c->Tq + c->first[i]) * c->D, h->Tq * c->D, LL_F32);
+        free(h->y);
+    }
+    checks[ATTENTION]++;
+    wrong[ATTENTION] += differ != 0;
+    c->args.count = c->args.kv_count = 0;
+}
+
+/* heads, Tq, Tk, D, heads of keys, window (0: none), causal; eps is the softcap; q [heads, Tq, D], k and v [heads of keys,
+ * Tk, D]. By arrays at once, the last query alone, by a cache that was filled in three steps, and all that as sequences of
+ * one call beside a shorter one, in two orders. */
 static void check_attention(FILE *f, const header *h)
 {
-    const size_t heads = h->n[0], Tq = h->n[1], Tk = h->n[2], D = h->n[3], chunk = ll_chunk_floats(D);
-    float *q = read_values(f, heads * Tq * D, LL_F32), *k = read_values(f, heads * Tk * D, LL_F32);
-    float *v = read_values(f, heads * Tk * D, LL_F32), *wanted = read_wanted(f, heads * Tq * D, LL_F32);
+    const size_t heads = h->n[0], Tq = h->n[1], Tk = h->n[2], D = h->n[3], kv_heads = h->n[4];
+    float *q = read_values(f, heads * Tq * D, LL_F32), *k = read_values(f, kv_heads * Tk * D, LL_F32);
+    float *v = read_values(f, kv_heads * Tk * D, LL_F32), *wanted = read_wanted(f, heads * Tq * D, LL_F32);
     const ptrdiff_t row = (ptrdiff_t)(D * sizeof(float));
     float *blocks[16];
     const size_t count = (Tk + LL_BLOCK - 1) / LL_BLOCK, parts[] = {0, Tk / 3, Tk / 3 + (Tk > 1), Tk};
     if (count > 16)
         exit(2);
     for (size_t i = 0; i < count; i++)
-        if (!(blocks[i] = ll_block_new(heads, D)))
+        if (!(blocks[i] = ll_block_new(kv_heads, D)))
             exit(2);
     for (size_t i = 0; i < 3; i++) {
         ll_cache_rows rows = {.k = k + parts[i] * D, .v = v + parts[i] * D, .k_stride = row, .v_stride = row,
-                              .k_head = (ptrdiff_t)Tk * row, .v_head = (ptrdiff_t)Tk * row, .heads = heads, .D = D,
+                              .k_head = (ptrdiff_t)Tk * row, .v_head = (ptrdiff_t)Tk * row, .heads = kv_heads, .D = D,
                               .first = parts[i], .T = parts[i + 1] - parts[i]};
         ll_cache_append(&rows, blocks);
     }
-    for (int way = 0; way < 3; way++) {
-        const size_t queries = way == 1 ? 1 : Tq, first = Tq - queries;
-        float *y = blank(heads * queries * D * sizeof *y);
-        ll_attention_head *head = blank(heads * sizeof *head);
-        for (size_t i = 0; i < heads; i++)
-            head[i] = (ll_attention_head){.q = q + (i * Tq + first) * D, .y = y + i * queries * D, .k = k + i * Tk * D,
-                                          .v = v + i * Tk * D, .blocks = way == 2 ? blocks : NULL, .offset = i * chunk,
-                                          .Tk = Tk};
-        ll_attention_args a = {.heads = head, .count = heads, .Tq = queries, .D = D, .q_stride = row, .k_stride = row,
-                               .v_stride = row, .y_stride = row, .default_scale = 1};
-        if (ll_attention(&a))
-            exit(2);
-        checks[ATTENTION]++;
-        size_t differ = 0;
-        for (size_t i = 0; i < heads; i++)
-            differ += differing(y + i * queries * D, wanted + (i * Tq + first) * D, queries * D, LL_F32);
-        wrong[ATTENTION] += differ != 0;
-        free(y), free(head);
+    attention_case c = {.heads = heads, .Tq = Tq, .Tk = Tk, .D = D, .kv_heads = kv_heads, .q = q, .k = k, .v = v,
+                        .wanted = wanted, .blocks = blocks, .head = blank(4 * heads * sizeof *c.head),
+                        .kv = blank(4 * kv_heads * sizeof *c.kv), .first = blank(4 * heads * sizeof *c.first)};
+    const int causal = h->n[6] != 0;
+    const size_t half = (Tq + 1) / 2, fewer = causal ? Tk - Tq + half : Tk;
+    c.args = (ll_attention_args){.heads = c.head, .kv = c.kv, .D = D, .default_scale = 1, .causal = causal,
+                                 .window = h->n[5], .softcap = (double)h->eps};
+    add_sequence(&c, 0, Tq, Tk, 0);
+    attend(&c);
+    add_sequence(&c, Tq - 1, Tq, Tk, 0);
+    attend(&c);
+    add_sequence(&c, 0, Tq, Tk, 1);
+    attend(&c);
+    for (int order = 0; order < 2; order++) {
+        for (int i = 0; i < 4; i++) {
+            const int sequence = order ? 3 - i : i;
+            if (sequence == 0)
+                add_sequence(&c, 0, Tq, Tk, 0);
+            else if (sequence == 1)
+                add_sequence(&c, Tq - 1, Tq, Tk, 1);
+            else if (sequence == 2)
+                add_sequence(&c, 0, Tq, Tk, 1);
+            else
+                add_sequence(&c, half - 1, half, fewer, 0); /* the spoilt value isn't here, but in the others */
+        }
+        attend(&c);
     }
     for (size_t i = 0; i < count; i++)
         ll_block_release(blocks[i]);
-    free(q), free(k), free(v), free(wanted);
+    free(q), free(k), free(v), free(wanted), free(c.head), free(c.kv), free(c.first);
 }
 
 /* rows, n; x [rows, n]; the places as float32, -1 - place for a NaN */

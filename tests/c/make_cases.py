@@ -115,11 +115,27 @@ def softmax_and_attention():
             write(SOFTMAX, (*x.shape, dtype), x, reference.softmax(x))
     for shape in sorted({name.split("/")[1] for name in vectors.files if name.startswith("attention/")}):
         heads, T, D = map(int, shape.split("x"))
-        write(ATTENTION, (heads, T, T, D), *(vectors[f"attention/{shape}/{name}"] for name in "qkvy"))
-    for heads, Tq, Tk, D in ((2, 1, 1, 1), (1, 1, 300, 16), (2, 13, 140, 17), (1, 30, 30, 64)):
-        q, k, v = normal(heads, Tq, D), normal(heads, Tk, D), normal(heads, Tk, D)
-        v[:, -1, 0] = np.nan  # only the last query sees it
-        write(ATTENTION, (heads, Tq, Tk, D), q, k, v, reference.attention(q, k, v))
+        arrays = (vectors[f"attention/{shape}/{name}"] for name in "qkvy")
+        write(ATTENTION, (heads, T, T, D, heads, 0, 1), *arrays)
+    for heads, kv_heads, Tq, Tk, D, window, causal, softcap in (
+        (2, 2, 1, 1, 1, None, True, None),
+        (1, 1, 1, 300, 16, None, True, None),
+        (2, 2, 13, 140, 17, None, True, None),
+        (1, 1, 30, 30, 64, None, True, None),
+        (6, 2, 1, 200, 16, None, True, None),
+        (3, 1, 40, 150, 20, None, True, 2.5),
+        (4, 2, 20, 300, 16, 1, True, None),
+        (2, 1, 33, 290, 24, 100, True, 30.0),
+        (2, 2, 1, 400, 16, 130, True, None),
+        (1, 1, 30, 30, 64, None, False, None),
+        (4, 2, 19, 190, 12, None, False, 1.5),
+    ):
+        q, k, v = normal(heads, Tq, D), normal(kv_heads, Tk, D), normal(kv_heads, Tk, D)
+        if causal:
+            v[:, -1, 0] = np.nan  # only the last query sees it
+            v[:, : max(Tk - Tq - (window or Tk) + 1, 0)] = np.nan  # no query sees these
+        y = reference.attention(q, k, v, window=window, causal=causal, softcap=softcap)
+        write(ATTENTION, (heads, Tq, Tk, D, kv_heads, window or 0, int(causal)), q, k, v, y, eps=softcap or 0.0)
 
 
 def argmax_and_embedding():

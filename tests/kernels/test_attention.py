@@ -133,6 +133,207 @@ def test_all_instruction_sets_agree():
         assert_same_bits(y, results["generic"], name)
 
 
+# ---- grouped queries, windows, softcaps, encoders ------------------------------------------------------
+
+# heads, heads of keys, queries, positions, values; the mask
+MASKS = (
+    (6, 2, 1, 1, 8, {}),
+    (6, 2, 1, 200, 16, {}),
+    (9, 3, 7, 140, 64, {}),
+    (8, 1, 30, 30, 5, {}),
+    (14, 2, 40, 300, 16, {}),
+    (2, 2, 1, 300, 16, {"window": 1}),
+    (2, 2, 1, 300, 16, {"window": 64}),
+    (2, 1, 1, 400, 16, {"window": 129}),
+    (1, 1, 33, 33, 8, {"window": 5}),
+    (4, 2, 150, 400, 16, {"window": 100}),
+    (3, 3, 300, 300, 8, {"window": 128}),
+    (3, 1, 13, 300, 17, {"window": 1000}),
+    (2, 2, 20, 150, 16, {"softcap": 50.0}),
+    (2, 1, 1, 150, 16, {"softcap": 0.3, "scale": 4.0}),
+    (4, 2, 70, 290, 24, {"softcap": 30, "window": 90}),
+    (2, 2, 20, 20, 16, {"causal": False}),
+    (4, 2, 1, 200, 16, {"causal": False}),
+    (6, 2, 130, 130, 12, {"causal": False, "softcap": 2.0}),
+    (2, 1, 30, 9, 8, {"causal": False}),
+)
+
+
+def masked(number, dtype=np.float32):
+    """q, k, v, the mask and what is right."""
+    H, H_kv, Tq, Tk, D, mask = MASKS[number]
+    q, k, v = normal(H, Tq, D), normal(H_kv, Tk, D, seed=1), normal(H_kv, Tk, D, seed=2)
+    q, k, v = (x.astype(dtype) for x in (q, k, v))
+    return q, k, v, mask, _masked_wanted(number, dtype)
+
+
+@functools.cache
+def _masked_wanted(number, dtype):
+    H, H_kv, Tq, Tk, D, mask = MASKS[number]
+    q, k, v = normal(H, Tq, D), normal(H_kv, Tk, D, seed=1), normal(H_kv, Tk, D, seed=2)
+    return reference.attention(*(x.astype(dtype) for x in (q, k, v)), **mask)
+
+
+@pytest.mark.parametrize("number", range(len(MASKS)))
+def test_masks(isa, number):
+    q, k, v, mask, wanted = masked(number)
+    for threads in (1, 3):
+        with num_threads(threads):
+            assert_same_bits(llorch.attention(q, k, v, **mask), wanted, f"arrays, {mask}")
+            if q.shape[1] <= k.shape[1]:
+                assert_same_bits(cache_of(k, v).attention(q, **mask), wanted, f"cache, {mask}")
+
+
+@pytest.mark.parametrize("dtype", (np.dtype(np.float16), BF16), ids=str)
+def test_masks_of_16_bits(isa, dtype):
+    for number in (1, 4, 9, 14, 16):
+        q, k, v, mask, wanted = masked(number, dtype)
+        assert_same_bits(llorch.attention(q, k, v, **mask), wanted, f"arrays, {mask}")
+        assert_same_bits(cache_of(k, v).attention(q, **mask), wanted, f"cache, {mask}")
+
+
+def test_the_oracle_of_masks_is_the_text():
+    """Value by value, over the positions that a query sees. The sums of a window keep their lanes and blocks."""
+    D, T, cap = 3, 150, np.float32(1.5)
+    q, k, v = normal(2, T, D), normal(1, T, D, seed=1), normal(1, T, D, seed=2)
+    scale = np.float32(1 / np.sqrt(np.float64(D)))
+    zero = np.float32([0])
+    for window in (70, 3):
+        y = llorch.attention(q, k, v, window=window, softcap=1.5)
+        for head, i in ((0, 0), (0, 140), (1, 149), (1, 69)):
+            seen = range(max(0, i - window + 1), i + 1)
+            s = {}
+            for t in seen:
+                p = zero
+                for d in range(D):
+                    p = reference.fma(q[head, i, d : d + 1], k[0, t, d : d + 1], p)
+                s[t] = cap * reference.tanh((zero + p) * scale / cap)
+            m = max(s.values())
+            e = {t: reference.exp(s[t] - m) for t in seen}
+            lanes = np.zeros((1, 64), np.float32)
+            for t in seen:
+                lanes[0, t % 64] += e[t][0]
+            Z = reference.sum64(lanes)[0]
+            for d in range(D):
+                o = zero
+                for block in sorted({t // 128 for t in seen}):
+                    p = zero
+                    for t in seen:
+                        if t // 128 == block:
+                            p = reference.fma(e[t], v[0, t, d : d + 1], p)
+                    o = o + p
+                assert_same_bits(y[head, i, d : d + 1], o / Z, f"window {window}, query {i}")
+
+
+def test_sums_of_a_window_that_begin_with_it_would_be_seen():
+    """Negative control: lanes and blocks counted from the window's first position have other bits."""
+    q, k, v = normal(1, 1, 16), normal(1, 400, 16, seed=1), normal(1, 400, 16, seed=2)
+    y = llorch.attention(q, k, v, window=200)
+    assert not same_bits(llorch.attention(q, k[:, 200:], v[:, 200:]), y)
+    aligned = llorch.attention(q, k, v, window=400 - 128)  # this one begins with a block
+    assert_same_bits(llorch.attention(q, k[:, 128:], v[:, 128:]), aligned)
+
+
+def test_shared_heads_are_the_heads_repeated(isa):
+    q, k, v, wanted = masked(4)[0], *masked(4)[1:3], masked(4)[4]
+    repeated = [np.repeat(x, 7, 0) for x in (k, v)]
+    assert_same_bits(llorch.attention(q, *repeated), wanted)
+    for h in range(14):
+        assert_same_bits(llorch.attention(q[h], k[h // 7], v[h // 7]), wanted[h], f"head {h} alone")
+    assert not same_bits(llorch.attention(q, *(np.tile(x, (7, 1, 1)) for x in (k, v))), wanted), "control: other heads"
+    batch = [np.stack([x, x[::-1]]) for x in (q, k, v)]
+    y = llorch.attention(*batch)
+    assert_same_bits(y[0], wanted)
+    assert_same_bits(y[1], wanted[::-1])
+
+
+@settings(max_examples=100)
+@given(
+    st.integers(1, 280),
+    st.sampled_from(((1, 1), (3, 1), (4, 2))),
+    st.sampled_from((1, 2, 60, 64, 100, 128, 129, 200, None)),
+    st.sampled_from((None, 1.5)),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 3),
+)
+def test_chunk_invariant_with_masks(T, heads, window, softcap, seed, threads):
+    """Prefill at once, in chunks of any sizes, token by token, by arrays and by the cache; any threads."""
+    (H, H_kv), D, mask = heads, 8, {"window": window, "softcap": softcap}
+    q, k, v = (normal(h, T, D, seed=seed % 1000 + i) for i, h in enumerate((H, H_kv, H_kv)))
+    with num_threads(1):
+        wanted = llorch.attention(q, k, v, **mask)
+    cache, end = KVCache(H_kv, D, T), 0
+    with num_threads(threads):
+        for step in cut(T, seed):
+            start, end = end, end + step
+            cache.append(k[:, start:end], v[:, start:end])
+            assert_same_bits(cache.attention(q[:, start:end], **mask), wanted[:, start:end], f"cache, {start} .. {end}")
+            part = llorch.attention(q[:, start:end], k[:, :end], v[:, :end], **mask)
+            assert_same_bits(part, wanted[:, start:end], f"arrays, {start} .. {end}")
+
+
+def test_encoders_are_batch_and_query_invariant(isa):
+    q, k, v, mask, wanted = masked(17)
+    for some in (slice(0, 1), slice(5, 9), slice(129, 130), slice(0, 77)):
+        assert_same_bits(llorch.attention(q[:, some], k, v, **mask), wanted[:, some], f"queries {some}")
+    assert not same_bits(llorch.attention(q, k, v, softcap=2.0)[:, :-1], wanted[:, :-1]), "control: causal"
+    assert_same_bits(llorch.attention(q, k, v, softcap=2.0)[:, -1], wanted[:, -1])
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf, 3.4e38))
+def test_positions_outside_the_window_do_not_exist(isa, value):
+    for T, D, window in ((40, 8, 7), (300, 16, 100), (300, 16, 128), (140, 3, 1)):
+        q, k, v = (normal(2, T, D, seed=i) for i in range(3))
+        wanted = llorch.attention(q, k, v, window=window)
+        for t in {0, 5, window, T // 2, 127 % T, 128 % T, T - 1}:
+            for which in (k, v):
+                spoilt = which.copy()
+                spoilt[0, t] = value
+                arguments = (spoilt, v) if which is k else (k, spoilt)
+                y = llorch.attention(q, *arguments, window=window)
+                assert_same_bits(y[:, :t], wanted[:, :t], f"T={T}, window {window}, {value} at {t}, before")
+                assert_same_bits(y[:, t + window :], wanted[:, t + window :], f"T={T}, window {window}, {value} at {t}")
+                assert_same_bits(cache_of(*arguments).attention(q, window=window), y, "cache")
+                if np.isnan(value):
+                    assert np.isnan(y[0, t : t + window]).all(), "control: who sees it is NaN"
+
+
+def test_special_values_with_masks(isa):
+    for number in (1, 4, 8, 9, 12, 14, 17):
+        q, k, v, mask, _ = masked(number)
+        for seed in range(4):
+            r = rng(seed, number)
+            x, y, z = q.copy(), k.copy(), v.copy()
+            for a in (x, y, z):
+                for _ in range(3):
+                    a[tuple(r.integers(n) for n in a.shape)] = SPECIALS[r.integers(len(SPECIALS))]
+            assert_same_bits(llorch.attention(x, y, z, **mask), reference.attention(x, y, z, **mask), f"{mask}, {seed}")
+
+
+def test_the_cost_of_a_window_is_that_of_the_window():
+    """Chunks before it aren't read: they may be memory that can't be."""
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs Linux's mmap")
+    window, D = 256, 16
+    q, k, v = normal(2, 40, D), normal(2, 128 * 20, D, seed=1), normal(2, 128 * 20, D, seed=2)
+    wanted = llorch.attention(q, k, v, window=window)
+    with Guarded() as guarded:
+        for x in (k, v):
+            x[:, : 2560 - 40 - window + 1] = 0
+        # the same keys where all before a block of the first window is memory that may not be touched
+        first = (2560 - 40 - window + 1) // 128 * 128 * D * 4
+        places = []
+        for x in (k, v):
+            parts = [guarded.unreadable_before(x[h], first) for h in range(2)]
+            places.append(parts)
+        for h in range(2):
+            assert_same_bits(
+                llorch.attention(q[h], places[0][h], places[1][h], window=window), wanted[h], "many queries"
+            )
+            one = llorch.attention(q[h, -1:], places[0][h], places[1][h], window=window)
+            assert_same_bits(one, wanted[h, -1:], "one query")
+
+
 # ---- a query's bits depend on what it sees -----------------------------------------------------------
 
 
@@ -426,7 +627,26 @@ Q, K = normal(2, 4, 8), normal(2, 6, 8)
         (lambda: llorch.attention(Q, K.astype(np.float16), K), TypeError, "k is float16.*the type of q, float32"),
         (lambda: llorch.attention(Q, K, K.astype(np.float16)), TypeError, "v is float16.*the type of q, float32"),
         (lambda: llorch.attention(Q[0, 0], K, K), ValueError, r"q has shape \(8,\), it must be \(..., H, Tq, D\)"),
-        (lambda: llorch.attention(Q, K[:1], K[:1]), ValueError, "k has 1 heads, q has 2: they must be as many"),
+        (lambda: llorch.attention(K, np.repeat(K, 2, 0), np.repeat(K, 2, 0)), ValueError, "k has 4 heads, q has 2: they must"),  # noqa: E501
+        (lambda: llorch.attention(np.repeat(Q, 2, 0)[:3], K, K), ValueError, "k has 2 heads, q has 3: they must be as many, or q's a multiple"),  # noqa: E501
+        (lambda: llorch.attention(Q, K[:0], K[:0]), ValueError, "k has 0 heads, q has 2"),
+        (lambda: llorch.attention(Q, K, K, causal=None), TypeError, "causal must be True or False, got None"),
+        (lambda: llorch.attention(Q, K, K, causal=1), TypeError, "causal must be True or False, got 1"),
+        (lambda: llorch.attention(Q, K, K, window=0), ValueError, "window must be at least 1 .*got 0"),
+        (lambda: llorch.attention(Q, K, K, window=-3), ValueError, "window must be at least 1 .*got -3"),
+        (lambda: llorch.attention(Q, K, K, window=2.0), TypeError, "window must be an int, got float"),
+        (lambda: llorch.attention(Q, K, K, window=2, causal=False), ValueError, "window is 2 with causal=False"),
+        (lambda: llorch.attention(Q, K, K, softcap=0), ValueError, "softcap must be positive and finite in float32, got 0"),  # noqa: E501
+        (lambda: llorch.attention(Q, K, K, softcap=-1.0), ValueError, "softcap must be positive .*got -1.0"),
+        (lambda: llorch.attention(Q, K, K, softcap=1e-46), ValueError, "softcap must be positive .*got 1e-46"),
+        (lambda: llorch.attention(Q, K, K, softcap=float("inf")), ValueError, "softcap must be positive .*got inf"),
+        (lambda: llorch.attention(Q, K, K, softcap=float("nan")), ValueError, "softcap must be positive .*got nan"),
+        (lambda: llorch.attention(Q, K, K, softcap="1"), TypeError, "softcap must be a number, got str"),
+        (lambda: llorch.attention(Q, K[:, :0], K[:, :0], causal=False), ValueError, "k has no positions for the 4 queries"),  # noqa: E501
+        (lambda: cache_of(K, K).attention(Q, window=0), ValueError, "window must be at least 1"),
+        (lambda: cache_of(K, K).attention(Q, softcap=0.0), ValueError, "softcap must be positive"),
+        (lambda: cache_of(K, K).attention(Q, causal="no"), TypeError, "causal must be True or False, got 'no'"),
+        (lambda: cache_of(K, K).attention(np.repeat(Q, 2, 0)[:3]), ValueError, r"q has shape \(3, 4, 8\).*multiple of 2"),  # noqa: E501
         (lambda: llorch.attention(Q[None], K, K), ValueError, r"k has shape \(2, 6, 8\), its leading axes.*\(1, 2\)"),
         (lambda: llorch.attention(Q, K[..., :7], K), ValueError, "k has 7 values in a head, q has 8"),
         (lambda: llorch.attention(Q, K, K[:, :5]), ValueError, r"v has shape \(2, 5, 8\), it must be \(2, 6, 8\)"),
