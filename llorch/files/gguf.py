@@ -6,8 +6,8 @@ file that is cut off gives short strings instead of an error, and maps the file:
 process. The tests compare with it.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What a file announces is compared with the bytes
-that it has left before anything is made of it, and the header is held as Python objects only up to the limits below:
-a hostile file costs no more memory than a few times its own header.
+that it has left before anything is made of it. Python's objects take several times a header's bytes (a string of two
+letters 60), so the limits below are on what the header really holds: the worst file that keeps them takes 335 MB.
 """
 
 import os
@@ -30,6 +30,7 @@ LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 MOST_KEYS, MOST_TENSORS, MOST_VALUES = 1 << 16, 1 << 17, 1 << 22  # of a file; the largest vocabularies have 2^19 merges
 MOST_AXES = 4  # GGML's own limit
 DEEPEST = 4  # arrays of arrays
+WEIGHT_OF_ARRAY = 1024  # values, as which an array in an array counts: no real file has any
 
 # The numbers of GGML's formats; those it has given up are missing.
 FORMATS = {
@@ -107,12 +108,12 @@ class _Cursor:
             text = self.data[begin : self.at].decode(errors="backslashreplace")
             raise ValueError(f"{self.place}: {what} is not UTF-8: {shown(text)}") from None
 
-    def strings(self, count: int, what: str) -> list[str]:
+    def strings(self, count: int, what: str, errors: str = "strict") -> list[str]:
         """As UTF-8; a byte that isn't any is kept as half a surrogate pair, which `errors="surrogateescape"` of
         `str.encode` turns back: a token may be any bytes."""
         data, at, limit = self.data, self.at, len(self.data)
-        pieces: list[bytes] = []
-        append = pieces.append
+        texts: list[str] = []
+        append = texts.append
         for _ in range(count):
             if at + 8 > limit:
                 self._outside(at + 8, what)
@@ -120,12 +121,12 @@ class _Cursor:
             at = begin + _u64(data, at)[0]
             if at > limit:
                 self._outside(at, what)
-            append(data[begin:at])
+            try:
+                append(data[begin:at].decode("utf-8", errors))
+            except UnicodeDecodeError:
+                return self.strings(count, what, "surrogateescape")
         self.at = at
-        try:
-            return [piece.decode() for piece in pieces]
-        except UnicodeDecodeError:
-            return [piece.decode(errors="surrogateescape") for piece in pieces]
+        return texts
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind in SCALARS:
@@ -141,8 +142,9 @@ class _Cursor:
         kind = self.u32(what)
         if kind not in SMALLEST:
             raise ValueError(f"{self.place}: {what} has values of type {kind}, GGUF has 0 to 12")
-        count = self.count(f"an array, {what},", SMALLEST[kind], MOST_VALUES - self.values)
-        self.values += count
+        weight = WEIGHT_OF_ARRAY if kind == ARRAY else 1
+        count = self.count(f"an array, {what},", SMALLEST[kind], (MOST_VALUES - self.values) // weight)
+        self.values += weight * count
         if kind in NUMBERS:
             begin = self.need(count * SMALLEST[kind], what)
             return np.frombuffer(self.data, NUMBERS[kind], count, begin).tolist()

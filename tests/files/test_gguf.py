@@ -318,10 +318,15 @@ def test_too_many(tmp_path, monkeypatch):
     tensors = [(f"{i}", [1], F32, 32 * i) for i in range(3)]
     read_gguf(write(path, [], tensors[:2], bytes(96)))
     fault(write(path, [], tensors, bytes(96)), "announces a number of tensors of 3, at most 2 are allowed")
-    arrays = [("a", ARRAY, (ARRAY, [(BOOL, [True]), (BOOL, [False])])), ("b", ARRAY, (STRING, ["x"]))]
+    arrays = [("a", ARRAY, (BOOL, [True, False, True, False])), ("b", ARRAY, (STRING, ["x"]))]
     read_gguf(write(path, arrays))
     arrays[1] = ("b", ARRAY, (STRING, ["x", "y"]))
     fault(write(path, arrays), "announces an array, metadata key b, of 2, at most 1 are allowed")
+    monkeypatch.undo()
+    monkeypatch.setattr(ours, "MOST_VALUES", 2 * ours.WEIGHT_OF_ARRAY + 2)
+    nested = [("a", ARRAY, (ARRAY, [(BOOL, [True]), (BOOL, [False])]))]
+    read_gguf(write(path, nested))
+    fault(write(path, [("b", BOOL, True), ("c", ARRAY, (BOOL, [True] * 3)), *nested]), "key a, of 2, at most 1 are allowed")
 
 
 @pytest.mark.parametrize("begin", (b"", b"G", b"GGU", b"GGML", b"\x80\x02", b"PK\3\4", b"{}", bytes(64)))
