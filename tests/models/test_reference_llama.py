@@ -227,9 +227,9 @@ def of_gguf(file):
 
 @pytest.mark.weights
 def test_real_weights_beside_transformers():
-    """8 tokens of SmolLM2's Q4_1 file; its logits have a standard deviation of 5.9."""
+    """8 tokens by SmolLM2's Q4_1 file: 6e-5 apart at most, of logits whose standard deviation is 6.2."""
     entries, tensors = of_gguf(smollm2())
-    ids = np.array([504, 3575, 282, 4649, 314, 7042, 30, 198])  # "The capital of France is ..."
+    ids = np.array([504, 3575, 282, 4649, 314, 7042, 30, 198])
     wanted = by_transformers(entries, tensors, ids)
     got = reference.Llama(LlamaConfig.from_dict(entries), tensors).forward(ids)
     assert np.abs(got - wanted).max() < 1e-3
