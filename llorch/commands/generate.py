@@ -51,10 +51,10 @@ def command(
     engine = common.load(model, dtype)
     with common.failures(), common.progress("reading the prompt") as progress:
         tokenizer, config = engine.tokenizer, engine.config
-        if not prompt and config.bos_token_id is not None:
+        if not tokenizer.prompt(prompt) and config.bos_token_id is not None:
             prompt = tokenizer.decode([config.bos_token_id])
         if max_new_tokens is None:
-            max_new_tokens = max(1, min(DEFAULT_LENGTH, context_of(engine) - len(tokenizer.encode(prompt))))
+            max_new_tokens = max(1, min(DEFAULT_LENGTH, context_of(engine) - len(tokenizer.prompt(prompt))))
 
         pieces = engine.stream(
             prompt,

@@ -170,7 +170,7 @@ class Sequence:
 
 def encode(model: Model, prompt: Prompt, name: str) -> list[int]:
     """The ids of a prompt, checked."""
-    ids = model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+    ids = model.tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt
     if isinstance(prompt, str) and not ids:
         begin = model.config.bos_token_id
         hint = "" if begin is None else f", such as [{begin}]"

@@ -13,11 +13,12 @@ from typing import Any, Generic, TypeVar, Unpack, cast, overload
 import numpy as np
 
 from llorch.text import batch as batches
-from llorch.text import tokenizer as tokenizers
+from llorch.text import tokenizer_files
 from llorch.text.batch import Batch, Prompt, Request, Stop
 from llorch.text.protocol import Ids, Model
 from llorch.text.sampling import Sampling, SamplingParameters, whole
 from llorch.text.score import Progress, Score, score
+from llorch.text.tokenizer import Tokenizer
 
 Piece = TypeVar("Piece", str, int)
 
@@ -38,9 +39,9 @@ class Faces:
     """
 
     @cached_property
-    def tokenizer(self) -> tokenizers.Tokenizer:
-        """Text to ids and back. ImportError, FileNotFoundError and ValueError as `llorch.text.tokenizer.load`."""
-        return tokenizers.load(cast(Model, self).path)
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back. ImportError, FileNotFoundError, ValueError as `llorch.text.tokenizer_files.load`."""
+        return tokenizer_files.load(getattr(self, "source", None) or cast(Model, self).path)
 
     @overload
     def generate(

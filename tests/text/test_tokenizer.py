@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import llorch
-from llorch.text.tokenizer import load
+from llorch.text.tokenizer_files import load
 from llorch.validate.kernels import determinism
 
 DATA = Path(__file__).parent.parent / "data" / "gpt2_tokenizer"
@@ -152,10 +152,10 @@ def test_a_broken_tokenizer_on_which_the_library_panics(tmp_path):
         changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": ""})
     charsmap = "BAAAAP////9hYmM="  # can be read, but not used
     broken = changed(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap})
-    with pytest.raises(ValueError, match="the tokenizer can't encode text: index out of bounds"):
+    with pytest.raises(ValueError, match="this tokenizer can't encode text: index out of bounds"):
         broken.encode("a")
     broken = changed(tmp_path, model={"vocab": {"a": 0}, "merges": [], "unk_token": "none"})
-    with pytest.raises(ValueError, match="the tokenizer can't encode text: "):
+    with pytest.raises(ValueError, match="this tokenizer can't encode text: "):
         broken.encode("b")
 
 
