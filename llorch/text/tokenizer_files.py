@@ -102,7 +102,7 @@ def _from_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
                 continue
             left, space, right = line.partition(" ")
             if not (left and right and space) or " " in right:
-                raise ValueError(f"line {number} of merges.txt is {shown(line)!r}, it must be two tokens")
+                raise ValueError(f"line {number} of merges.txt is '{shown(line)}', it must be two tokens")
             pairs.append((left, right))
         return tokenizers.models.BPE(json.loads(vocabulary.read_text(encoding="utf-8-sig")), pairs)
 

