@@ -5,15 +5,18 @@ import json
 import math
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import num_threads
+from helpers import num_threads, smollm2
+from safetensors.numpy import load_file, save_file
 
 import llorch
 from llorch import _progress
@@ -239,6 +242,68 @@ def test_info():
     assert found["memory"]["cache, a position"] == 4 * 2 * 128 * 4
     assert (found["family"], found["problem"], found["left_out"]) == ("GPT-2", None, {})
     assert "957,184" in run("info", "shakespeare-1m").stdout
+
+
+def test_info_tells_what_a_position_of_the_cache_takes(tmp_path):
+    """Values of a head are kept in whole panels of 16: a head of 12 takes 12 + 16 floats a position."""
+    write_random(tmp_path, GPT2Config(64, 256, 36, 2, 3, bos_token_id=None, eos_token_id=None))
+    memory = json.loads(run("info", tmp_path, "--json").stdout)["memory"]
+    model = llorch.GPT2.from_pretrained(tmp_path)
+    cache = model.new_cache()
+    model.step([[1, 2, 3]], [cache])
+    assert memory["cache, a position"] == 4 * 2 * 3 * (12 + 16) == cache.nbytes / 128  # positions of a block
+    assert memory["float32"] == 4 * sum(math.prod(shape) for shape in shapes(model.config).values())
+
+
+def test_info_tells_what_is_left_out_and_why_a_model_cannot_run(tmp_path):
+    made = load_file(MODEL.path / "model.safetensors")
+    shutil.copy(MODEL.path / "config.json", tmp_path)
+    save_file(made | {"score.weight": np.zeros((2, 128), np.float32)}, tmp_path / "model.safetensors")
+    found = json.loads(run("info", tmp_path, "--json").stdout)
+    assert found["left_out"] == {"score.weight": "a head of another task"} and found["parameters"] == 957184
+    assert found["tokenizer"] is None and found["problem"] is None
+    assert "left out, score.weight:          a head of another task" in run("info", tmp_path).stdout
+    config = json.loads((tmp_path / "config.json").read_text())
+    for entries, why in (
+        ({"model_type": "bert"}, "model_type is 'bert'"),
+        ({"n_head": 7}, "it must be a multiple of n_head"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | entries))
+        found = json.loads(run("info", tmp_path, "--json").stdout)
+        assert why in found["problem"] and "memory" not in found and found["tensors"]["BF16"]["tensors"] == 52
+        assert f"can't be run:                    {tmp_path}" in run("info", tmp_path).stdout
+
+
+def test_info_of_gguf(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.add_block_count(3)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(["a", "b", "c"])
+    writer.add_tensor("plain", np.zeros((4, 32), np.float32))
+    blocks = gguf.quants.quantize(np.ones((4, 64), np.float32), gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("blocks", blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = json.loads(run("info", path, "--json").stdout)
+    assert found["kind"] == "gguf" and found["family"] is None and "'mamba'" in found["problem"]
+    assert found["config"] == {"mamba.block_count": 3} and found["parameters"] == 128 + 256
+    assert found["tensors"]["Q4_0"] == {"tensors": 1, "parameters": 256, "bytes": 144, "bits": 4.5}
+    assert found["tokenizer"] == "gpt2, pre-tokenizer smollm, 3 tokens"
+    assert "tensors, Q4_0:                   1, 4.5 bits a parameter" in run("info", path).stdout
+
+
+@pytest.mark.weights
+def test_info_of_real_weights():
+    shown = run("info", smollm2()).stdout
+    for line in ("family: Llama", "layers: 30", "heads: 9 of 64 values, 3 of keys and values", "context: 8192",
+                 "parameters: 134,515,008", "tensors, Q4_1: 210, 5 bits a parameter",
+                 "memory, cache, a position: about 46,080 bytes"):  # fmt: skip
+        assert line in re.sub(" +", " ", shown), shown
 
 
 def test_bench():
