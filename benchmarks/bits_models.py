@@ -1,0 +1,149 @@
+"""Whose logits keep their bits: llorch's, transformers' and llama.cpp's for prompts computed in different ways.
+
+    python benchmarks/bits_models.py                   # the embedded model and SmolLM2; writes docs/benchmarks/bits.md
+    python benchmarks/bits_models.py --model PATH      # other models beside the embedded one (repeatable)
+
+PATH is a folder or a GGUF file. transformers gets a folder of the file's values, llama.cpp the GGUF file, or one in F32
+made of the folder. 60 prompts, written by the embedded model itself from seeds 0 to 59, so that everybody has the same.
+Each is computed at once, and then token by token with the cache, together with all others, and on another number of
+threads.
+"""
+
+import argparse
+import importlib.metadata
+import tempfile
+import warnings
+from pathlib import Path
+
+import common
+import engines
+import model_files
+import numpy as np
+
+import llorch
+from llorch.files import open_model
+from llorch.testing import differing_bits
+
+EMBEDDED = "shakespeare-1m"
+LENGTHS = (4, 40)  # new tokens of the shortest and the longest prompt
+ONE, OTHER = 1, 2  # threads
+
+
+class ManySequences(engines.LlamaCpp):
+    """Room for all prompts in one batch."""
+
+    ROOM, SEQUENCES = 8192, 64
+
+
+def prompts_of(count):
+    """Verse: "ROMEO:" and what the embedded model makes of it, longer and longer."""
+    model = llorch.CausalLM.from_pretrained(EMBEDDED)
+    lengths = np.linspace(*LENGTHS, count).round().astype(int).tolist()
+    return ["ROMEO:" + model.generate("ROMEO:", n, temperature=1.0, seed=i) for i, n in enumerate(lengths)]
+
+
+def makers(path, folder):
+    """{name: function that makes an engine on a model's files}; those whose packages are there."""
+
+    def hugging_face():
+        return path if path.is_dir() else model_files.write_folder(path, folder / "float32")
+
+    def gguf():
+        return model_files.write_gguf(path, folder / "F32.gguf") if path.is_dir() else path
+
+    found = {
+        "llorch": lambda: engines.Llorch(path, ONE, "float32"),
+        "transformers": lambda: engines.Transformers(hugging_face(), ONE),
+        "llama.cpp": lambda: ManySequences(gguf(), ONE),
+    }
+    return {name: make for name, make in found.items() if not engines.missing(name)}
+
+
+def changes(pairs):
+    """How many prompts have logits with other bits or another likeliest token, and the largest difference."""
+    bits = sum(differing_bits(got, wanted) > 0 for got, wanted in pairs)
+    tokens = sum((got.argmax(-1) != wanted.argmax(-1)).any() for got, wanted in pairs)
+    return {"bits": bits, "tokens": tokens, "largest": max(float(np.abs(a - b).max()) for a, b in pairs)}
+
+
+def measure(path, texts, folder):
+    """{"ways": {engine: {way: changes}}, "apart": {engine: its largest distance from llorch}, "lengths"}."""
+    found, plain = {}, {}
+    for name, make in makers(path, folder).items():
+        print(f"  {name}", flush=True)
+        engine = make()
+        if name == "llorch":
+            tokenizer, context = engine.model.tokenizer, engine.model.config.context
+            prompts = [tokenizer.encode(text)[:context] for text in texts]
+        whole = plain[name] = [np.array(engine.logits(ids)) for ids in prompts]
+        last = [logits[-1] for logits in whole]
+        ways = {
+            "again": list(zip(map(engine.logits, prompts), whole, strict=True)),
+            "token by token, with the cache": list(zip(map(engine.stepped, prompts), whole, strict=True)),
+            f"all {len(prompts)} in one batch": list(zip(engine.together(prompts), last, strict=True)),
+        }
+        engine.use(OTHER)
+        ways[f"on {OTHER} threads instead of {ONE}"] = list(zip(map(engine.logits, prompts), whole, strict=True))
+        found[name] = {way: changes(pairs) for way, pairs in ways.items()}
+    apart = {
+        name: changes(list(zip(plain["llorch"], logits, strict=True)))["largest"]
+        for name, logits in plain.items()
+        if name != "llorch"
+    }
+    return {"ways": found, "apart": apart, "lengths": [min(map(len, prompts)), max(map(len, prompts))]}
+
+
+def table(model, count, result):
+    low, high = result["lengths"]
+    apart = " and ".join(f"{distance:.1e} from those of {name}" for name, distance in result["apart"].items())
+    lines = [
+        "",
+        f"**{model}**: {count} prompts of {low} to {high} tokens; all positions' logits, in the batch the last "
+        f"one's." + (f" llorch's logits are at most {apart}." if apart else ""),
+        "",
+        "| compared with each prompt alone, at once | prompts whose bits change | whose likeliest token changes | "
+        "largest difference |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, ways in result["ways"].items():
+        for way, change in ways.items():
+            largest = f"{change['largest']:.1e}" if change["largest"] else "0"
+            lines += [f"| {name}, {way} | {change['bits']} of {count} | {change['tokens']} | {largest} |"]
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help="a folder or a GGUF file, beside the embedded model")
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--docs", type=Path, default=common.DOCS, metavar="DIR", help="where bits.md goes")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)  # of a new name for past_key_values, which older versions lack
+    others = [model_files.smollm2()] if options.model is None else options.model
+    texts = prompts_of(options.prompts)
+    versions = {}
+    for package in ("transformers", "llama-cpp-python"):
+        if package not in [name for kind in engines.KINDS for name in engines.missing(kind)]:
+            versions[package] = importlib.metadata.version(package)
+    about = common.describe(False, **versions)
+    lines = ["# Whose logits keep their bits", ""]
+    lines += [f"{about['date']}: {about['cpu']}, {about['cores']} cores, instruction set {about['isa']}; "]
+    lines[-1] += ", ".join(f"{k} {v}" for k, v in about["versions"].items()) + ". Made by `benchmarks/bits_models.py`."
+    failed = False
+    for k, model in enumerate([EMBEDDED, *others], 1):
+        print(f"[{k}/{len(others) + 1}] {model}", flush=True)
+        path = open_model(model).path
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(path, texts, Path(folder))
+        lines += table(path.stem if path.is_file() else path.name, len(texts), result)
+        failed |= any(change["bits"] for change in result["ways"]["llorch"].values())
+    options.docs.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines) + "\n"
+    (options.docs / "bits.md").write_text(text, encoding="utf-8")
+    print(text)
+    if failed:
+        raise SystemExit("llorch's own bits changed")
+
+
+if __name__ == "__main__":
+    main()
