@@ -6,7 +6,8 @@ from gpt2_models import random_model
 
 from llorch.validate.ladder import faults, selftest
 from llorch.validate.ladder.dumps import Dump
-from llorch.validate.ladder.trace import Kernels, Model
+from llorch.validate.ladder.network import Kernels
+from llorch.validate.ladder.sources import Model
 
 PROMPT = "Hello. My lord, what news?"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from llorch.commands import common
-from llorch.commands.validate import file_option, layers_option
+from llorch.commands.options import file_option, layers_option
 
 
 def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -60,10 +60,8 @@ def command(
             raise click.UsageError(f"{option} {path} is one of the dumps, it must be another file")
     from llorch.validate.ladder import dumps
     from llorch.validate.ladder.compare import compare
-    from llorch.validate.ladder.trace import Model
-    from llorch.validate.report import html as page
-    from llorch.validate.report import kernels as report
-    from llorch.validate.report import terminal as show
+    from llorch.validate.ladder.sources import Model
+    from llorch.validate.report import html, json, terminal
 
     with common.failures(), common.progress("trying faults") as progress:
         mine = dumps.read(ours)
@@ -75,11 +73,11 @@ def command(
         result = compare(their_dump, mine, model=at_hand, names=names, progress=progress)
     if layers is None:
         layers = frozenset({(result.first.tensor.layer if result.first else None) or 0})
-    show.show_comparison(result, report.console(), layers or None)
+    terminal.show_comparison(result, terminal.console(), layers or None)
     if json_path is not None:
-        json_path.write_text(report.as_json(show.comparison_json(result)), encoding="utf-8")
+        json_path.write_text(json.text(json.of_comparison(result)), encoding="utf-8")
     if report_path is not None:
         with common.failures():
-            content = page.of_comparison(result, their_dump, mine, at_hand, names)
+            content = html.of_comparison(result, their_dump, mine, at_hand, names)
             report_path.write_text(content, encoding="utf-8")
     context.exit(0 if result.holds else 1)

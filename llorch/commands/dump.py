@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from llorch.commands import common
-from llorch.commands.validate import ids_option, prompt_option, writable
+from llorch.commands.options import ids_option, prompt_option, writable
 
 
 @click.command("dump")

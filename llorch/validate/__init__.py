@@ -12,26 +12,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llorch.validate.ladder import selftest as _selftest
-from llorch.validate.ladder.compare import Comparison, Diagnosis, Row, compare
+from llorch.validate.ladder.compare import Comparison, compare
+from llorch.validate.ladder.diagnose import Diagnosis
 from llorch.validate.ladder.dumps import Dump, read
-from llorch.validate.ladder.run import Error, Ladder, Step, dump, run_ladder
+from llorch.validate.ladder.network import Progress, silent
+from llorch.validate.ladder.rows import Row
+from llorch.validate.ladder.run import Error, Ladder, TensorResult, dump, run_ladder
 from llorch.validate.ladder.rungs import RUNGS, Rung, Tensor, tensors
-from llorch.validate.ladder.selftest import Case
-from llorch.validate.ladder.trace import Model, Progress, silent
+from llorch.validate.ladder.selftest import Injection
+from llorch.validate.ladder.sources import Model
 
 __all__ = [
     "RUNGS",
-    "Case",
     "Comparison",
     "Diagnosis",
     "Dump",
     "Error",
+    "Injection",
     "Ladder",
     "Model",
     "Row",
     "Rung",
-    "Step",
     "Tensor",
+    "TensorResult",
     "compare",
     "dump",
     "read",
@@ -41,9 +44,9 @@ __all__ = [
 ]
 
 
-def self_test(model: str | Path | Model = "shakespeare-1m", *, progress: Progress = silent) -> Iterator[Case]:
-    """Injects every known fault into a model; a Case each, the first the control without a fault.
+def self_test(model: str | Path | Model = "shakespeare-1m", *, progress: Progress = silent) -> Iterator[Injection]:
+    """Injects every known fault into a model; an Injection each, the first the control without a fault.
 
-    All is well if every case is caught: at the right tensor, by the right name. Errors as `run_ladder`.
+    All is well if each is caught: at the right tensor, by the right name. Errors as `run_ladder`.
     """
     return _selftest.run(model if isinstance(model, Model) else Model(model), progress=progress)

@@ -14,11 +14,12 @@ from safetensors.numpy import save_file
 
 from llorch import validate
 from llorch.cli import main
-from llorch.validate.ladder import dumps, selftest
-from llorch.validate.ladder import rungs as ladder
+from llorch.validate.ladder import dumps, faults, rungs, selftest
 from llorch.validate.ladder.compare import compare_dumps
-from llorch.validate.ladder.dumps import Dump, canonical
-from llorch.validate.report import terminal as show
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.names import canonical
+from llorch.validate.ladder.network import Kernels
+from llorch.validate.report import json as as_json
 
 E, H, D, N = 128, 4, 32, 4
 
@@ -77,7 +78,7 @@ def test_names_of_engines(theirs, ours):
 
 
 def test_every_name_of_the_ladder_is_its_own():
-    for tensor in ladder.tensors(embedded().config, 4):
+    for tensor in rungs.tensors(embedded().config, 4):
         assert canonical(tensor.name, N) == tensor.name
 
 
@@ -212,7 +213,7 @@ def test_the_tolerance_that_was_used_is_the_one_that_is_shown():
     result = against({"cache.1.key": right().arrays["h.1.attn.cache_k"] + np.float32(1e-6)})
     row = next(row for row in result.rows if row.status != "absent")
     assert (row.status, row.allowed) == ("ok", 1e-4)
-    assert show.row_json(row)["tolerance"] == 1e-4
+    assert as_json.of_row(row)["tolerance"] == 1e-4
     theirs = copied(right())
     assert {row.allowed for row in compare_dumps(theirs, right()).rows if row.tensor.rung.number == 3} == {0.0}
 
@@ -295,9 +296,6 @@ def test_logits_in_another_order_are_no_head_that_was_never_loaded(tokens):
 
 
 def test_two_faults_are_not_taken_for_one():
-    from llorch.validate.ladder import faults
-    from llorch.validate.ladder.trace import Kernels
-
     known = faults.by_key(network())
     both = known["activation-gelu"].inject(known["no-scale"].inject(network(), 1), 2)
     result = compare_dumps(Dump(both.run(right().ids, Kernels()), {}, "theirs"), right(), network())
@@ -525,9 +523,6 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     validate.dump(folder / "ours.safetensors", prompt=PROMPT)
     ours = dumps.read(folder / "ours.safetensors")
-    from llorch.validate.ladder import faults
-    from llorch.validate.ladder.trace import Kernels
-
     model = embedded().network
     fault = faults.by_key(model)["activation-gelu"].inject(model, *range(N))
     trace = fault.run(ours.ids, Kernels())

@@ -10,10 +10,11 @@ from ladders import PROMPT, dump_with, embedded, network, right, tiny
 
 from llorch import validate
 from llorch.cli import main
-from llorch.validate.ladder import faults, selftest, trace
-from llorch.validate.ladder import rungs as ladder
+from llorch.validate.ladder import faults, rungs, selftest, sources
 from llorch.validate.ladder.compare import compare_dumps
-from llorch.validate.ladder.dumps import Dump, align
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.layouts import align
+from llorch.validate.ladder.network import Float64, Kernels
 
 FAULTS = faults.by_key(network())
 N = 4
@@ -22,7 +23,7 @@ N = 4
 def test_there_are_many_and_each_has_a_name():
     listed = faults.of(network())
     assert len(FAULTS) == len(listed) >= 28
-    kinds = {kind.name for kind in (*ladder.BEFORE, *ladder.BLOCK, *ladder.AFTER)}
+    kinds = {kind.name for kind in (*rungs.BEFORE, *rungs.BLOCK, *rungs.AFTER)}
     assert {fault.shows for fault in listed} <= kinds
     assert {"attn-c_proj-transposed", "split-kqv", "heads-interleaved", "no-scale", "mask-plus-1", "mask-minus-1",
             "no-mask", "eps-1e-06", "unbiased", "ln_1-no-weight", "ln_1-no-bias", "post-norm", "activation-gelu",
@@ -33,10 +34,10 @@ def test_there_are_many_and_each_has_a_name():
 
 
 def test_injecting_leaves_the_network_as_it_is():
-    before = network().run(right().ids[:3], trace.Float64())
+    before = network().run(right().ids[:3], Float64())
     for fault in FAULTS.values():
         fault.inject(network(), *(range(N) if fault.in_block else ()))
-    after = network().run(right().ids[:3], trace.Float64())
+    after = network().run(right().ids[:3], Float64())
     assert all(same_bits(before[name], after[name]) for name in before)
 
 
@@ -46,10 +47,10 @@ def test_every_fault_is_found(key):
     input is large."""
     fault = FAULTS[key]
     layer = 1 if key == "blocks-exchanged" or "eps" in key else N - 1
-    case = selftest._case(network(), right(), fault, (layer,) if fault.in_block else ())
+    case = selftest.inject(network(), right(), fault, (layer,) if fault.in_block else ())
     if fault.decoding and not case.visible:
         others = (selftest.right_dump(network(), embedded().ids(prompt)) for prompt in selftest.DECODING)
-        case = next(case for ours in others if (case := selftest._case(network(), ours, fault, ())).visible)
+        case = next(case for ours in others if (case := selftest.inject(network(), ours, fault, ())).visible)
     assert case.caught, case
 
 
@@ -62,7 +63,7 @@ def test_every_fault_is_found(key):
 )  # fmt: skip
 def test_faults_are_found_in_any_block_and_prompt(key, layer, ids):
     ours = selftest.right_dump(network(), ids)
-    case = selftest._case(network(), ours, FAULTS[key], (layer,))
+    case = selftest.inject(network(), ours, FAULTS[key], (layer,))
     assert case.caught, case
 
 
@@ -93,7 +94,7 @@ def test_an_unknown_fault_is_not_caught(monkeypatch):
     known = dict(FAULTS)
     case_of = known.pop("activation-relu")
     monkeypatch.setattr(faults, "of", lambda network: list(known.values()))
-    case = selftest._case(network(), right(), case_of, (1,))
+    case = selftest.inject(network(), right(), case_of, (1,))
     assert (case.caught, case.found, case.diagnosis) == (False, "h.1.mlp.act", "")
 
 
@@ -101,7 +102,7 @@ def test_diagnoses_that_data_cannot_tell_apart_are_all_named():
     """With two tokens, a mask that is off by one is no mask."""
     ids = right().ids[:2]
     ours = selftest.right_dump(network(), ids)
-    theirs = FAULTS["no-mask"].inject(network(), 0).run(ids, trace.Kernels())
+    theirs = FAULTS["no-mask"].inject(network(), 0).run(ids, Kernels())
     found = compare_dumps(Dump(theirs, {}, "theirs"), ours, network()).diagnosis
     assert {found.key, *found.also_keys} >= {"no-mask", "mask-plus-1"}
 
@@ -109,7 +110,7 @@ def test_diagnoses_that_data_cannot_tell_apart_are_all_named():
 def test_an_untied_head_is_known(tmp_path):
     model = tiny(tmp_path / "m", untied=True)
     ours = selftest.right_dump(model.network, [1, 5, 9, 2])
-    theirs = faults.by_key(model.network)["head-tied"].inject(model.network).run(ours.ids, trace.Kernels())
+    theirs = faults.by_key(model.network)["head-tied"].inject(model.network).run(ours.ids, Kernels())
     result = compare_dumps(Dump(theirs, {}, "theirs"), ours, model.network)
     assert (result.first.tensor.name, result.diagnosis.key) == ("logits", "head-tied")
     assert "head-tied" not in FAULTS
@@ -139,7 +140,7 @@ def plant(monkeypatch, change):
     model = embedded()
     ids = model.ids(PROMPT)
     ours = selftest.right_dump(model.network, ids)
-    theirs = Dump(trace.trace_transformers(model, ids), {}, "theirs")
+    theirs = Dump(sources.trace_transformers(model, ids), {}, "theirs")
     return compare_dumps(theirs, ours, model.network)
 
 

@@ -16,11 +16,12 @@ from ladders import embedded, tiny
 import llorch
 from llorch import reference, validate
 from llorch.cli import main
-from llorch.validate.kernels import Check, Step
-from llorch.validate.ladder import dumps, trace
-from llorch.validate.ladder import run as climb
-from llorch.validate.ladder import rungs as ladder
-from llorch.validate.ladder.trace import Float64, Kernels, Specified, trace_engine, trace_oracle
+from llorch.validate.kernels import suites
+from llorch.validate.kernels.common import Check, Part
+from llorch.validate.ladder import dumps, rungs, sources
+from llorch.validate.ladder import run as running
+from llorch.validate.ladder.network import Float64, Kernels, Specified
+from llorch.validate.ladder.sources import trace_engine, trace_oracle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -33,8 +34,8 @@ def run(*arguments):
 
 
 def test_twelve_rungs_in_the_order_of_computing():
-    tensors = ladder.tensors(embedded().config, 4)
-    assert [rung.number for rung in ladder.RUNGS] == list(range(13))
+    tensors = rungs.tensors(embedded().config, 4)
+    assert [rung.number for rung in rungs.RUNGS] == list(range(13))
     assert {tensor.rung.number for tensor in tensors} == set(range(13))
     places = [(0 if t.rung.number == 0 else 99 if t.layer is None else 1 + t.layer, t.rung.number) for t in tensors]
     assert places == sorted(places)
@@ -45,8 +46,8 @@ def test_twelve_rungs_in_the_order_of_computing():
 def test_every_source_has_every_tensor_in_its_shape_and_type(source):
     if source == "transformers":
         pytest.importorskip("transformers")
-    found = getattr(trace, f"trace_{source}")(embedded(), [40, 409, 79])
-    for tensor in ladder.tensors(embedded().config, 3):
+    found = getattr(sources, f"trace_{source}")(embedded(), [40, 409, 79])
+    for tensor in rungs.tensors(embedded().config, 3):
         assert found[tensor.name].shape == tensor.shape, tensor.name
         kind = "float64" if source == "float64" and tensor.dtype == "float32" else tensor.dtype
         assert found[tensor.name].dtype == kind, tensor.name
@@ -131,11 +132,11 @@ def test_validate_holds_on_the_embedded_model(done):
     assert result.exit_code == 0, result.output
     assert content["holds"] and content["first_divergence"] is None
     assert [tensor["name"] for tensor in content["tensors"] if tensor["bits_differing_from_oracle"]] == []
-    assert [t.name for t in ladder.tensors(embedded().config, 4)] == [t["name"] for t in content["tensors"]]
+    assert [t.name for t in rungs.tensors(embedded().config, 4)] == [t["name"] for t in content["tensors"]]
 
 
 def test_transformers_was_compared_if_it_is_there(done):
-    if climb.missing_peer():
+    if running.missing_peer():
         pytest.skip("transformers is not installed")
     rows = [tensor["transformers"] for tensor in done[1]["tensors"]]
     assert {row["status"] for row in rows} == {"ok"}
@@ -158,36 +159,36 @@ def test_page_is_self_contained_and_says_everything(done):
 
 def test_the_kernels_run_too_unless_a_model_is_named(done, tmp_path):
     result, content, page = done
-    titles = [checkpoint["title"] for checkpoint in content["kernels"]["checkpoints"]]
-    assert [title.partition(":")[0] for title in titles] == ["Checkpoint 1", "Checkpoint 2"]
-    published = [c for k in content["kernels"]["checkpoints"] for c in k["checks"] if "published" in c["group"].lower()]
+    titles = [suite["title"] for suite in content["kernels"]["suites"]]
+    assert titles == ["LayerNorm", "Q, K and V", "Attention", "Feed-forward"]
+    published = [c for k in content["kernels"]["suites"] for c in k["checks"] if "published" in c["group"].lower()]
     assert published and {check["status"] for check in published} <= {"pass", "info"}
     for text in (result.output, page):
-        assert re.search(r"[Kk]ernels, checkpoint 2: .*: \d+ passed", text)
-    named = run("validate", "--model", "shakespeare-1m", "--peer", "none", "--json", tmp_path / "n.json")
+        assert re.search(r"[Kk]ernels, Attention: \d+ passed", text)
+    named = run("validate", "--model", "shakespeare-1m", "--no-peer", "--json", tmp_path / "n.json")
     assert "ernels" not in named.output and "kernels" not in json.loads((tmp_path / "n.json").read_text())
 
 
 def test_a_wrong_kernel_fails_the_whole_run(monkeypatch, tmp_path):
     """The negative control: the ladder holds, one check of the kernels doesn't."""
-    monkeypatch.setattr("llorch.commands.validate.CHECKPOINTS", {"1": wrong})
-    result = run("validate", "--peer", "none", "--json", tmp_path / "w.json", "--report", tmp_path / "w.html")
+    monkeypatch.setattr(suites, "SUITES", {"wrong": wrong})
+    result = run("validate", "--no-peer", "--json", tmp_path / "w.json", "--report", tmp_path / "w.html")
     assert result.exit_code == 1 and "FAIL  broken: 1 ULP" in result.output
     assert json.loads((tmp_path / "w.json").read_text())["holds"] is False
-    assert "checkpoint 1: wrong: 1 failed" in (tmp_path / "w.html").read_text()
+    assert "Kernels, Wrong: 1 failed" in (tmp_path / "w.html").read_text()
 
 
 class wrong:
-    TITLE, INPUT = "Checkpoint 1: wrong", "nothing"
+    TITLE, INPUT = "Wrong", "nothing"
 
     @staticmethod
-    def steps(wanted):
-        return [Step("group", "a step", lambda: [Check("group", "broken", "fail", "It is broken.", "1 ULP")])]
+    def parts(wanted):
+        return [Part("group", "a step", lambda: [Check("group", "broken", "fail", "It is broken.", "1 ULP")])]
 
 
 def test_without_transformers_the_rest_runs_and_it_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(climb, "missing_peer", lambda: "transformers not installed")
-    monkeypatch.setattr(climb, "trace_transformers", lambda *a: pytest.fail("it was called"))
+    monkeypatch.setattr(running, "missing_peer", lambda: "transformers not installed")
+    monkeypatch.setattr(running, "trace_transformers", lambda *a: pytest.fail("it was called"))
     result = run("validate", "--report", tmp_path / "r.html")
     assert result.exit_code == 0, result.output
     assert (
@@ -200,8 +201,8 @@ def test_one_wrong_bit_fails_and_is_named(monkeypatch):
     """The negative control: a kernel that is off by one ULP in one place."""
     right = trace_engine(embedded(), [40, 409, 79, 14])
     right["h.2.attn.v"][1, 2, 3] = np.nextafter(right["h.2.attn.v"][1, 2, 3], np.float32(9))
-    monkeypatch.setattr(climb, "trace_engine", lambda *a: right)
-    result = run("validate", "--peer", "none")
+    monkeypatch.setattr(running, "trace_engine", lambda *a: right)
+    result = run("validate", "--no-peer")
     assert result.exit_code == 1
     assert "67 of 68 tensors" in result.output and "DIFFER" in result.output
     assert validate.run_ladder(peer=False).first.name == "h.2.attn.v"
@@ -212,7 +213,7 @@ def test_an_engine_that_is_wrong_is_found_beside_transformers(monkeypatch):
     pytest.importorskip("transformers")
     config = embedded().config
     monkeypatch.setattr(type(config), "activation", property(lambda self: "gelu"))
-    model = trace.Model()
+    model = sources.Model()
     result = validate.run_ladder(model)
     assert not result.holds
     assert result.first.name == "h.0.mlp.act"
@@ -221,8 +222,8 @@ def test_an_engine_that_is_wrong_is_found_beside_transformers(monkeypatch):
 
 def test_a_folder_without_a_tokenizer_needs_ids(tmp_path):
     tiny(tmp_path / "m")
-    assert run("validate", "--model", tmp_path / "m", "--ids", "1,2,3", "--peer", "none").exit_code == 0
-    result = run("validate", "--model", tmp_path / "m", "--peer", "none")
+    assert run("validate", "--model", tmp_path / "m", "--ids", "1,2,3", "--no-peer").exit_code == 0
+    result = run("validate", "--model", tmp_path / "m", "--no-peer")
     assert result.exit_code == 1 and "tokenizer" in result.output
 
 
@@ -243,7 +244,7 @@ def test_usage_errors(arguments, message):
 
 
 def test_random_weights_of_a_shape():
-    result = run("validate", "--shape", "tiny", "--ids", "5,6,7", "--peer", "none", "--quiet")
+    result = run("validate", "--shape", "tiny", "--ids", "5,6,7", "--no-peer", "--quiet")
     assert result.exit_code == 0, result.output
     assert result.output.startswith("random-tiny")
 
@@ -258,7 +259,7 @@ def test_dump_has_every_tensor_and_says_what_it_is(tmp_path):
     found = dumps.read(path)
     want = trace_engine(embedded(), found.ids)
     assert found.arrays.keys() == want.keys()
-    for tensor in ladder.tensors(embedded().config, 4):
+    for tensor in rungs.tensors(embedded().config, 4):
         assert_same_bits(found.arrays[tensor.name], want[tensor.name], tensor.name)
     assert found.metadata["model_sha256"] == embedded().sha256
     assert found.metadata["prompt"] == "Hello." and found.metadata["llorch"] == llorch.__version__
@@ -268,11 +269,11 @@ def test_dump_has_every_tensor_and_says_what_it_is(tmp_path):
 
 def test_the_docs_table_is_the_ladder():
     text = (ROOT / "docs" / "validator.md").read_text()
-    for kind in (*ladder.BEFORE, *ladder.BLOCK, *ladder.AFTER):
-        name = f"h.{{i}}.{kind.name}".rstrip(".") if kind in ladder.BLOCK else kind.name
+    for kind in (*rungs.BEFORE, *rungs.BLOCK, *rungs.AFTER):
+        name = f"h.{{i}}.{kind.name}".rstrip(".") if kind in rungs.BLOCK else kind.name
         shape = ", ".join(kind.axes.replace("S", "T")) if kind.axes else ""
-        tolerance = ladder.RUNGS[kind.rung].tolerance if kind.tolerance is None else kind.tolerance
-        shown = "exact" if tolerance == ladder.EXACT else f"{tolerance:.0e}".replace("e-0", "e-")
+        tolerance = rungs.RUNGS[kind.rung].tolerance if kind.tolerance is None else kind.tolerance
+        shown = "exact" if tolerance == rungs.EXACT else f"{tolerance:.0e}".replace("e-0", "e-")
         assert f"| {kind.rung} | `{name}` | ({shape}) | {kind.dtype} | {shown} |" in text, name
 
 

@@ -1,17 +1,79 @@
-"""What the checkpoints share: stored data, inputs whose bits no machine changes, and the rows most of them have."""
+"""What the suites share: checks and how they run, stored data, inputs whose bits no machine changes, and the rows that
+most of them have."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llorch.testing import differing_bits
-from llorch.validate.kernels import Array, Check, at_most, sha256, status
+
+Status = Literal["pass", "fail", "skip", "info"]  # info: shown, no promise hangs on it
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the table: what was measured, and the bound that decided its status."""
+
+    group: str
+    name: str
+    status: Status
+    what: str  # one sentence, for the report
+    measured: str
+    bound: str = ""
+    detail: str = ""
+    data: dict[str, Any] = field(default_factory=dict)  # JSON values: numbers, hashes, versions
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a suite that runs on its own; one that raises becomes a failed check."""
+
+    group: str
+    title: str
+    checks: Callable[[], Iterable[Check]]
+
+
+def run(parts: Sequence[Part], started: Callable[[Part], None] = lambda part: None) -> Iterator[Check]:
+    """Runs the parts in order and yields their checks; `started` is called before each part."""
+    for part in parts:
+        started(part)
+        try:
+            yield from part.checks()
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            what = "The part itself raised an exception."
+            yield Check(part.group, part.title, "fail", what, f"could not run: {message}")
+
+
+def status(holds: object) -> Status:
+    return "pass" if holds else "fail"
+
+
+def at_most(bound: float) -> str:
+    return f"<= {bound:.0e}".replace("e-0", "e-")
+
+
+def sha256(values: Array) -> str:
+    """SHA-256 of the values as little-endian float32 in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+
+
+def first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else ""
+
+
+# ---- stored data and inputs ------------------------------------------------------------------------------------
 
 ORACLE = "Oracle: llorch.reference (NumPy), bit for bit"
 EXACT = "Exact result: llorch's error"
@@ -31,7 +93,7 @@ def wave(
     """float32 function(index * step) * amplitude, the same bits on every machine.
 
     Both products are rounded to float32; the sine comes from the math module in float64 and is rounded once (NumPy's
-    own float32 sine depends on its dispatch). The checkpoints store the hashes of their inputs all the same.
+    own float32 sine depends on its dispatch). The hashes of the inputs are stored all the same.
     """
     angle = np.array(index, dtype=np.float32) * np.float32(step)
     values: Array = np.array([function(float(a)) for a in angle], np.float64).astype(np.float32) * np.float32(amplitude)
@@ -46,6 +108,9 @@ def normal(random: np.random.Generator, *shape: int, scale: float = 1.0) -> Arra
 def largest(difference: Array) -> float:
     """The largest of absolute differences as a float, 0 of none; infinite where one is not finite."""
     return float(difference.max(initial=0)) if np.isfinite(difference).all() else math.inf
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------
 
 
 def bit_check(group: str, name: str, what: str, got: Array, want: Array) -> Check:

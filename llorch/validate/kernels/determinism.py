@@ -1,4 +1,4 @@
-"""One hash for a checkpoint's output, however, wherever and beside whatever it is computed.
+"""One hash for a kernel's output, however, wherever and beside whatever it is computed.
 
 A Subject carries the kernel to test, so that the negative control can send an ordinary kernel, whose order of
 summation depends on the batch, through the same comparison.
@@ -17,8 +17,7 @@ import numpy as np
 
 import llorch
 import llorch.testing
-from llorch.validate.kernels import Array, Check, first_line, sha256, status
-from llorch.validate.kernels.common import normal
+from llorch.validate.kernels.common import Array, Check, first_line, normal, sha256, status
 
 GROUP = "Determinism: one SHA-256 of the output"
 
@@ -175,7 +174,7 @@ def control_check(group: str, hashes: Sequence[str], library: str = "") -> Check
     )
 
 
-def checks(subject: Subject, plan: Plan, fresh: str, group: str = GROUP) -> Iterator[Check]:
+def every_way(subject: Subject, plan: Plan, fresh: str, group: str = GROUP) -> Iterator[Check]:
     """All of the above. fresh: Python code that prints the hash of the subject's output in a process of its own."""
     want = sha256(subject.run())
     entry, isas = subject.entry, llorch.available_isas()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llorch.validate.kernels import Array
+from llorch.validate.kernels.common import Array
 
 
 def onnx_model(

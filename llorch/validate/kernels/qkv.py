@@ -1,4 +1,4 @@
-"""Checkpoint 2 of GPT-2 inference: the projection to Q, K and V; then what takes them up, attention and feed-forward.
+"""The projection to Q, K and V, of waves that have published values.
 
 The published inputs are waves whose bits are settled here: every product is rounded to float32 and every sine once
 (`common.wave`). Candle's own binding run on them, on a machine with AVX2, gives 276 of its 300 published values
@@ -18,33 +18,29 @@ import numpy as np
 import llorch
 import llorch.reference
 from llorch.testing import differing_bits
-from llorch.validate.kernels import (
-    Array,
-    Check,
-    Step,
-    at_most,
-    blocks,
-    determinism,
-    mutations,
-    mutations_qkv,
-    peers,
-    sha256,
-    status,
-)
+from llorch.validate.kernels import determinism, mutations, peers
 from llorch.validate.kernels.common import (
     EXACT,
     ORACLE,
     PUBLISHED,
+    Array,
+    Check,
+    Part,
+    at_most,
     bit_check,
     error_check,
     hash_checks,
     largest,
     load,
+    normal,
     published_check,
+    sha256,
+    status,
     wave,
 )
+from llorch.validate.kernels.mutations import BLOCK, Mutation, halved, product
 
-TITLE = "Checkpoint 2: Q, K and V, attention, feed-forward"
+TITLE = "Q, K and V"
 INPUT = (
     "x[i, j] = sin((i * 1024 + j) * 0.001) * 0.5, [2, 1024]; weight[r, c] = sin((r + c) * 0.01) * 0.1, [3072, 1024]; "
     "bias[r] = cos(r * 0.01) * 0.1; all float32"
@@ -52,8 +48,7 @@ INPUT = (
 ROWS, WIDTH, HEADS = 2, 1024, 16
 STORAGE = ("float32", "float16", "bfloat16")
 LARGEST_ERROR = 1e-5  # of llorch from the exact result: 1024 terms of one sign, outputs up to 8.4
-TOLERANCE = 1e-4  # between libraries, as the checkpoint was published
-DETERMINISM = "Determinism of Q, K and V: one SHA-256 of the output"
+TOLERANCE = 1e-4  # between libraries, as they were published
 PLAN = determinism.Plan(runs=20, processes=4, threaded=64, batches=(2, 3, 7, 64))
 
 
@@ -96,19 +91,15 @@ def exact_result() -> Array:
     return np.array([[math.fsum([*terms, b]) for terms, b in zip(row * weight, bias, strict=True)] for row in x])
 
 
-def steps(wanted_peers: tuple[str, ...] | None = None) -> list[Step]:
-    """wanted_peers: the keys of the libraries to run (peers.PEERS), None for all that are installed."""
+def parts(wanted: tuple[str, ...] | None = None) -> list[Part]:
+    """wanted: the keys of the libraries to run (peers.PEERS), None for all that are installed."""
     return [
-        Step(ORACLE, "Q, K, V against the oracle", oracle_checks),
-        Step(EXACT, "Q, K, V against the exact result", exact_checks),
-        Step(PUBLISHED, "Q, K, V against the published values", published_checks),
-        Step(peers.GROUP, "Q, K, V against the real libraries", lambda: library_checks(wanted_peers)),
-        Step(DETERMINISM, "determinism of Q, K, V", determinism_checks),
-        Step(blocks.ATTENTION, "attention", lambda: blocks.attention_checks(heads(output()), wanted_peers)),
-        Step(blocks.ATTENTION_DETERMINISM, "determinism of attention", blocks.attention_determinism),
-        Step(blocks.FEED_FORWARD, "feed-forward", lambda: blocks.feed_forward_checks(wanted_peers)),
-        Step(blocks.FEED_FORWARD_DETERMINISM, "determinism of feed-forward", blocks.feed_forward_determinism),
-        Step(mutations.GROUP, "mutations of all three", mutations_qkv.checks),
+        Part(ORACLE, "Q, K, V against the oracle", oracle_checks),
+        Part(EXACT, "Q, K, V against the exact result", exact_checks),
+        Part(PUBLISHED, "Q, K, V against the published values", published_checks),
+        Part(peers.GROUP, "Q, K, V against the real libraries", lambda: library_checks(wanted)),
+        Part(determinism.GROUP, "determinism of Q, K, V", determinism_checks),
+        Part(mutations.GROUP, "mutations of Q, K, V", mutation_checks),
     ]
 
 
@@ -123,8 +114,8 @@ def stored(weight: Array, dtype: str) -> Array:
 def oracle_checks() -> Iterator[Check]:
     x, weight, bias = linear_inputs()
     right = llorch.reference.linear(x, weight, bias)
-    yield bit_check(ORACLE, "linear, checkpoint input", "The checkpoint's input.", output(), right)
-    small = mutations_qkv.linear_input()
+    yield bit_check(ORACLE, "linear, published input", "The input of the published values.", output(), right)
+    small = mutation_input()
     what = "The input of the mutations: [5, 192] to [5, 576], random, with a weight that is not symmetric."
     yield bit_check(ORACLE, "linear, random", what, llorch.linear(*small), llorch.reference.linear(*small))
     for dtype in STORAGE:
@@ -135,7 +126,7 @@ def oracle_checks() -> Iterator[Check]:
     packed = llorch.PackedLinear(inputs()[1], bias, transposed=True)(x)
     yield bit_check(ORACLE, "PackedLinear, transposed", "Packed from the weight as [out, in].", packed, right)
     names = ("input", "weight", "bias")
-    yield from hash_checks("checkpoint_02_qkv", dict(zip(names, inputs(), strict=True)) | {"output": output()})
+    yield from hash_checks("qkv", dict(zip(names, inputs(), strict=True)) | {"output": output()})
 
 
 def exact_checks() -> Iterator[Check]:
@@ -145,7 +136,7 @@ def exact_checks() -> Iterator[Check]:
 
 
 def published_checks() -> Iterator[Check]:
-    published = load("checkpoint_02_qkv.json")
+    published = load("qkv.json")
     count = len(published["candle"]["q"])
     ours, exact = (y[0].reshape(3, WIDTH)[:, :count] for y in (output(), exact_result()))
     libraries = ("llorch-cpud", "candle", "mistralrs")
@@ -173,7 +164,7 @@ def published_checks() -> Iterator[Check]:
 def library_checks(wanted: tuple[str, ...] | None) -> Iterator[Check]:
     x, weight, bias = inputs()
     ours, exact = output(), exact_result()
-    own, published = largest(np.abs(ours - exact)), load("checkpoint_02_qkv.json")
+    own, published = largest(np.abs(ours - exact)), load("qkv.json")
 
     def compare(peer: peers.Peer) -> Iterator[Check]:
         names = [name for name in ("linear", "addmm") if name in peer.operations]
@@ -217,8 +208,8 @@ def library_checks(wanted: tuple[str, ...] | None) -> Iterator[Check]:
 def determinism_checks() -> Iterator[Check]:
     x, weight, bias = linear_inputs()
     subject = determinism.Subject(llorch.linear, (x,), (weight, bias))
-    fresh = "from llorch.validate.kernels import qkv as checkpoint_02; print(checkpoint_02.output_hash())"
-    yield from determinism.checks(subject, PLAN, fresh, DETERMINISM)
+    fresh = "from llorch.validate.kernels import qkv; print(qkv.output_hash())"
+    yield from determinism.every_way(subject, PLAN, fresh)
 
     def pack_and_call(rows: Array, w: Array, b: Array) -> Array:
         y: Array = llorch.PackedLinear(w, b)(rows)
@@ -228,14 +219,90 @@ def determinism_checks() -> Iterator[Check]:
     want = sha256(subject.run())
     what = "A PackedLinear made and called on every instruction-set path: the bits of linear."
     yield determinism.hash_check(
-        DETERMINISM, "PackedLinear, every ISA", what, want, lambda: list(determinism.isa_hashes(packed).values())
+        determinism.GROUP, "PackedLinear, every ISA", what, want, lambda: list(determinism.isa_hashes(packed).values())
     )
     kept = llorch.PackedLinear(weight, bias)
     called = replace(subject, call=lambda rows: kept(rows), shared=())
     what = "One PackedLinear, each row alone and in batches: the bits of linear."
     yield determinism.hash_check(
-        DETERMINISM, "PackedLinear, batches", what, want, lambda: determinism.batch_hashes(called, PLAN.batches)
+        determinism.GROUP, "PackedLinear, batches", what, want, lambda: determinism.batch_hashes(called, PLAN.batches)
     )
-    for name, kernel in (("", mutations_qkv.ordinary_linear), ("NumPy's matmul", mutations_qkv.numpy_linear)):
+    for name, kernel in (("", ordinary_linear), ("NumPy's matmul", numpy_linear)):
         hashes = determinism.batch_hashes(replace(subject, call=kernel), (2,))
-        yield determinism.control_check(DETERMINISM, hashes, name)
+        yield determinism.control_check(determinism.GROUP, hashes, name)
+
+
+# ---- mutations: on random input, as the published weight depends on row + column alone, so that its q, k and v blocks
+# are symmetric and could not tell a transposed one
+
+
+def mutable_linear(x: Array, weight: Array, bias: Array | None, *, block: int = BLOCK, fused: bool = True) -> Array:
+    """x [rows, k], weight [k, n], bias [n]; `block` and `fused` are the switches."""
+    init = np.zeros((len(x), weight.shape[1]), np.float32)
+    return product(x, weight, init if bias is None else init + bias, block=block, fused=fused)
+
+
+def thirds(y: Array) -> list[Array]:
+    """q, k and v, or their weights: thirds of the last axis."""
+    return np.split(y, 3, axis=-1)
+
+
+def transposed(weight: Array) -> Array:
+    """[k, 3 k] with each of the three square blocks transposed."""
+    return np.concatenate([part.T for part in thirds(weight)], axis=-1)
+
+
+def interleaved(y: Array, head: int = 64) -> Array:
+    """[rows, 3 k] of a projection that was split head by head, q, k, v, q, k, v, ..."""
+    rows, n = y.shape
+    turned: Array = y.reshape(rows, n // (3 * head), 3, head).transpose(0, 2, 1, 3).reshape(rows, n)
+    return turned
+
+
+MUTATIONS = (
+    Mutation("transposed weight", "Each square block transposed.", lambda x, w, b: mutable_linear(x, transposed(w), b)),
+    Mutation(
+        "k before q",
+        "Split in the order k, q, v.",
+        lambda x, w, b: np.concatenate([thirds(mutable_linear(x, w, b))[i] for i in (1, 0, 2)], axis=-1),
+    ),
+    Mutation("split by heads", "Split head by head.", lambda x, w, b: interleaved(mutable_linear(x, w, b))),
+    Mutation("missing bias", "x @ weight.", lambda x, w, b: mutable_linear(x, w, None)),
+    Mutation(
+        "bias last",
+        "The bias added to the sum, in place of begun with.",
+        lambda x, w, b: mutable_linear(x, w, None) + b,
+    ),
+    Mutation(
+        "one chain",
+        "One chain of fma in place of blocks of 128.",
+        lambda x, w, b: mutable_linear(x, w, b, block=len(w)),
+    ),
+    Mutation("blocks of 64", "Blocks of 64 in place of 128.", lambda x, w, b: mutable_linear(x, w, b, block=64)),
+    Mutation(
+        "no fma", "Every product rounded before it is added.", lambda x, w, b: mutable_linear(x, w, b, fused=False)
+    ),
+    Mutation("float16 weight", "The weight rounded to float16.", lambda x, w, b: mutable_linear(x, halved(w), b)),
+    Mutation("float16 output", "The result rounded to float16.", lambda x, w, b: halved(mutable_linear(x, w, b))),
+)
+
+
+def mutation_input() -> tuple[Array, Array, Array]:
+    """x [5, 192], weight [192, 576], bias [576]: three square blocks, and a second block of k that is a short one."""
+    random = np.random.default_rng(20251009)
+    return normal(random, 5, 192), normal(random, 192, 576, scale=0.1), normal(random, 576, scale=0.1)
+
+
+def ordinary_linear(x: Array, weight: Array, bias: Array) -> Array:
+    """The negative control: a row alone goes through one chain, rows in a batch through blocks."""
+    return mutable_linear(x, weight, bias, block=len(weight) if len(x) == 1 else BLOCK)
+
+
+def numpy_linear(x: Array, weight: Array, bias: Array) -> Array:
+    y: Array = x @ weight + bias
+    return y
+
+
+def mutation_checks() -> Iterator[Check]:
+    small = mutation_input()
+    yield from mutations.caught(mutable_linear, MUTATIONS, small, llorch.reference.linear(*small))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch.validate.ladder.trace import Block, Network, State, Tap, merge_heads, split_heads
+from llorch.validate.ladder.network import Block, Network, State, Tap, merge_heads, split_heads
 
 Array = NDArray[Any]
 OUTSIDE = -1  # the layer of a fault that isn't in a block

@@ -14,17 +14,16 @@ import numpy as np
 
 import llorch
 from llorch.testing import differing_bits
-from llorch.validate.ladder import compare as comparing
-from llorch.validate.ladder import dumps
-from llorch.validate.ladder import rungs as ladder
-from llorch.validate.ladder.dumps import Aligned, Dump
+from llorch.validate.ladder import distance, dumps, rungs
+from llorch.validate.ladder.compare import Comparison, compare_dumps
+from llorch.validate.ladder.distance import Aligned
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.network import Progress, Trace, silent
+from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.rungs import Tensor
-from llorch.validate.ladder.trace import (
+from llorch.validate.ladder.sources import (
     PROMPT,
     Model,
-    Progress,
-    Trace,
-    silent,
     trace_engine,
     trace_float64,
     trace_oracle,
@@ -42,8 +41,8 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One tensor of the ladder.
+class TensorResult:
+    """What was found of one tensor.
 
     differing : values of llorch whose bits aren't the oracle's. floor : the oracle's distance from float64, which is
     float32's own noise. peer : transformers beside llorch; peer_error : its distance from float64. None if it isn't
@@ -53,7 +52,7 @@ class Step:
     tensor: Tensor
     differing: int
     floor: Error
-    peer: comparing.Row | None = None
+    peer: Row | None = None
     peer_error: Error | None = None
 
 
@@ -71,8 +70,8 @@ class Ladder:
     ids: list[int]
     generated: list[int]
     text: str
-    steps: list[Step]
-    peer: comparing.Comparison | None
+    tensors: list[TensorResult]
+    peer: Comparison | None
     missing: str
     seconds: dict[str, float]
     versions: dict[str, str]
@@ -81,7 +80,12 @@ class Ladder:
     def first(self) -> Tensor | None:
         """The first tensor whose bits aren't the oracle's, or that transformers doesn't agree with."""
         return next(
-            (s.tensor for s in self.steps if s.differing or (s.peer is not None and s.peer.status == "diverges")), None
+            (
+                found.tensor
+                for found in self.tensors
+                if found.differing or (found.peer is not None and found.peer.status == "diverges")
+            ),
+            None,
         )
 
     @property
@@ -90,13 +94,13 @@ class Ladder:
 
 
 def error(tensor: Tensor, values: Any, exact: Any) -> Error:
-    theirs, right, finite = dumps.comparable(Aligned(values, ""), tensor, exact)
-    d = dumps.differences(theirs, right)
+    theirs, right, finite = distance.comparable(Aligned(values, ""), tensor, exact)
+    d = distance.differences(theirs, right)
     if not d.size:
         return Error(0.0, 0.0, 0.0)
     at = np.unravel_index(int(np.argmax(d)), d.shape)
-    unit = float(dumps.ulp(right)[at]) if finite[at] else 1.0
-    return Error(float(d[at]), float(d[at] / unit), dumps.relative(theirs, right))
+    unit = float(distance.ulp(right)[at]) if finite[at] else 1.0
+    return Error(float(d[at]), float(d[at] / unit), distance.relative(theirs, right))
 
 
 def missing_peer() -> str:
@@ -183,13 +187,13 @@ def run_ladder(
         theirs = trace_transformers(at_hand, tokens)
         lap("transformers")
         ours = Dump(engine, dumps.metadata(at_hand, prompt, engine), "llorch")
-        comparison = comparing.compare_dumps(Dump(theirs, {}, "transformers"), ours, at_hand.network)
+        comparison = compare_dumps(Dump(theirs, {}, "transformers"), ours, at_hand.network)
         lap("comparison")
-    steps = []
-    for i, tensor in enumerate(ladder.tensors(at_hand.config, len(tokens))):
+    results = []
+    for i, tensor in enumerate(rungs.tensors(at_hand.config, len(tokens))):
         name = tensor.name
-        steps.append(
-            Step(
+        results.append(
+            TensorResult(
                 tensor,
                 differing_bits(engine[name], oracle[name]),
                 error(tensor, oracle[name], exact[name]),
@@ -204,7 +208,7 @@ def run_ladder(
         tokens,
         [int(id) for id in engine["generated"]],
         at_hand.text(engine["generated"]) or "",
-        steps,
+        results,
         comparison,
         missing,
         seconds,

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import llorch
-from llorch.validate.ladder import faults
-from llorch.validate.ladder import rungs as ladder
+from llorch.validate.ladder import faults, rungs
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
-from llorch.validate.ladder.trace import Float64, Kernels, Model, Network, Progress, Trace, greedy, silent
+from llorch.validate.ladder.network import Float64, Kernels, Network, Progress, Trace, greedy, silent
+from llorch.validate.ladder.sources import Model
 
 PROMPT = "Hello. My lord, what news?"
 DECODING = "Hello. Where is my", "Speak. Who comes here? The"
@@ -22,11 +22,12 @@ CONTROL = "no fault"
 
 
 @dataclass(frozen=True)
-class Case:
+class Injection:
     """One injection and what came of it.
 
-    wanted, found : (tensor, diagnosis) that must be and that was named. caught : they are the same. visible : the dump
-    differs from a right one by more than the tolerances at all; a fault that changes nothing can't be found.
+    wanted, found : the tensor that must diverge first, and the one that does. diagnosis : the fault that was named, by
+    its key. caught : it is the right tensor and the right name. visible : the dump differs from a right one by more
+    than the tolerances at all; a fault that changes nothing can't be found.
     """
 
     key: str
@@ -69,7 +70,7 @@ def right_dump(network: Network, ids: Sequence[int]) -> Dump:
     return Dump(trace, {"config": json.dumps(dataclasses.asdict(network.config)), "llorch": llorch.__version__}, "ours")
 
 
-def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> Iterator[Case]:
+def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> Iterator[Injection]:
     """The control without a fault, then every fault: those of blocks in all of them, from block 0 on, and alone in a
     deeper one. Dumps are by llorch's kernels in float32, trials are in float64: two implementations."""
     network = full_precision(model.network)
@@ -84,11 +85,11 @@ def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> I
         else:
             jobs.append((fault, ()))
     for done, (injected, layers) in enumerate(jobs, 1):
-        case = _case(network, ours, injected, layers)
+        case = inject(network, ours, injected, layers)
         if injected is not None and injected.decoding:  # it changes ten tokens of some prompts only
             for other in DECODING:
                 if not case.visible:
-                    case = _case(network, right_dump(network, model.ids(other)), injected, layers)
+                    case = inject(network, right_dump(network, model.ids(other)), injected, layers)
         yield case
         progress(done, len(jobs))
 
@@ -98,9 +99,9 @@ def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: 
     trace: Trace = {}
     start, x = -1, None
     if layers and layers[0]:
-        start, x = layers[0], ours.arrays[ladder.block_name(layers[0] - 1)]
-        before = [t.name for t in ladder.tensors(ours.config, len(ours.ids))]
-        trace = {name: ours.arrays[name] for name in before[: before.index(ladder.block_name(start, "ln_1"))]}
+        start, x = layers[0], ours.arrays[rungs.block_name(layers[0] - 1)]
+        before = [t.name for t in rungs.tensors(ours.config, len(ours.ids))]
+        trace = {name: ours.arrays[name] for name in before[: before.index(rungs.block_name(start, "ln_1"))]}
     for part in network.parts(ours.ids, Kernels(), start, x):
         trace |= part
     if decoding:
@@ -108,22 +109,22 @@ def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: 
     return trace
 
 
-def _case(network: Network, ours: Dump, fault: faults.Fault | None, layers: tuple[int, ...]) -> Case:
+def inject(network: Network, ours: Dump, fault: faults.Fault | None, layers: tuple[int, ...]) -> Injection:
     if fault is None:
         comparison = compare_dumps(Dump(dict(ours.arrays), {}, "theirs"), ours, network)
         found = comparison.first.tensor.name if comparison.first else "all agree"
-        return Case(CONTROL, CONTROL, (), "all agree", found, "", comparison.holds, True)
+        return Injection(CONTROL, CONTROL, (), "all agree", found, "", comparison.holds, True)
     faulty = fault.inject(network, *layers)
     theirs = Dump(dump_of(faulty, ours, layers, decoding=fault.decoding), {}, "theirs")
     comparison = compare_dumps(theirs, ours, network)
-    wanted = fault.shows if not layers else ladder.block_name(layers[0], fault.shows)
+    wanted = fault.shows if not layers else rungs.block_name(layers[0], fault.shows)
     if comparison.first is None:
-        return Case(fault.key, fault.says, layers, wanted, "all agree", "", False, False)
+        return Injection(fault.key, fault.says, layers, wanted, "all agree", "", False, False)
     found, diagnosis = comparison.first.tensor.name, comparison.diagnosis
     named = diagnosis is not None and (
         (fault.says == diagnosis.says and layers == diagnosis.layers) or fault.key in diagnosis.also_keys
     )
-    return Case(
+    return Injection(
         fault.key,
         fault.says,
         layers,

@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from html import escape
 from itertools import groupby
 
-from llorch.validate.ladder import dumps
-from llorch.validate.ladder.compare import Comparison, Diagnosis, Row
+from llorch.validate.kernels.suites import KernelReport
+from llorch.validate.ladder import distance, dumps, layouts
+from llorch.validate.ladder.compare import Comparison
+from llorch.validate.ladder.diagnose import Diagnosis
 from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.run import Ladder, error, versions
 from llorch.validate.ladder.rungs import Tensor
-from llorch.validate.ladder.trace import Model, trace_float64
-from llorch.validate.report.kernels import Report, line
+from llorch.validate.ladder.sources import Model, trace_float64
 
 STYLE = """
 :root { --ink: #1c2127; --soft: #5d6873; --line: #dde2e7; --page: #fff; --card: #f6f8fa; --theirs: #1f6feb;
@@ -266,20 +268,20 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def of_ladder(result: Ladder, kernels: Report | None = None) -> str:
+def of_ladder(result: Ladder, kernels: KernelReport | None = None) -> str:
     """The page of `run_ladder`; kernels: what ran beside it."""
     points = [
         Point(
-            step.tensor,
-            step.floor.absolute,
-            step.peer_error.absolute if step.peer_error else None,
-            step.peer,
-            step.differing,
+            found.tensor,
+            found.floor.absolute,
+            found.peer_error.absolute if found.peer_error else None,
+            found.peer,
+            found.differing,
         )
-        for step in result.steps
+        for found in result.tensors
     ]
-    wrong = [step for step in result.steps if step.differing]
-    size = len(result.steps)
+    wrong = [found for found in result.tensors if found.differing]
+    size = len(result.tensors)
     verdict = f"<p><strong>llorch = oracle: {size - len(wrong)} of {size} tensors, bit for bit</strong></p>"
     if wrong:
         verdict += f"<p><strong>First wrong bits: <code>{escape(wrong[0].tensor.name)}</code></strong></p>"
@@ -291,8 +293,8 @@ def of_ladder(result: Ladder, kernels: Report | None = None) -> str:
         verdict += f"<p>transformers {version}: {size - bad} of {size} tensors within the tolerances</p>"
         verdict += said(result.peer.first, result.peer.diagnosis, result.peer.tried)
     verdict += f"<p>Greedy: <code>{escape(repr(result.text) if result.text else str(result.generated))}</code></p>"
-    for checkpoint in kernels.results if kernels else ():
-        verdict += f"<p>Kernels, {escape(line(checkpoint))}</p>"
+    for suite in kernels.results if kernels else ():
+        verdict += f"<p>Kernels, {escape(suite.line)}</p>"
     took = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
     lead = (
         f"{escape(result.model)}, prompt <code>{escape(repr(result.prompt))}</code>, {len(result.ids)} tokens; {now()}"
@@ -316,20 +318,20 @@ def of_comparison(
     result: Comparison, theirs: Dump, ours: Dump, model: Model | None, names: Mapping[str, str] | None = None
 ) -> str:
     """The page of `compare`. With a model, errors are distances from its float64 run; else from ours."""
-    reads, _ = dumps.align(theirs, ours, names)
+    reads, _ = layouts.align(theirs, ours, names)
     exact = trace_float64(model, ours.ids, ours.arrays["generated"]) if model is not None else ours.arrays
     points = []
     for row in result.rows:
-        name, distance = row.tensor.name, None
+        name, off = row.tensor.name, None
         if name in reads and reads[name].fits:
             read = reads[name]
             want = exact[name]
-            found, right, _finite = dumps.comparable(read, row.tensor, want)
-            distance = float(dumps.differences(found, right).max(initial=0.0))
+            found, right, _finite = distance.comparable(read, row.tensor, want)
+            off = float(distance.differences(found, right).max(initial=0.0))
         elif name in reads:
-            distance = math.inf
+            off = math.inf
         noise = error(row.tensor, ours.arrays[name], exact[name]).absolute
-        points.append(Point(row.tensor, noise, distance, row))
+        points.append(Point(row.tensor, noise, off, row))
     wrong = sum(row.status == "diverges" for row in result.rows)
     counted = f"{result.compared} of the ladder's {len(result.rows)} tensors compared"
     said_first = "All agree" if result.holds else f"{wrong} diverge" + "s" * (wrong == 1)

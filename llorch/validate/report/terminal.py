@@ -1,4 +1,4 @@
-"""What the ladder's commands print, and their JSON."""
+"""What the commands print."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llorch.validate.ladder import dumps
-from llorch.validate.ladder import rungs as ladder
-from llorch.validate.ladder.compare import Comparison, Row
-from llorch.validate.ladder.run import Ladder, Step
-from llorch.validate.ladder.selftest import Case
-from llorch.validate.report.kernels import machine
+from llorch.validate.kernels.common import Check
+from llorch.validate.kernels.suites import KernelReport, SuiteResult, machine, summary
+from llorch.validate.ladder import dumps, rungs
+from llorch.validate.ladder.compare import Comparison
+from llorch.validate.ladder.rows import Row
+from llorch.validate.ladder.run import Ladder
+from llorch.validate.ladder.selftest import Injection
 
+WIDTH = 100
 NAME = 32  # characters of their name for a tensor
 GOOD, BAD, DIM = "green", "bold red", "dim"
+STYLES = {"pass": GOOD, "fail": BAD, "skip": "yellow", "info": "cyan"}
+
+
+def console() -> Console:
+    """100 columns where the output is no terminal, and at most that in one."""
+    plain = Console()
+    return Console(width=min(WIDTH, plain.width) if plain.is_terminal else WIDTH)
 
 
 def _table(*columns: str) -> Table:
@@ -36,7 +45,7 @@ def _small(x: float) -> str:
 
 
 def _tolerance(row: Row) -> str:
-    return "exact" if row.allowed == ladder.EXACT else f"{row.allowed:.0e}".replace("e-0", "e-")
+    return "exact" if row.allowed == rungs.EXACT else f"{row.allowed:.0e}".replace("e-0", "e-")
 
 
 def _note(row: Row) -> str:
@@ -68,11 +77,11 @@ def show_ladder(
     with_peer = result.peer is not None
     peer = (">transformers", ">ULP", ">rel. L2", "allowed") if with_peer else ()
     table = _table(">rung", "tensor", "bits", ">noise", *peer)
-    for name, members in _groups(result.steps, layers):
-        differing = sum(step.differing for step in members)
+    for name, members in _groups(result.tensors, layers):
+        differing = sum(found.differing for found in members)
         bits = Text(f"{differing:,} DIFFER", style=BAD) if differing else Text("equal", style=GOOD)
-        cells: list[Any] = [_rung(members), name, bits, _small(max(step.floor.absolute for step in members))]
-        rows = [step.peer for step in members if step.peer is not None]
+        cells: list[Any] = [_rung(members), name, bits, _small(max(found.floor.absolute for found in members))]
+        rows = [found.peer for found in members if found.peer is not None]
         if rows:
             worst = max(rows, key=lambda row: (row.status == "diverges", row.absolute))
             style = BAD if worst.status == "diverges" else ""
@@ -92,8 +101,8 @@ def show_ladder(
         console.print(Text(f"transformers: {result.missing}; llorch was compared with its oracle alone", "yellow"))
     if result.peer is not None and result.peer.first is not None:
         show_divergence(result.peer, console)
-    wrong = sum(step.differing > 0 for step in result.steps)
-    size = len(result.steps)
+    wrong = sum(found.differing > 0 for found in result.tensors)
+    size = len(result.tensors)
     parts = [f"llorch = oracle: {size - wrong} of {size} tensors, bit for bit"]
     if result.peer is not None:
         bad = sum(row.status == "diverges" for row in result.peer.rows)
@@ -168,120 +177,92 @@ def show_comparison(result: Comparison, console: Console, layers: Collection[int
     )
 
 
-def show_self_test(cases: Sequence[Case], console: Console, seconds: float, *, quiet: bool = False) -> bool:
+def show_self_test(injections: Sequence[Injection], console: Console, seconds: float, *, quiet: bool = False) -> bool:
     """A line for each fault (quiet: that wasn't caught); whether all were caught."""
     table = _table("", "fault", "blocks", "first divergence", "diagnosis")
-    for case in cases:
-        if case.caught and quiet:
+    for injection in injections:
+        if injection.caught and quiet:
             continue
-        where = "" if not case.layers else str(case.layers[0])
-        if len(case.layers) > 1:
-            where = f"{case.layers[0]}-{case.layers[-1]}"
+        where = "" if not injection.layers else str(injection.layers[0])
+        if len(injection.layers) > 1:
+            where = f"{injection.layers[0]}-{injection.layers[-1]}"
         status = Text("ok", style=GOOD)
-        if not case.caught:
-            status = Text("MISS" if case.visible else "unseen", style=BAD)
-        found = case.found if case.found == case.wanted else f"{case.found}, wanted {case.wanted}"
-        table.add_row(status, case.says, where, found, case.diagnosis)
+        if not injection.caught:
+            status = Text("MISS" if injection.visible else "unseen", style=BAD)
+        found = (
+            injection.found if injection.found == injection.wanted else f"{injection.found}, wanted {injection.wanted}"
+        )
+        table.add_row(status, injection.says, where, found, injection.diagnosis)
     console.print(table)
-    caught = sum(case.caught for case in cases)
-    faults = len({case.key for case in cases}) - 1
-    good = caught == len(cases)
+    caught = sum(injection.caught for injection in injections)
+    faults = len({injection.key for injection in injections}) - 1
+    good = caught == len(injections)
     console.print(
         Text(
-            f"{caught} of {len(cases)} found at the right tensor by the right name: {faults} faults and a control, "
-            f"in {seconds:.1f} s",
+            f"{caught} of {len(injections)} found at the right tensor by the right name: {faults} faults and a "
+            f"control, in {seconds:.1f} s",
             style=GOOD if good else BAD,
         )
     )
     return good
 
 
-# ---- JSON ----------------------------------------------------------------------------------------------------
+# ---- the kernels -----------------------------------------------------------------------------------------------
 
 
-def row_json(row: Row) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "name": row.tensor.name,
-        "rung": row.tensor.rung.number,
-        "layer": row.tensor.layer,
-        "status": row.status,
-    }
-    if row.status != "absent":
-        found |= {
-            "theirs": row.source,
-            "note": row.note,
-            "against": row.against or "ours",
-            "tolerance": row.allowed,
-            "max_abs": row.absolute,
-            "ulp": row.ulp,
-            "relative_l2": row.relative,
-            "worst_index": row.worst,
-            "their_value": row.theirs,
-            "our_value": row.ours,
-            "beyond_tolerance": row.wrong,
-            "values": row.size,
-        }
-    return found
+def _checks(checks: list[Check], width: int) -> Table:
+    """Status, check, measured and bound of one group; the same columns for every group."""
+    grid = Table.grid(padding=(0, 1), expand=True)
+    grid.width = width
+    grid.add_column(width=4)
+    grid.add_column(ratio=36)
+    grid.add_column(ratio=37)
+    grid.add_column(ratio=20)
+    for check in checks:
+        style = STYLES[check.status]
+        grid.add_row(
+            Text("FAIL" if check.status == "fail" else check.status, style=style),
+            Text(check.name),
+            Text(check.measured, style="" if check.status == "pass" else style),
+            Text(check.bound, style="dim"),
+        )
+    grid.add_row()
+    return grid
 
 
-def comparison_json(result: Comparison) -> dict[str, Any]:
-    found = result.diagnosis
-    return {
-        "holds": result.holds,
-        "theirs": result.theirs,
-        "ours": result.ours,
-        "first_divergence": row_json(result.first) if result.first else None,
-        "diagnosis": None
-        if found is None
-        else {
-            "fault": found.key,
-            "says": found.says,
-            "layers": found.layers,
-            "where": found.where,
-            "relative_l2": found.distance,
-            "relative_l2_without": found.healthy,
-            "also": found.also_keys,
-        },
-        "trials": result.tried,
-        "notes": result.notes,
-        "unknown": result.unknown,
-        "tensors": [row_json(row) for row in result.rows],
-    }
+def show_kernels(report: KernelReport, console: Console, *, quiet: bool = False) -> None:
+    """Prints the suites' tables in groups, the details of what failed, and the summary."""
+    for result in () if quiet else report.results:
+        console.print(Text(result.title, style="bold"))
+        console.print(Text(result.input + "\n"))
+        for group, checks in groupby(result.checks, key=lambda check: check.group):
+            console.print(Text(group, style="bold"))
+            console.print(_checks(list(checks), console.width))
+    for result in report.results:
+        if result.counts["fail"]:
+            console.print(Text(result.title, style="bold"))
+        show_failed(result, console)
+    info = machine()
+    style = "bold green" if report.holds else "bold red"
+    console.print(Text(f"{summary(report.counts)} in {report.seconds:.1f} s", style=style))
+    for result in report.results:
+        for name, value in result.hashes.items():
+            where = f"{result.title}, {name.removeprefix('SHA-256 of the ')}"
+            console.print(Text(f"SHA-256, {where}: {value}"), soft_wrap=True)
+    console.print(Text(f"llorch {info['llorch']}, instruction set {info['isa']}, {info['cpu']}"), soft_wrap=True)
 
 
-def step_json(step: Step) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "name": step.tensor.name,
-        "rung": step.tensor.rung.number,
-        "layer": step.tensor.layer,
-        "shape": step.tensor.shape,
-        "tolerance": step.tensor.tolerance,
-        "bits_differing_from_oracle": step.differing,
-        "float32_noise": vars(step.floor),
-    }
-    if step.peer is not None and step.peer_error is not None:
-        found |= {"transformers": row_json(step.peer), "transformers_error": vars(step.peer_error)}
-    return found
+def show_failed(result: SuiteResult, console: Console) -> None:
+    for check in result.checks:
+        if check.status == "fail":
+            console.print(Text(f"FAIL  {check.name}: {check.measured}", style=STYLES["fail"]))
+            console.print(Text(f"      {check.what} {check.detail}".rstrip()))
 
 
-def ladder_json(result: Ladder) -> dict[str, Any]:
-    return {
-        "holds": result.holds,
-        "model": result.model,
-        "model_sha256": result.sha256,
-        "prompt": result.prompt,
-        "ids": result.ids,
-        "generated": result.generated,
-        "text": result.text,
-        "first_divergence": result.first.name if result.first else None,
-        "transformers": result.missing or "compared",
-        "diagnosis": comparison_json(result.peer)["diagnosis"] if result.peer else None,
-        "seconds": {name: round(value, 2) for name, value in result.seconds.items()},
-        "versions": result.versions,
-        "machine": machine(),
-        "tensors": [step_json(step) for step in result.steps],
-    }
-
-
-def self_test_json(cases: Sequence[Case]) -> dict[str, Any]:
-    return {"holds": all(case.caught for case in cases), "cases": [vars(case) for case in cases]}
+def show_summary(report: KernelReport, console: Console) -> None:
+    """A line for each suite, and what failed: for a run whose main thing is another."""
+    for result in report.results:
+        style = STYLES["pass" if result.holds else "fail"]
+        console.print(Text(f"kernels, {result.line}", style=style), soft_wrap=True)
+        show_failed(result, console)
+    console.print(Text("every check of the kernels: llorch kernels", style="dim"))

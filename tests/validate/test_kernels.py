@@ -1,4 +1,4 @@
-"""`llorch validate`: it passes here, fails when a kernel is wrong, and says what it did."""
+"""`llorch kernels`: it passes here, fails when a kernel is wrong, and says what it did."""
 
 import json
 import subprocess
@@ -14,32 +14,28 @@ import llorch
 import llorch.reference
 from llorch.cli import main
 from llorch.testing import bits
-from llorch.validate.kernels import Check, Step, blocks, determinism, mutations, peers, run, sha256
-from llorch.validate.kernels import layer_norm as checkpoint_01
-from llorch.validate.kernels import mutations_qkv as mutations_02
-from llorch.validate.kernels import peer_files as models
-from llorch.validate.kernels import qkv as checkpoint_02
-from llorch.validate.report import kernels as report
+from llorch.validate.kernels import attention, determinism, feed_forward, layer_norm, peer_files, peers, qkv, suites
+from llorch.validate.kernels.common import Check, Part, load, run, sha256
 
-CHECKPOINTS = (checkpoint_01, checkpoint_02)
-GROUPS = [[step.group for step in checkpoint.steps()] for checkpoint in CHECKPOINTS]
+SUITES = tuple(suites.SUITES.values())
+GROUPS = [[part.group for part in suite.parts()] for suite in SUITES]
 
 
-def validate(*arguments):
-    return CliRunner().invoke(main, ["validate", "--kernels", *map(str, arguments)])
+def kernels(*arguments):
+    return CliRunner().invoke(main, ["kernels", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """One run with every library that is installed: (result, JSON, Markdown)."""
     folder = tmp_path_factory.mktemp("validate")
-    result = validate("--json", folder / "out.json", "--report", folder / "out.md")
+    result = kernels("--json", folder / "out.json", "--report", folder / "out.md")
     return result, json.loads((folder / "out.json").read_text()), (folder / "out.md").read_text()
 
 
 def test_everything_holds(done):
     result, content, _ = done
-    checks = [check for part in content["checkpoints"] for check in part["checks"]]
+    checks = [check for part in content["suites"] for check in part["checks"]]
     assert [check for check in checks if check["status"] == "fail"] == []
     assert result.exit_code == 0, result.output
     assert content["holds"] is True
@@ -50,7 +46,7 @@ def test_table_is_plain_text_of_100_columns(done):
     output = done[0].output
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) <= 100
-    places = [output.index(checkpoint.TITLE) for checkpoint in CHECKPOINTS]
+    places = [output.index(f"\n{suite.INPUT[:40]}") for suite in SUITES]
     assert places == sorted(places)
     assert all(group in output for groups in GROUPS for group in groups)
 
@@ -59,26 +55,28 @@ def test_json_has_what_a_second_person_needs(done):
     content = done[1]
     assert {"cpu", "numpy", "python", "llorch", "compiler", "os"} <= content["machine"].keys()
     assert content["machine"]["isa"] == llorch.isa()
-    statuses = [check["status"] for part in content["checkpoints"] for check in part["checks"]]
+    statuses = [check["status"] for part in content["suites"] for check in part["checks"]]
     assert content["summary"] == {key: statuses.count(key) for key in ("pass", "fail", "skip", "info")}
-    for part, checkpoint, groups in zip(content["checkpoints"], CHECKPOINTS, GROUPS, strict=True):
-        assert part["title"] == checkpoint.TITLE
-        assert part["input"] == checkpoint.INPUT
-        assert part["hashes"]["SHA-256 of the output"] == checkpoint.output_hash()
+    for part, suite, groups in zip(content["suites"], SUITES, GROUPS, strict=True):
+        assert part["title"] == suite.TITLE
+        assert part["input"] == suite.INPUT
+        if suite in (layer_norm, qkv):
+            assert part["hashes"]["SHA-256 of the output"] == suite.output_hash()
         assert part["summary"]["pass"] == sum(check["status"] == "pass" for check in part["checks"])
         assert list(dict.fromkeys(check["group"] for check in part["checks"])) == groups
 
 
 def test_report_has_what_a_second_person_needs(done):
-    wanted = [report.COMMAND, np.__version__, llorch.isa()]
-    for checkpoint, groups in zip(CHECKPOINTS, GROUPS, strict=True):
-        wanted += [checkpoint.TITLE, checkpoint.INPUT, checkpoint.output_hash(), *groups]
+    wanted = [suites.COMMAND, np.__version__, llorch.isa()]
+    for suite, groups in zip(SUITES, GROUPS, strict=True):
+        wanted += [suite.TITLE, suite.INPUT, *groups]
+    wanted += [layer_norm.output_hash(), qkv.output_hash(), sha256(llorch.attention(*attention.published()))]
     assert [item for item in wanted if item not in done[2]] == []
 
 
 def test_every_installed_library_ran(done):
     for part, operations in zip(
-        done[1]["checkpoints"], ({"layer_norm"}, {"linear", "attention", "feed_forward"}), strict=True
+        done[1]["suites"], ({"layer_norm"}, {"linear"}, {"attention"}, {"feed_forward"}), strict=True
     ):
         for peer in peers.PEERS:
             mine = {check["status"] for check in part["checks"] if check["name"].startswith(peer.name)}
@@ -87,41 +85,39 @@ def test_every_installed_library_ran(done):
 
 
 def test_the_stored_hash_is_the_oracles():
-    stored = checkpoint_01.load("expected.json")["checkpoint_01_layer_norm"]
-    assert stored["input_sha256"] == sha256(checkpoint_01.inputs()[0])
-    assert stored["output_sha256"] == sha256(
-        llorch.reference.layer_norm(*checkpoint_01.inputs(), eps=checkpoint_01.EPS)
-    )
+    stored = load("expected.json")["layer_norm"]
+    assert stored["input_sha256"] == sha256(layer_norm.inputs()[0])
+    assert stored["output_sha256"] == sha256(llorch.reference.layer_norm(*layer_norm.inputs(), eps=layer_norm.EPS))
 
 
-def test_the_stored_hashes_of_checkpoint_2_are_the_oracles():
-    stored = checkpoint_01.load("expected.json")["checkpoint_02_qkv"]
-    y = llorch.reference.linear(*checkpoint_02.linear_inputs())
-    found = dict(zip(("input", "weight", "bias"), checkpoint_02.inputs(), strict=True))
-    found |= {"output": y, "attention": llorch.reference.attention(*checkpoint_02.heads(y))}
-    assert stored == {f"{name}_sha256": sha256(values) for name, values in found.items()}
+def test_the_stored_hashes_of_qkv_and_attention_are_the_oracles():
+    stored = load("expected.json")
+    y = llorch.reference.linear(*qkv.linear_inputs())
+    found = dict(zip(("input", "weight", "bias"), qkv.inputs(), strict=True)) | {"output": y}
+    assert stored["qkv"] == {f"{name}_sha256": sha256(values) for name, values in found.items()}
+    assert stored["attention"] == {"output_sha256": sha256(llorch.reference.attention(*qkv.heads(y)))}
 
 
 def test_exact_sums_are_exact():
-    x, weight, bias = checkpoint_02.inputs()
+    x, weight, bias = qkv.inputs()
     for i, r in ((0, 0), (1, 1500), (0, 3071)):
         terms = [Fraction(float(a)) * Fraction(float(b)) for a, b in zip(x[i], weight[r], strict=True)]
-        assert checkpoint_02.exact_result()[i, r] == float(sum(terms, Fraction(float(bias[r]))))
+        assert qkv.exact_result()[i, r] == float(sum(terms, Fraction(float(bias[r]))))
 
 
 def test_the_published_weight_can_not_show_a_transposition():
     """Why the mutations have an input of their own."""
-    weight = checkpoint_02.linear_inputs()[1]
-    assert np.array_equal(mutations_02.transposed(weight), weight)
-    random = mutations_02.linear_input()[1]
-    assert not np.array_equal(mutations_02.transposed(random), random)
+    weight = qkv.linear_inputs()[1]
+    assert np.array_equal(qkv.transposed(weight), weight)
+    random = qkv.mutation_input()[1]
+    assert not np.array_equal(qkv.transposed(random), random)
 
 
 def test_exact_results_agree():
-    wide = checkpoint_01.long_double_result()
+    wide = layer_norm.long_double_result()
     if wide is None:
         pytest.skip("long double is no wider than float64")
-    assert np.array_equal(np.array(checkpoint_01.exact_result(), np.float32), wide.astype(np.float32))
+    assert np.array_equal(np.array(layer_norm.exact_result(), np.float32), wide.astype(np.float32))
 
 
 # ---- it can fail ---------------------------------------------------------------------------------------------
@@ -155,14 +151,14 @@ def raises(real):
 
 
 def layer_norm_by_batch(real):
-    return lambda x, weight, bias, *, eps, out=None: mutations.ordinary_kernel(x, weight, bias, eps=eps)
+    return lambda x, weight, bias, *, eps, out=None: layer_norm.ordinary_layer_norm(x, weight, bias, eps=eps)
 
 
 def linear_by_batch(real):
     """NumPy for a row alone."""
 
     def kernel(x, weight, bias, *, out=None):
-        return mutations_02.numpy_linear(x, weight, bias) if len(x) == 1 else real(x, weight, bias, out=out)
+        return qkv.numpy_linear(x, weight, bias) if len(x) == 1 else real(x, weight, bias, out=out)
 
     return kernel
 
@@ -171,7 +167,7 @@ def attention_by_chunk(real):
     """NumPy for a query alone."""
 
     def kernel(q, k, v, *, out=None):
-        return mutations_02.numpy_attention(q, k, v) if q.shape[-2] == 1 else real(q, k, v, out=out)
+        return attention.numpy_attention(q, k, v) if q.shape[-2] == 1 else real(q, k, v, out=out)
 
     return kernel
 
@@ -187,100 +183,105 @@ def float16_whatever_is_asked(real):
 
 
 @pytest.mark.parametrize(
-    "number, name, broken, failing",
+    "suite, name, broken, failing",
     [
-        (1, "layer_norm", one_ulp_up, ["checkpoint input", "SHA-256 of the output", "8 fresh processes"]),
+        ("layer_norm", "layer_norm", one_ulp_up, ["published input", "SHA-256 of the output", "8 fresh processes"]),
         (
-            1,
+            "layer_norm",
             "layer_norm",
             layer_norm_by_batch,
-            ["checkpoint input", "SHA-256 of the output", "alone, batches of 2, 3, 7, 64, 513"],
+            ["published input", "SHA-256 of the output", "alone, batches of 2, 3, 7, 64, 513"],
         ),
         (
-            1,
+            "layer_norm",
             "layer_norm",
             only_nan,
-            ["checkpoint input", "40 decimal digits", "candle, 10 values", "statistics of both rows"],
+            ["published input", "40 decimal digits", "candle, 10 values", "statistics of both rows"],
         ),
-        (1, "layer_norm", raises, ["against the oracle", "against the exact result", "determinism"]),
-        (2, "linear", one_ulp_up, ["linear, checkpoint input", "SHA-256 of the output", "4 fresh processes"]),
+        (
+            "layer_norm",
+            "layer_norm",
+            raises,
+            ["LayerNorm against the oracle", "LayerNorm against the exact result", "determinism of LayerNorm"],
+        ),
+        ("qkv", "linear", one_ulp_up, ["linear, published input", "SHA-256 of the output", "4 fresh processes"]),
     ],
 )
-def test_a_broken_kernel_fails_by_name(monkeypatch, tmp_path, number, name, broken, failing):
+def test_a_broken_kernel_fails_by_name(monkeypatch, tmp_path, suite, name, broken, failing):
     monkeypatch.setattr(llorch, name, broken(getattr(llorch, name)))
-    monkeypatch.setattr(checkpoint_02, "PLAN", replace(checkpoint_02.PLAN, runs=2, threaded=4))
-    monkeypatch.setattr(blocks, "PLAN", replace(blocks.PLAN, runs=2, processes=1, threaded=4))
-    result = validate("--peer", "none", "--checkpoint", number, "--json", tmp_path / "out.json")
+    monkeypatch.setattr(qkv, "PLAN", replace(qkv.PLAN, runs=2, threaded=4))
+    result = kernels("--no-peer", "--suite", suite, "--json", tmp_path / "out.json")
     assert result.exit_code == 1
-    (part,) = json.loads((tmp_path / "out.json").read_text())["checkpoints"]
+    (part,) = json.loads((tmp_path / "out.json").read_text())["suites"]
     failed = [check["name"] for check in part["checks"] if check["status"] == "fail"]
     assert set(failing) <= set(failed)
     assert all(f"FAIL  {name}" in result.output for name in failing)
 
 
 def attention_checks():
-    return blocks.attention_checks(checkpoint_02.heads(checkpoint_02.output()), ("none",))
+    return attention.oracle_checks(())
 
 
 @pytest.mark.parametrize(
     "name, broken, checks, failing",
     [
-        ("linear", only_nan, checkpoint_02.exact_checks, ["exact sums"]),
+        ("linear", only_nan, qkv.exact_checks, ["exact sums"]),
         (
             "linear",
             only_nan,
-            checkpoint_02.published_checks,
+            qkv.published_checks,
             ["llorch-cpud, 3 x 100 values", "candle, 3 x 100 values", "mistralrs, 3 x 100 values"],
         ),
-        ("linear", raises, checkpoint_02.oracle_checks, ["the step"]),
+        ("linear", raises, qkv.oracle_checks, ["the part"]),
         (
             "linear",
             linear_by_batch,
-            checkpoint_02.determinism_checks,
+            qkv.determinism_checks,
             ["alone, batches of 2, 3, 7, 64"],
         ),
         (
             "PackedLinear",
             float16_whatever_is_asked,
-            checkpoint_02.oracle_checks,
+            qkv.oracle_checks,
             ["PackedLinear, float32", "PackedLinear, bfloat16", "PackedLinear, transposed"],
         ),
         (
             "PackedLinear",
             float16_whatever_is_asked,
-            checkpoint_02.determinism_checks,
+            qkv.determinism_checks,
             ["PackedLinear, every ISA", "PackedLinear, batches"],
         ),
-        ("attention", one_ulp_up, attention_checks, ["oracle, 150 positions", "SHA-256 of the attention"]),
+        ("attention", one_ulp_up, attention_checks, ["oracle, 150 positions", "SHA-256 of the output"]),
         ("attention", only_nan, attention_checks, ["float64, 300 positions", "float64, 1 against 1,000"]),
         ("attention", attention_by_chunk, attention_checks, ["oracle, 1 against 1,000"]),
-        ("attention", attention_by_chunk, blocks.attention_determinism, ["chunks of 1, 7, 64, 128, 150"]),
+        ("attention", attention_by_chunk, attention.determinism_checks, ["chunks of 1, 7, 64, 128, 150"]),
         (
             "gelu",
             erf,
-            lambda: blocks.feed_forward_checks(("none",)),
+            lambda: feed_forward.oracle_checks(()),
             ["oracle, small", "oracle, 4 rows", "float64, 4 rows"],
         ),
-        ("linear", linear_by_batch, blocks.feed_forward_determinism, ["alone, batches of 2, 3, 7"]),
+        ("linear", linear_by_batch, feed_forward.determinism_checks, ["alone, batches of 2, 3, 7"]),
     ],
 )
-def test_a_broken_kernel_of_checkpoint_2_fails_by_name(monkeypatch, name, broken, checks, failing):
+def test_a_broken_kernel_fails_its_part_by_name(monkeypatch, name, broken, checks, failing):
     monkeypatch.setattr(llorch, name, broken(getattr(llorch, name)))
-    monkeypatch.setattr(checkpoint_02, "PLAN", replace(checkpoint_02.PLAN, runs=2, processes=1, threaded=4))
-    monkeypatch.setattr(blocks, "PLAN", replace(blocks.PLAN, runs=2, processes=1, threaded=4))
-    found = list(run([Step("group", "the step", checks)]))
+    monkeypatch.setattr(qkv, "PLAN", replace(qkv.PLAN, runs=2, processes=1, threaded=4))
+    for suite in (attention, feed_forward):
+        monkeypatch.setattr(suite, "PLAN", replace(suite.PLAN, runs=2, processes=1, threaded=4))
+    found = list(run([Part("group", "the part", checks)]))
     assert set(failing) <= {check.name for check in found if check.status == "fail"}
 
 
 def test_an_error_of_more_than_twice_the_librarys_fails(monkeypatch):
-    case = blocks.Case("name", "what", (np.ones(2, np.float32),))
+    case = peers.Input("name", "what", (np.ones(2, np.float32),))
     right = np.ones(2)
     near, far = right + 1e-7, right - 2.5e-7
 
     def rows(ours, theirs, **changes):
         monkeypatch.setattr(peers, "compute", lambda peer, calls: [theirs])
         monkeypatch.setattr(peers.Peer, "installed", lambda peer: True)
-        found = blocks.checks("group", "attention", [replace(case, **changes)], [ours], [right], None)
+        found = peers.beside_float64("group", "attention", [replace(case, **changes)], [ours], [right], None)
         return [check.status for check in found if check.name.startswith("PyTorch")]
 
     assert rows(near, far) == ["pass"]
@@ -295,13 +296,13 @@ def test_an_ordinary_kernel_that_shows_no_difference_fails_the_control():
     assert determinism.control_check("group", ["a", "a"], "a library").status == "info"
 
 
-@pytest.mark.parametrize("mutation", mutations.MUTATIONS, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", layer_norm.MUTATIONS, ids=lambda m: m.name)
 def test_each_mutation_in_place_of_the_kernel_fails(monkeypatch, mutation):
     def mutated(x, weight, bias, *, eps, out=None):
         return mutation.kernel(x, weight, bias, eps=eps)
 
     monkeypatch.setattr(llorch, "layer_norm", mutated)
-    statuses = {check.name: check.status for check in checkpoint_01.oracle_checks()}
+    statuses = {check.name: check.status for check in layer_norm.oracle_checks()}
     assert statuses["weight, bias, odd length"] == "fail"
 
 
@@ -309,37 +310,36 @@ def first(checks, name):
     return next(check.status for check in checks if check.name == name)
 
 
-@pytest.mark.parametrize("mutation", mutations_02.LINEAR, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", qkv.MUTATIONS, ids=lambda m: m.name)
 def test_each_mutation_in_place_of_linear_fails(monkeypatch, mutation):
     monkeypatch.setattr(llorch, "linear", mutation.kernel)
-    assert first(checkpoint_02.oracle_checks(), "linear, random") == "fail"
+    assert first(qkv.oracle_checks(), "linear, random") == "fail"
 
 
-@pytest.mark.parametrize("mutation", mutations_02.ATTENTION, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", attention.MUTATIONS, ids=lambda m: m.name)
 def test_each_mutation_in_place_of_attention_fails(monkeypatch, mutation):
-    checks = attention_checks()
     monkeypatch.setattr(llorch, "attention", mutation.kernel)
-    assert first(checks, "oracle, 150 positions") == "fail"
+    assert first(attention_checks(), "oracle, 150 positions") == "fail"
 
 
-@pytest.mark.parametrize("mutation", mutations_02.FEED_FORWARD, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutation", feed_forward.MUTATIONS, ids=lambda m: m.name)
 def test_each_mutation_in_place_of_feed_forward_fails(monkeypatch, mutation):
-    monkeypatch.setattr(blocks, "feed_forward", mutation.kernel)
-    assert first(blocks.feed_forward_checks(("none",)), "oracle, small") == "fail"
+    monkeypatch.setattr(feed_forward, "feed_forward", mutation.kernel)
+    assert first(feed_forward.oracle_checks(()), "oracle, small") == "fail"
 
 
 def test_mutable_kernel_without_mutation_is_the_oracle():
-    arrays = mutations.mutation_input(checkpoint_01.inputs()[0])
-    got, want = (f(*arrays, eps=1e-5) for f in (mutations.layer_norm, llorch.reference.layer_norm))
+    arrays = layer_norm.mutation_input()
+    got, want = (f(*arrays, eps=1e-5) for f in (layer_norm.mutable_layer_norm, llorch.reference.layer_norm))
     assert np.array_equal(bits(got), bits(want))
 
 
-def test_a_step_that_raises_is_a_failed_check():
+def test_a_part_that_raises_is_a_failed_check():
     def broken():
         yield Check("group", "first", "pass", "", "")
         raise ValueError("second")
 
-    checks = list(run([Step("group", "title", broken)]))
+    checks = list(run([Part("group", "title", broken)]))
     assert [(check.name, check.status) for check in checks] == [("first", "pass"), ("title", "fail")]
     assert "ValueError: second" in checks[1].measured
 
@@ -348,9 +348,7 @@ def test_a_step_that_raises_is_a_failed_check():
 
 
 def peer_checks():
-    x, weight, bias = checkpoint_01.inputs()
-    exact = np.array(checkpoint_01.exact_result(), np.float64)
-    return list(peers.checks(x, weight, bias, checkpoint_01.EPS, exact))
+    return list(layer_norm.library_checks())
 
 
 def with_peer(monkeypatch, **changes):
@@ -360,7 +358,7 @@ def with_peer(monkeypatch, **changes):
 
 def test_missing_library_shows_how_to_install_it(monkeypatch):
     with_peer(monkeypatch, module="a_module_that_is_not_there")
-    result = validate("--checkpoint", 1)
+    result = kernels("--suite", "layer_norm")
     assert result.exit_code == 0
     assert "pip install torch" in result.output
     assert "1 skipped" in result.output
@@ -395,7 +393,7 @@ def test_a_library_that_breaks_is_one_failed_row(monkeypatch, tmp_path, code, me
 def test_hand_made_onnx_model_is_valid(operator, weight, outputs, attributes):
     onnx = pytest.importorskip("onnx")
     inputs = {"x": (2, 1024), "weight": weight, "bias": (outputs,)}
-    model = onnx.load_from_string(models.onnx_model(operator, inputs, (2, outputs), attributes))
+    model = onnx.load_from_string(peer_files.onnx_model(operator, inputs, (2, outputs), attributes))
     onnx.checker.check_model(model, full_check=True)
 
 
@@ -404,8 +402,8 @@ def test_hand_made_onnx_model_is_valid(operator, weight, outputs, attributes):
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
 def test_unwritable_file_is_a_usage_error(monkeypatch, tmp_path, option):
-    monkeypatch.setattr(checkpoint_01, "steps", lambda *a: pytest.fail("the work was started"))
-    result = validate(option, tmp_path / "missing" / "file")
+    monkeypatch.setattr(layer_norm, "parts", lambda *a: pytest.fail("the work was started"))
+    result = kernels(option, tmp_path / "missing" / "file")
     assert result.exit_code == 2
     assert option in result.output and "No such file or directory" in result.output
 
@@ -413,27 +411,39 @@ def test_unwritable_file_is_a_usage_error(monkeypatch, tmp_path, option):
 def test_the_write_check_leaves_files_alone(tmp_path):
     old = tmp_path / "old.json"
     old.write_text("kept")
-    result = validate("--json", old, "--report", tmp_path, "--peer", "none")  # the report's path is a folder
+    result = kernels("--json", old, "--report", tmp_path, "--no-peer")  # the report's path is a folder
     assert result.exit_code == 2
     assert old.read_text() == "kept"
 
 
 def test_quiet(monkeypatch):
-    monkeypatch.setattr(checkpoint_01, "steps", lambda *a: [Step("group", "title", checkpoint_01.published_checks)])
-    assert validate("--quiet", "--checkpoint", 1).output.splitlines()[0].startswith("4 passed")
+    monkeypatch.setattr(layer_norm, "parts", lambda *a: [Part("group", "title", layer_norm.published_checks)])
+    assert kernels("--quiet", "--suite", "layer_norm").output.splitlines()[0].startswith("4 passed")
 
 
-def test_checkpoints_are_chosen(monkeypatch):
-    for checkpoint in CHECKPOINTS:
-        check = Check("group", checkpoint.TITLE, "pass", "", "")
-        monkeypatch.setattr(checkpoint, "steps", lambda *a, check=check: [Step("group", "title", lambda: [check])])
-    first, second = (checkpoint.TITLE for checkpoint in CHECKPOINTS)
-    for arguments, count in (((), 2), (("--checkpoint", 2), 1), (("--checkpoint", 1, "--checkpoint", 2), 2)):
-        output = validate(*arguments).output
-        assert f"{count} passed" in output
-        assert second in output
-        assert (first in output) == (count == 2)
-    assert validate("--checkpoint", 3).exit_code == 2
+def test_suites_are_chosen(monkeypatch):
+    for key, suite in suites.SUITES.items():
+        check = Check("group", f"check of {key}", "pass", "", "")
+        monkeypatch.setattr(suite, "parts", lambda *a, check=check: [Part("group", "title", lambda: [check])])
+    for chosen in ((), ("qkv",), ("layer_norm", "feed_forward")):
+        output = kernels(*(word for key in chosen for word in ("--suite", key))).output
+        assert f"{len(chosen) or len(SUITES)} passed" in output
+        for key in suites.SUITES:
+            assert (f"check of {key}" in output) == (not chosen or key in chosen)
+    assert kernels("--suite", "rope").exit_code == 2
+    assert kernels("--library", "candle", "--no-peer").exit_code == 2
+    alias = CliRunner().invoke(main, ["validate", "--kernels"])
+    assert alias.exit_code == 0 and f"{len(SUITES)} passed" in alias.output
+
+
+def test_libraries_are_chosen():
+    def states(wanted):
+        checks = list(peers.each("linear", lambda peer: [Check("", peer.key, "pass", "", "")], wanted, ""))
+        return [(check.name, check.measured) for check in checks if check.status == "pass" or "asked" in check.measured]
+
+    assert states(()) == [("PyTorch", "not asked for"), ("ONNX Runtime", "not asked for"), ("Candle", "not asked for")]
+    assert ("PyTorch", "not asked for") in states(("candle",))
+    assert ("Candle", "not asked for") not in states(("candle",))
 
 
 def test_config():

@@ -1,0 +1,191 @@
+"""Lines their tensors up with llorch's: names, parts of a fused tensor, order of axes, room for more."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch.models.gpt2 import GPT2Config
+from llorch.validate.ladder import rungs
+from llorch.validate.ladder.distance import Aligned, comparable, relative, same_bits
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.names import canonical
+from llorch.validate.ladder.rungs import Tensor, block_name
+
+if TYPE_CHECKING:
+    from llorch.validate.ladder.network import Trace
+
+Array = NDArray[Any]
+
+
+def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> tuple[dict[str, Aligned], list[str]]:
+    """Their tensors by the ladder's names, and their names that are none of the ladder's.
+
+    names: theirs to the ladder's, before anything is guessed. ValueError for one that isn't there, isn't the ladder's,
+    or is given twice.
+    """
+    config, T = ours.config, len(ours.ids)
+    wanted = {tensor.name: tensor for tensor in rungs.tensors(config, T)}
+    given = dict(names or {})
+    known = {*wanted, *(block_name(i, "attn.qkv") for i in range(config.n_layer))}
+    first: dict[str, str] = {}
+    for source, name in given.items():
+        if source not in theirs.arrays:
+            raise ValueError(f"the map names {source}, {theirs.name} doesn't have it")
+        if name not in known:
+            raise ValueError(f"the map gives {source} the name {name}, which is not the ladder's")
+        if first.setdefault(name, source) != source:
+            raise ValueError(f"the map gives both {first[name]} and {source} the name {name}")
+    pieces: list[tuple[int, str, str, Array]] = []  # preference, canonical name, source, values
+    unknown = []
+    for source, values in theirs.arrays.items():
+        found: str | None = given.get(source) or canonical(source, config.n_layer)
+        if found is None:
+            unknown.append(source)
+            continue
+        rank = 0 if source in given else 1 if source == found else 2
+        if found.startswith("*."):
+            if not values.ndim or values.shape[0] != config.n_layer:
+                unknown.append(source)
+                continue
+            stacked = [(block_name(i, found[2:]), values[i]) for i in range(config.n_layer)]
+        else:
+            stacked = [(found, values)]
+        for name, array in stacked:
+            if name.endswith("attn.qkv"):
+                pieces += [(rank, n, source, part) for n, part in _thirds(name, array, config, ours.arrays, wanted)]
+            else:
+                pieces.append((rank, name, source, array))
+    result: dict[str, Aligned] = {}
+    for _, name, source, array in sorted(pieces, key=lambda piece: piece[0]):
+        if name == "logits" and T > 1 and array.size == array.shape[-1:][0] if array.ndim else False:
+            name = "last_logits"
+        read = _line_up(array, wanted[name], ours.arrays[name], config, source)
+        chosen = result.setdefault(name, read)
+        if chosen is not read and chosen.source not in given and not same_bits(read.values, chosen.values):
+            chosen.passed.append(source)
+    return result, unknown
+
+
+def _thirds(
+    name: str, values: Array, config: GPT2Config, ours: Trace, wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Array]]:
+    """q, k and v of one array: (T, 3E), (3, T, E), (3, H, T, D), (T, 3, H, D), with a batch axis or flat."""
+    prefix, E, T = name.removesuffix("qkv"), config.n_embd, len(ours["ids"])
+    s: Array = values.reshape([n for n in values.shape if n != 1] or [1])
+    if s.shape == (3 * E, T) and T != 3 * E:
+        s = s.T
+    parts: Array
+    if s.size == 3 * E:
+        parts = s.reshape(3, E)
+    elif s.size != T * 3 * E:
+        parts = np.stack([values] * 3)  # no reading: three tensors of a shape that doesn't fit
+    elif s.shape[0] == 3 and s.ndim > 1 and s.shape[-1] != 3 * E:
+        parts = s
+        if T == s.shape[1] == 3:  # either may be the positions: what is much nearer to ours is
+            near, other = (_apart(order, prefix, config, ours, wanted) for order in (s, s.swapaxes(0, 1)))
+            parts = s.swapaxes(0, 1) if other < 0.5 * near else s
+    else:
+        parts = s.reshape(T, 3, E).transpose(1, 0, 2)
+    for letter, part in zip("qkv", parts, strict=True):
+        yield prefix + letter, part
+
+
+def _apart(parts: Array, prefix: str, config: GPT2Config, ours: Trace, wanted: Mapping[str, Tensor]) -> float:
+    """The distance of q, k and v from ours."""
+    found = 0.0
+    for letter, part in zip("qkv", parts, strict=True):
+        tensor, right = wanted[prefix + letter], ours[prefix + letter]
+        found += relative(*comparable(_line_up(part, tensor, right, config, ""), tensor, right)[:2])
+    return found
+
+
+def _readings(values: Array, tensor: Tensor, config: GPT2Config) -> Iterator[tuple[Array, str, bool]]:
+    """Ways to see an array as the tensor: (array in its shape, what was done, whether it is the last row alone)."""
+    shape, axes = tensor.shape, tensor.axes
+    E, H, D = config.n_embd, config.n_head, config.head_dim
+    lean = tuple(n for n in shape if n != 1)
+    s = values.reshape([n for n in values.shape if n != 1])
+    if values.shape == shape:
+        yield values, "", False
+    if axes in ("", "T", "N"):
+        flat = values.reshape(-1)
+        if flat.size == int(np.prod(shape)):
+            yield flat.reshape(shape), "", False
+        if axes == "N" and flat.size > shape[0]:
+            yield flat[: shape[0]], f"the first {shape[0]} of {flat.size}", False
+            yield flat[-shape[0] :] if shape[0] else flat[:0], f"the last {shape[0]} of {flat.size}", False
+        return
+    for order in itertools.permutations(range(s.ndim)) if s.ndim == len(lean) else ():
+        if axes == "HTS" and order[-2:] != tuple(sorted(order[-2:])):
+            continue  # queries and positions are as many: exchanged, they would be another's fault
+        if s.transpose(order).shape == lean:
+            straight = order == tuple(range(s.ndim))
+            yield s.transpose(order).reshape(shape), "" if straight else f"axes taken in the order {order}", False
+    if axes == "V" or axes == "TV":
+        V = shape[-1]
+        if s.ndim in (1, 2) and s.shape[-1] > V and s.shape[:-1] == tuple(n for n in shape[:-1] if n != 1):
+            yield s[..., :V].reshape(shape), f"the first {V} of a padded vocabulary of {s.shape[-1]}", False
+    if axes == "HTD":
+        T = shape[1]
+        cached = "cache" in tensor.name
+        for part, what in _slots(s, T, E, H, D) if cached else ((s, ""),):
+            if part.shape == (T, E) or (T == 1 and part.shape == (E,)):
+                yield part.reshape(T, H, D).transpose(1, 0, 2), f"{what}the heads were side by side", False
+            elif part.shape == (E, T):
+                yield part.T.reshape(T, H, D).transpose(1, 0, 2), f"{what}transposed, heads side by side", False
+            elif what and part.shape == shape:
+                yield part, what.removesuffix(", "), False
+            elif what and part.shape == (T, H, D):
+                yield part.transpose(1, 0, 2), f"{what}heads second", False
+        if s.ndim == 3 and s.shape[1] == T and s.shape[0] != H and s.shape[0] * s.shape[2] == E:
+            whole = s.transpose(1, 0, 2).reshape(T, H, D).transpose(1, 0, 2)
+            yield whole, f"there are {s.shape[0]} heads, the model has {H}", False
+        if T > 1 and s.size == E:
+            yield s.reshape(H, 1, D), "the last position alone", True
+    if axes == "HTS":
+        T = shape[1]
+        t = values.reshape(values.shape[1:]) if values.ndim == 4 and values.shape[0] == 1 else values
+        if t.ndim == 3 and t.shape[:2] == (H, T) and t.shape[2] > T:
+            yield t[..., :T], f"the first {T} of {t.shape[2]} positions", False
+        if T > 1 and s.size == H * T:
+            yield s.reshape(H, 1, T), "the last position alone", True
+    if axes in ("TE", "TF", "TV"):
+        T, W = shape
+        if axes == "TE" and s.ndim == 3 and s.size == T * E:
+            if s.shape == (H, T, D):
+                yield s.transpose(1, 0, 2).reshape(shape), "the heads were apart", False
+            if s.shape == (T, H, D):
+                yield s.reshape(shape), "the heads were apart", False
+        if T > 1 and s.shape == (W,):
+            yield s.reshape(1, W), "the last position alone", True
+    if s.ndim == 1 and s.size == int(np.prod(shape)):
+        yield s.reshape(shape), "flat, row by row", False
+
+
+def _slots(s: Array, T: int, E: int, H: int, D: int) -> Iterator[tuple[Array, str]]:
+    """A cache, and the first T slots of one that has room for more."""
+    yield s, ""
+    if s.ndim == 3 and s.shape[1] > T and (s.shape[0], s.shape[2]) == (H, D):
+        yield s[:, :T], f"the first {T} of {s.shape[1]} slots, "
+    if s.ndim == 3 and s.shape[0] > T and s.shape[1:] == (H, D):
+        yield s[:T], f"the first {T} of {s.shape[0]} slots, "
+    if s.ndim == 2 and s.shape[0] > T and s.shape[1] == E:
+        yield s[:T], f"the first {T} of {s.shape[0]} slots, "
+
+
+def _line_up(values: Array, tensor: Tensor, ours: Array, config: GPT2Config, source: str) -> Aligned:
+    """The reading that stands first, unless another is much nearer to ours."""
+    best: tuple[float, Aligned] | None = None
+    for array, note, last in _readings(values, tensor, config):
+        read = Aligned(array, source, note, last)
+        distance = relative(*comparable(read, tensor, ours)[:2])
+        if best is None or distance < 0.5 * best[0]:
+            best = distance, read
+    if best is None:
+        return Aligned(values, source, fits=False)
+    return best[1]

@@ -1,0 +1,81 @@
+"""The ladder's names for what engines call their tensors."""
+
+from __future__ import annotations
+
+import re
+
+from llorch.validate.ladder.rungs import block_name
+
+# Engines' names for a block's tensors, without case and punctuation: Hugging Face's modules, nanoGPT, llama.cpp's
+# graph and GGUF's tensors, llm.c's buffers, and what people call them in ports to Rust.
+KINDS = {
+    "ln_1": "ln_1 ln1 attn_norm input_layernorm norm1 norm_1",
+    "attn.qkv": "attn.c_attn c_attn qkv attn_qkv attn.qkv wqkv bqkv attn.qkv_proj",
+    "attn.q": "attn.q q attn_q Qcur query attn.query attn.q_proj q_proj",
+    "attn.k": "attn.k k attn_k Kcur key attn.key attn.k_proj k_proj",
+    "attn.v": "attn.v v attn_v Vcur value attn.value attn.v_proj v_proj",
+    "attn.cache_k": "attn.cache_k cache_k k_cache attn.k_cache key_cache cache.k cache.key past_key kv_cache.k "
+    "kv_cache.key",
+    "attn.cache_v": "attn.cache_v cache_v v_cache attn.v_cache value_cache cache.v cache.value past_value kv_cache.v "
+    "kv_cache.value",
+    "attn.scores": "attn.scores scores attn_scores preatt attention_scores",
+    "attn.context": "attn.context context kqv_out atty attn.atty attn.heads attn.merged",
+    "attn.c_proj": "attn.c_proj attn attn_out attn_output attproj attn.out attn.output attn.o_proj attn.resid_dropout "
+    "attention attention_output",
+    "residual": "residual ffn_inp residual2 resid_mid",
+    "ln_2": "ln_2 ln2 ffn_norm post_attention_layernorm norm2 norm_2",
+    "mlp.c_fc": "mlp.c_fc c_fc ffn_up fch mlp.fc1 mlp.fc_in",
+    "mlp.act": "mlp.act act ffn_gelu fch_gelu mlp.gelu gelu mlp.activation",
+    "mlp.c_proj": "mlp.c_proj mlp ffn ffn_out ffn_down fcproj mlp.fc2 mlp.fc_out mlp.dropout feed_forward mlp_out",
+    "": "l_out residual3 out output block_output resid_post",
+}
+GLOBAL = {
+    "ids": "ids input_ids tokens token_ids prompt_ids inp_tokens",
+    "embed": "embed embd inpL encoded drop embedding embeddings hidden_states.0 inputs_embeds",
+    "ln_f": "ln_f lnf result_norm norm final_norm output_norm final_layernorm",
+    "logits": "logits lm_head result_output output lm_logits",
+    "last_logits": "last_logits logits_last final_logits",
+    "argmax": "argmax next_token next_id",
+    "probs": "probs probabilities softmax",
+    "generated": "generated generated_ids new_ids new_tokens generated_tokens",
+}
+PREFIX = re.compile(r"^(transformer|model|module|gpt2|gpt|backbone)\.", re.IGNORECASE)
+LAYER = (
+    re.compile(r"^(?:h|blocks?|layers?|blk|block)[._\[]?(?P<layer>\d+)\]?(?:[._](?P<kind>.*))?$", re.IGNORECASE),
+    re.compile(r"^(?:past_key_values|past|kv_cache|kv|cache)[._](?P<layer>\d+)[._](?P<kind>keys?|values?|k|v)$"),
+    re.compile(r"^(?P<kind>[A-Za-z_]\w*?)-(?P<layer>\d+)$"),
+)
+
+
+def _squashed(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+_KINDS = {_squashed(alias): kind for kind, aliases in KINDS.items() for alias in aliases.split()}
+_GLOBAL = {_squashed(alias): name for name, aliases in GLOBAL.items() for alias in aliases.split()}
+
+
+def canonical(name: str, layers: int) -> str | None:
+    """The ladder's name for an engine's, None if it isn't known; "h.3.attn.qkv" for q, k and v in one; "*.ln_1" for a
+    kind of all blocks in one array."""
+    plain = name
+    while PREFIX.match(plain):
+        plain = PREFIX.sub("", plain)
+    plain = re.sub(r"\.(output|out)$", "", plain) if "." in plain else plain
+    if match := re.fullmatch(r"hidden_states\.(\d+)", plain):
+        number = int(match[1])
+        if number > layers:
+            return None
+        return "embed" if number == 0 else "ln_f" if number == layers else block_name(number - 1)
+    for i, pattern in enumerate(LAYER):
+        if match := pattern.match(plain):
+            layer, kind = int(match["layer"]), match["kind"] or ""
+            if i == 1:
+                kind = "attn.cache_" + kind[0]
+            elif kind:
+                kind = _KINDS.get(_squashed(kind), "?")
+            return None if kind == "?" or layer >= layers else block_name(layer, kind)
+    squashed = _squashed(plain)
+    if squashed in _GLOBAL:
+        return _GLOBAL[squashed]
+    return f"*.{_KINDS[squashed]}" if squashed in _KINDS else None

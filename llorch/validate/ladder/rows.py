@@ -1,0 +1,101 @@
+"""What was found of one tensor of the ladder: whether it is within its tolerance, where it is furthest off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch.validate.ladder import distance
+from llorch.validate.ladder.distance import Aligned
+from llorch.validate.ladder.rungs import Tensor
+
+Array = NDArray[Any]
+Status = Literal["ok", "diverges", "absent"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one tensor.
+
+    source : their name for it. against : what it was compared with, if that isn't ours. worst : where the largest
+    difference is. errors : of the tensor's own unit: absolute, in ULP of float32, relative L2.
+    """
+
+    tensor: Tensor
+    status: Status
+    source: str = ""
+    note: str = ""
+    against: str = ""
+    absolute: float = 0.0
+    ulp: float = 0.0
+    relative: float = 0.0
+    worst: tuple[int, ...] = ()
+    theirs: float = 0.0
+    ours: float = 0.0
+    wrong: int = 0  # values beyond the tolerance
+    size: int = 0
+    tolerance: float | None = None  # where it isn't the tensor's own
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance that was used, before it is scaled."""
+        return self.tensor.tolerance if self.tolerance is None else self.tolerance
+
+    @property
+    def how(self) -> str:
+        """The divergence in words."""
+        if self.note and not self.size:
+            return self.note
+        where = f" at {list(self.worst)}" if self.worst else ""
+        whole = self.tensor.dtype == "int64"
+        values = f"{_number(self.theirs, whole)}, {self.against or 'ours'} has {_number(self.ours, whole)}"
+        sizes = "" if whole else f"; {self.ulp:.3g} ULP there; relative L2 {self.relative:.1e}"
+        share = f"{self.wrong:,} of {self.size:,} values"
+        return f"{share} differ, most{where}: {values}" + ("" if whole else f" ({self.absolute:.1e} apart{sizes})")
+
+
+def _number(x: float, whole: bool) -> str:
+    """whole: a token id, which in a wrong dump may be anything."""
+    if whole:
+        return str(int(x) if x.is_integer() else x)
+    return f"{x:.6g}"
+
+
+def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None = None, against: str = "") -> Row:
+    """The row of one array beside what it should be, in the tensor's shape."""
+    tolerance = tensor.tolerance if tolerance is None else tolerance
+    theirs, ours, finite = distance.comparable(read, tensor, want)
+    d = distance.differences(theirs, ours)
+    limit = np.full(d.shape, tolerance)
+    if tensor.rung.scaled and tolerance and d.ndim:
+        squares = np.where(finite, ours, 0.0) ** 2
+        count = np.maximum(finite.sum(axis=-1, keepdims=True), 1)
+        limit = limit * np.maximum(1.0, np.sqrt(squares.sum(axis=-1, keepdims=True) / count))
+    wrong = d > limit
+    if not d.size:
+        return Row(tensor, "ok", read.source, read.note, against, tolerance=tolerance)
+    with np.errstate(over="ignore"):
+        worst = np.where(wrong, d / np.maximum(limit, 1e-300), 0) if wrong.any() else d
+    at = np.unravel_index(int(np.argmax(worst)), d.shape)
+    unit = np.where(finite, distance.ulp(ours), 1.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        in_ulp = float(d[at] / unit[at])
+    return Row(
+        tensor,
+        "diverges" if wrong.any() else "ok",
+        read.source,
+        read.note,
+        against,
+        float(d[at]),
+        in_ulp,
+        distance.relative(theirs, ours),
+        tuple(int(i) for i in at),
+        float(theirs[at]),
+        float(ours[at]),
+        int(wrong.sum()),
+        d.size,
+        tolerance,
+    )
