@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from llorch._text import shown
 from llorch.commands import common
 from llorch.commands.options import file_option, layers_option
 
@@ -15,7 +16,7 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
         if not (theirs and equals and ours):
             raise click.BadParameter(f"{value!r} must be THEIRS=OURS, such as layer0.norm=h.0.ln_1")
         if theirs in found:
-            raise click.BadParameter(f"{theirs} is mapped twice, to {found[theirs]} and {ours}")
+            raise click.BadParameter(f"{shown(theirs)} is mapped twice, to {shown(found[theirs])} and {shown(ours)}")
         found[theirs] = ours
     return found
 
@@ -57,7 +58,7 @@ def command(
     """
     for option, path in (("--json", json_path), ("--report", report_path)):
         if path is not None and path.exists() and any(dump.exists() and path.samefile(dump) for dump in (theirs, ours)):
-            raise click.UsageError(f"{option} {path} is one of the dumps, it must be another file")
+            raise click.UsageError(f"{option} {shown(str(path))} is one of the dumps, it must be another file")
     from llorch.validate.ladder import dumps
     from llorch.validate.ladder.compare import compare
     from llorch.validate.ladder.sources import Model

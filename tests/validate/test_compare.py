@@ -3,6 +3,10 @@
 import contextlib
 import json
 import re
+import subprocess
+import sys
+import time
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -14,6 +18,7 @@ from safetensors.numpy import save_file
 
 from llorch import validate
 from llorch.cli import main
+from llorch.validate.kernels import determinism
 from llorch.validate.ladder import dumps, faults, rungs, selftest
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
@@ -461,7 +466,7 @@ def test_a_broken_compressed_npz(tmp_path):
         broken[at : at + 5] = b"\xff" * 5
         (tmp_path / "y.npz").write_bytes(broken)
         with contextlib.suppress(ValueError):  # a name may be another and the file still whole
-            dumps.read(tmp_path / "y.npz")
+            list(dumps.read(tmp_path / "y.npz").arrays.values())
 
 
 def test_two_arrays_of_one_name(tmp_path):
@@ -487,7 +492,7 @@ def test_a_shape_that_numpy_has_not(tmp_path):
     for shape in ([0, 10**30], [1] * 65 + [0]):
         header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
         (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-        with pytest.raises(ValueError, match=r"x\.safetensors: tensor a has shape \(.*, NumPy has no such array"):
+        with pytest.raises(ValueError, match=r"x\.safetensors: tensor a has shape \(.*, which no array can have"):
             dumps.read(tmp_path / "x.safetensors")
 
 
@@ -625,3 +630,224 @@ def test_a_dump_is_not_overwritten(tmp_path, option, which):
     result = CliRunner().invoke(main, ["compare", *map(str, paths), option, str(paths[which])])
     assert result.exit_code == 2 and f"{option} {paths[which]} is one of the dumps" in result.output
     assert [path.read_bytes() for path in paths] == before
+
+
+# ---- dumps that want to fill the memory, take for ever, or write on the terminal ---------------------------------
+
+
+def bomb(path, name="h.0.attn.scores", count=(1 << 28) - 1024, descr="|i1", method=zipfile.ZIP_DEFLATED, level=1):
+    """An npz of 1.2 MB whose one member expands to `count` bytes; as shared/cases has it."""
+    with (
+        zipfile.ZipFile(path, "w", method, compresslevel=level) as archive,
+        archive.open(f"{name}.npy", "w", force_zip64=True) as member,
+    ):
+        itemsize = np.dtype(descr).itemsize
+        header = {"descr": descr, "fortran_order": False, "shape": (count // itemsize,)}
+        np.lib.format.write_array_header_1_0(member, header)
+        piece = bytes(1 << 20)
+        for first in range(0, count, 1 << 20):
+            member.write(piece[: count - first])
+    return path
+
+
+def measured(work):
+    """What work() returns, the processor's seconds it took, and the most memory that Python and NumPy had at once."""
+    tracemalloc.start()
+    try:
+        clock = time.process_time()
+        found = work()
+        return found, time.process_time() - clock, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def bombs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bombs")
+    return {name: bomb(folder / f"{i}.npz", name) for i, name in enumerate(("h.0.attn.scores", "preatt", "something"))}
+
+
+def test_a_bomb_is_refused_from_its_header(bombs):
+    path = bombs["h.0.attn.scores"]
+    assert path.stat().st_size < 1_300_000
+    result, seconds, memory = measured(lambda: compare_dumps(dumps.read(path), right(), network()))
+    assert seconds < 2 and memory < 20e6, (seconds, memory)
+    assert result.first.tensor.name == "h.0.attn.scores" and result.diagnosis is None and result.tried == 0
+    assert result.first.note == "it has shape (268434432,), it must be (4, 12, 12) (H, T, S)"
+    assert result.notes == ["refused by the header, more values than the ladder's shape allows: h.0.attn.scores"]
+
+
+def test_the_command_refuses_a_bomb_in_little_memory(bombs, files):
+    """In a process that may have no more than a small dump needs."""
+    code = f"""
+import resource, sys, time
+from llorch.cli import main
+from llorch.validate.report import html, json, terminal
+from llorch.validate.ladder import compare, sources
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1))
+clock = time.process_time()
+try:
+    main(["compare", {str(bombs["h.0.attn.scores"])!r}, {str(files / "ours.safetensors")!r}])
+finally:
+    print(time.process_time() - clock, file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=determinism.child_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "First divergence: h.0.attn.scores" in done.stdout, done.stderr
+    assert "refused by the header" in done.stdout
+    assert float(done.stderr.splitlines()[-1]) < 2
+
+
+def test_what_is_not_of_the_ladder_is_not_read(bombs):
+    """A member of another name, and one of all blocks that has as many parts as no model has."""
+    for name in ("something", "preatt"):
+        theirs = dumps.read(bombs[name])
+        both = Dump(theirs.arrays, {}, "theirs")
+
+        def work(both=both):
+            with pytest.raises(ValueError, match="no tensor whose name is known"):
+                compare_dumps(both, right())
+
+        _, seconds, memory = measured(work)
+        assert seconds < 2 and memory < 20e6, (name, seconds, memory)
+
+
+def test_the_bomb_would_be_read_if_it_were_asked_for(tmp_path):
+    """The negative control of the measurement: where its shape is possible, its values cost what they cost."""
+    path = bomb(tmp_path / "b.npz", count=30 << 20)
+    values, _, memory = measured(lambda: dumps.read(path).arrays["h.0.attn.scores"])
+    assert values.shape == (30 << 20,) and memory > 30e6
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_method_that_unpacks_without_bound_is_refused(tmp_path, method):
+    path = bomb(tmp_path / "b.npz", count=1 << 20, method=method)
+    with pytest.raises(ValueError, match=r"b\.npz is not an \.npz file that can be read: .* is packed by method"):
+        dumps.read(path)
+
+
+def test_a_header_of_npy_that_is_a_bomb_is_refused(tmp_path):
+    """The format has room for a header of 4 GB, and NumPy reads it before it looks how long it is."""
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as file, file.open("a.npy", "w") as member:
+        member.write(b"\x93NUMPY\x02\x00" + (200 << 20).to_bytes(4, "little"))
+        for _ in range(200):
+            member.write(b" " * (1 << 20))
+
+    def work():
+        with pytest.raises(ValueError, match=r"a\.npy announces a header of 209,715,200 bytes"):
+            dumps.read(tmp_path / "b.npz")
+
+    _, seconds, memory = measured(work)
+    assert seconds < 2 and memory < 20e6
+
+
+@pytest.mark.parametrize("text", ["(" * 9000, "{'shape': " + "9" * 6000, "[" * 3000 + "]" * 3000, "{}", "1/0", "()"])
+def test_a_header_of_npy_that_is_none(tmp_path, text):
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as file:
+        file.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+    with pytest.raises(ValueError, match=r"b\.npz is not an \.npz file that can be read: the header of a\.npy"):
+        dumps.read(tmp_path / "b.npz")
+
+
+def test_a_large_tensor_of_safetensors_is_not_read(tmp_path):
+    size = 1 << 28
+    entries = {"h.0.ln_1": {"dtype": "I8", "shape": [size], "data_offsets": [0, size]}}
+    text = json.dumps(entries).encode()
+    with (tmp_path / "b.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(file.tell() + size)  # a hole: it takes no room
+    result, seconds, memory = measured(lambda: compare_dumps(dumps.read(tmp_path / "b.safetensors"), right()))
+    assert seconds < 2 and memory < 20e6
+    assert result.first.note == "it has shape (268435456,), it must be (12, 128) (T, E)"
+
+
+def test_the_same_tensor_by_very_many_names_is_refused(tmp_path):
+    prefix = "model."
+    arrays = {prefix * i + "h.0.ln_1": right().arrays["h.0.ln_1"] for i in range(17)}
+    with pytest.raises(ValueError, match=r"theirs has 17 tensors for h\.0\.ln_1, at most 16: h\.0\.ln_1, model\.h"):
+        against(arrays)
+    assert against(dict(list(arrays.items())[:16])).holds
+
+
+def test_room_that_is_forgiven_is_room_for_the_context():
+    """A cache and scores of the model's whole context are read; one more position is not."""
+    a = right().arrays
+    context = embedded().config.n_positions
+    for name, axis in (("h.1.attn.cache_k", 1), ("h.1.attn.scores", 2)):
+        for length, read in ((context, True), (context + 1, False)):
+            room = np.zeros(tuple(length if i == axis else n for i, n in enumerate(a[name].shape)), np.float32)
+            room[tuple(slice(n) for n in a[name].shape)] = a[name]
+            result = against({name: room})
+            assert result.holds == read
+            assert bool(result.notes) != read
+
+
+@pytest.mark.parametrize("digits", ["1" * 5000, "9" * 6, "١", "²", "-1", "0x1", "1_0"])
+@pytest.mark.parametrize("form", ["h.{}.ln_1", "ln_1-{}", "past_key_values.{}.key", "hidden_states.{}", "h[{}].ln_1"])
+def test_digits_that_are_no_number_of_a_block(form, digits):
+    assert canonical(form.format(digits), N) is None
+    result = against({form.format(digits): np.zeros(3), "ln_f": right().arrays["ln_f"]})
+    assert result.unknown == [form.format(digits)] and result.holds
+
+
+def test_a_name_of_a_hundred_million_characters_takes_no_time():
+    name = "model." * (10**8 // 6) + "h.0.ln_1"
+    clock = time.process_time()
+    assert canonical(name, N) is None
+    assert time.process_time() - clock < 0.1
+
+
+EVIL = "x\x1b]0;title\x07\x1b[2Jy\u202ez\u2028\x9b31m"
+
+
+def controls(text):
+    """Characters that no output may have, but ends of lines."""
+    return {c for c in text if not c.isprintable() and c != "\n"}
+
+
+def test_no_control_character_reaches_the_terminal_or_the_page(files, tmp_path):
+    """In names, types, metadata and file names; of a dump that agrees, diverges, is refused, or is broken."""
+    ln = dumps.read(files / "ours.safetensors").arrays["h.0.ln_1"]
+    ours = tmp_path / f"ours{EVIL}.safetensors"
+    ours.write_bytes((files / "ours.safetensors").read_bytes())
+
+    def written(entries, metadata=None):
+        first, header = 0, {"__metadata__": metadata} if metadata else {}
+        for name, dtype in entries.items():
+            header[name] = {"dtype": dtype, "shape": list(ln.shape), "data_offsets": [first, first + ln.nbytes]}
+            first += ln.nbytes
+        text = json.dumps(header).encode()
+        path = tmp_path / f"{EVIL}.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + ln.tobytes() * len(entries))
+        return path
+
+    npz = tmp_path / f"n{EVIL}.npz"
+    seen = 0
+    meta = {EVIL: EVIL, "model_sha256": EVIL, "prompt": EVIL}
+    for make, arguments in (
+        (lambda: written({EVIL: "F32", "h.0.ln_1": "F32"}, meta), ()),
+        (lambda: written({EVIL: "F32", "h.0.ln_1": "F32"}, meta), ("--map", f"{EVIL}=h.0.ln_2")),
+        (lambda: written({EVIL: "F32"}), ("--map", f"{EVIL}=h.0.{EVIL}")),
+        (lambda: written({"h.0.ln_1": "F32"}), ("--map", f"{EVIL}2=h.0.ln_1")),
+        (lambda: written({"h.0.ln_1": EVIL}), ()),
+        (lambda: written({EVIL: "BOOL"}), ()),
+        (lambda: written({EVIL: "F32"}), ()),
+        (lambda: np.savez(npz, **{EVIL: ln, f"model.{EVIL}": ln, "ln_f": ln}) or npz, ()),
+        (lambda: np.savez(npz, **{EVIL: np.array(["text"])}) or npz, ()),
+        (lambda: npz.write_bytes(b"PK\x03\x04" + EVIL.encode()) and npz, ()),
+        (lambda: tmp_path / f"absent{EVIL}.npz", ()),
+    ):
+        page, data = tmp_path / "x.html", tmp_path / "x.json"
+        result = invoke(make(), ours, *arguments, "--report", page, "--json", data)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        texts = [result.output] + [path.read_text() for path in (page, data) if path.exists()]
+        for text in texts:
+            assert controls(text) == set(), (arguments, text[-300:])
+            seen += r"\x1b]0;title" in text or r"\u001b]0;title" in text
+    assert seen > 15  # the negative control: the name was there to be shown
+
+
+def test_control_characters_would_be_seen():
+    assert controls(EVIL) == {"\x1b", "\x07", "\u202e", "\u2028", "\x9b"} and controls("a\nb é") == set()

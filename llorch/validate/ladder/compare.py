@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llorch._text import shown
 from llorch.validate.ladder import dumps, layouts, rungs
 from llorch.validate.ladder.diagnose import Diagnosis, diagnose
 from llorch.validate.ladder.distance import Aligned
 from llorch.validate.ladder.dumps import Dump
-from llorch.validate.ladder.network import Float64, Network, Progress, Trace, silent
+from llorch.validate.ladder.network import Float64, Network, Progress, silent
 from llorch.validate.ladder.rows import Row, measure
 from llorch.validate.ladder.rungs import Tensor
 from llorch.validate.ladder.sources import Model
@@ -84,7 +85,8 @@ def compare(
     at_hand = model if isinstance(model, Model) else Model(model)
     sha256 = ours.metadata.get("model_sha256")
     if sha256 and at_hand.sha256 != sha256:
-        raise ValueError(f"{ours.name} is of another model: {sha256}, not {at_hand.sha256}, which is {at_hand.folder}")
+        folder = shown(str(at_hand.folder))
+        raise ValueError(f"{ours.name} is of another model: {shown(sha256)}, not {at_hand.sha256}, which is {folder}")
     return compare_dumps(theirs, ours, at_hand.network, names, progress)
 
 
@@ -113,9 +115,13 @@ def compare_dumps(
     if passed := [name for read in reads.values() for name in read.passed]:
         again = dumps.names_of([*dict.fromkeys(passed)], 12)
         notes.append(f"not compared, another tensor is read for the same and has other values: {again}")
+    if unread := [name for name, read in reads.items() if read.unread is not None]:
+        notes.append(f"refused by the header, more values than the ladder's shape allows: {dumps.names_of(unread, 12)}")
     diagnosis, tried = None, 0
     if first is not None and first.tensor.name == "ids":
         notes.append("the prompts differ: nothing after them can agree")
+    elif first is not None and reads[first.tensor.name].unread is not None:
+        pass  # no fault gives such a shape
     elif first is not None and network is None:
         notes.append("no model was given (--model), so no fault was tried")
     elif first is not None and network is not None:
@@ -127,27 +133,25 @@ def _check_ours(ours: Dump, wanted: Sequence[Tensor]) -> None:
     for tensor in wanted:
         if tensor.name not in ours.arrays:
             raise ValueError(f"{ours.name} has no tensor {tensor.name}: it must be a dump that llorch wrote")
-        if ours.arrays[tensor.name].shape != tensor.shape:
-            raise ValueError(
-                f"{ours.name}: {tensor.name} has shape {ours.arrays[tensor.name].shape}, it must be {tensor.shape}"
-            )
+        if (shape := ours.shape(tensor.name)) != tensor.shape:
+            raise ValueError(f"{ours.name}: {tensor.name} has shape {shown(shape)}, it must be {tensor.shape}")
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------
 
 
-def _row(tensor: Tensor, reads: Mapping[str, Aligned], ours: Trace) -> Row:
+def _row(tensor: Tensor, reads: Mapping[str, Aligned], ours: Mapping[str, Array]) -> Row:
     read = reads.get(tensor.name)
     if read is None:
         return Row(tensor, "absent")
     if not read.fits:
-        note = f"it has shape {read.values.shape}, it must be {tensor.shape} ({', '.join(tensor.axes)})"
+        note = f"it has shape {shown(read.shape)}, it must be {tensor.shape} ({', '.join(tensor.axes)})"
         return Row(tensor, "diverges", read.source, note, absolute=math.inf, relative=math.inf, ulp=math.inf)
     want, against, tolerance = _wanted(tensor, reads, ours)
     return measure(tensor, read, want, tolerance, against)
 
 
-def _wanted(tensor: Tensor, reads: Mapping[str, Aligned], ours: Trace) -> tuple[Array, str, float]:
+def _wanted(tensor: Tensor, reads: Mapping[str, Aligned], ours: Mapping[str, Array]) -> tuple[Array, str, float]:
     """What a tensor is compared with. A rung checks its own step: the cache is compared with their own k and v, the
     last logits and the probabilities with their own logits, if they are there; else with ours, as what they are made of
     is."""

@@ -20,7 +20,8 @@ class Aligned:
 
     source : their name for it. note : how it was read, where that isn't as it stood. last : only the last position is
     there. fits : False if no reading has llorch's shape; values are as they came then. passed : other tensors of theirs
-    for the same, which have other values.
+    for the same, which have other values. unread : the shape of one with more values than any reading could take; it
+    isn't read, values are empty.
     """
 
     values: Array
@@ -29,6 +30,12 @@ class Aligned:
     last: bool = False
     fits: bool = True
     passed: list[str] = field(default_factory=list)
+    unread: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it came, where it doesn't fit."""
+        return self.values.shape if self.unread is None else self.unread
 
 
 def comparable(read: Aligned, tensor: Tensor, ours: Array) -> tuple[Array, Array, Array]:

@@ -1,20 +1,28 @@
-"""Dumps: files of a ladder's tensors. llorch's own are written here, anybody's are read."""
+"""Dumps: files of a ladder's tensors. llorch's own are written here, anybody's are read.
+
+Only headers are read at first: a tensor's values come when they are asked for, which is after its shape was looked at.
+So a dump costs the memory of what is compared, whatever else it holds or announces.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import llorch
-from llorch._text import printable as printable
-from llorch.models import loading as weights
+from llorch._text import printable, shown
+from llorch.files.safetensors import read_safetensors
+from llorch.files.tensor import Entry, Reader
 from llorch.models.gpt2 import GPT2Config
 
 if TYPE_CHECKING:
@@ -23,20 +31,57 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 VERSION = "1"  # of the dump's names and shapes
-SWELLS = 100, 1 << 28  # an .npz may unpack to so many times its size, or so many bytes: what is all zeros does
+NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+
+SWELLS = 100, 1 << 28  # an .npz may announce so many times its size, or so many bytes: what is all zeros does
+PACKED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # numpy.savez's two; others unpack without a bound
+LONGEST_NPY_HEADER = 10_000  # bytes, as NumPy has it
+MOST_AXES = 64
 
 # ---- files ---------------------------------------------------------------------------------------------------
 
-NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+
+class Stored(NamedTuple):
+    """An array of a file: its shape, and how to get its values."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Array]
+
+
+class StoredArrays(Mapping[str, Array]):
+    """The arrays of a file by name; each is read anew when it is asked for. ValueError if that can't be done."""
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> Array:
+        return self._stored[name].read()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As its header has it."""
+        return self._stored[name].shape
 
 
 @dataclass
 class Dump:
-    """The arrays of a file by name (bfloat16 as float32), and its metadata."""
+    """The arrays of a file by name (bfloat16 as float32), and its metadata. name: for people, printable."""
 
-    arrays: Trace
+    arrays: Mapping[str, Array]
     metadata: dict[str, str] = field(default_factory=dict)
     name: str = "dump"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of an array, which isn't read for it."""
+        return self.arrays.shape(name) if isinstance(self.arrays, StoredArrays) else self.arrays[name].shape
 
     @property
     def config(self) -> GPT2Config:
@@ -51,9 +96,10 @@ class Dump:
     @property
     def ids(self) -> list[int]:
         """The prompt's token ids."""
-        if "ids" not in self.arrays or self.arrays["ids"].ndim != 1:
+        ids = self.arrays["ids"] if "ids" in self.arrays and len(self.shape("ids")) == 1 else None
+        if ids is None or ids.dtype.kind not in "iu":
             raise ValueError(f"{self.name} has no tensor ids (T,): it must be a dump that llorch wrote")
-        return [int(id) for id in self.arrays["ids"]]
+        return [int(id) for id in ids]
 
 
 def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") -> dict[str, str]:
@@ -74,7 +120,7 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
     }
 
 
-def write(path: str | Path, trace: Trace, metadata: Mapping[str, str]) -> None:
+def write(path: str | Path, trace: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file. OSError if it can't be written."""
     from safetensors.numpy import save_file
 
@@ -82,67 +128,135 @@ def write(path: str | Path, trace: Trace, metadata: Mapping[str, str]) -> None:
 
 
 def read(path: str | Path) -> Dump:
-    """A .safetensors or .npz file.
+    """A .safetensors or .npz file. Its headers are read, and checked.
 
     FileNotFoundError; ValueError names the file and what is wrong with it: neither of the two, cut off, without
     tensors, a type that isn't a number's. Nothing is unpickled.
     """
     path = Path(path)
+    place = printable(str(path))
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {place}")
     if not path.stat().st_size:
-        raise ValueError(f"{path} is empty: it must be a .safetensors or .npz file")
+        raise ValueError(f"{place} is empty: it must be a .safetensors or .npz file")
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
-    dump = Dump(*(_read_npz(path), {}) if zipped else _read_safetensors(path), name=path.name)
-    if not dump.arrays:
-        raise ValueError(f"{path} has no tensors")
-    return dump
+    metadata, stored = ({}, _npz(path, place)) if zipped else _safetensors(path)
+    if not stored:
+        raise ValueError(f"{place} has no tensors")
+    return Dump(StoredArrays(stored), metadata, printable(path.name))
 
 
-def _read_npz(path: Path) -> Trace:
-    arrays, names, size = {}, [], path.stat().st_size
+def _safetensors(path: Path) -> tuple[dict[str, str], dict[str, Stored]]:
+    metadata, entries = read_safetensors(path)
+    for entry in entries.values():
+        if entry.format != "BF16" and entry.format not in NUMPY:
+            raise ValueError(f"{entry.place} is {shown(entry.format)}, it must be one of BF16, {', '.join(NUMPY)}")
+    return metadata, {name: Stored(entry.shape, partial(_of_entry, entry)) for name, entry in entries.items()}
+
+
+def _of_entry(entry: Entry) -> Array:
+    data = Reader().read(entry)
+    if entry.format == "BF16":
+        wide: Array = (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return wide.reshape(entry.shape)
+    return data.view(NUMPY[entry.format]).reshape(entry.shape)
+
+
+def _npz(path: Path, place: str) -> dict[str, Stored]:
+    size, arrays, twice, error = path.stat().st_size, {}, "", ""
     try:
-        with zipfile.ZipFile(path) as file:
-            unpacked = sum(member.file_size for member in file.infolist())
-        if unpacked <= max(SWELLS[0] * size, SWELLS[1]):
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
-                names = found.files
-                arrays = {name: found[name] for name in names}
-    except Exception as error:  # whatever zipfile, its decompressors and NumPy raise for a file that is broken
-        raise ValueError(f"{path} is not an .npz file that can be read: {error or type(error).__name__}") from None
-    if unpacked > max(SWELLS[0] * size, SWELLS[1]):
-        raise ValueError(f"{path} unpacks to {unpacked:,} bytes from {size:,}: it may be made to fill the memory")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path} has two arrays of the name {twice[0]}")
-    for name, values in arrays.items():
-        if not isinstance(values, np.ndarray):
-            raise ValueError(f"{path}: {name} is no array, it must be an .npz file as numpy.savez writes it")
-        if values.dtype.kind not in "fiub":
-            raise ValueError(f"{path}: tensor {name} is {values.dtype}, it must be numbers")
+        archive = zipfile.ZipFile(path)
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > max(SWELLS[0] * size, SWELLS[1]):
+            error = f"{place} unpacks to {unpacked:,} bytes from {size:,}: it may be made to fill the memory"
+        for member in () if error else archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            twice = twice or (name if name in arrays else "")
+            found = _npy_header(archive, member)
+            if found is None:
+                error = f"{place}: {shown(name)} is no array, it must be an .npz file as numpy.savez writes it"
+            elif found.dtype.kind not in "fiub":
+                error = f"{place}: tensor {shown(name)} is {shown(str(found.dtype))}, it must be numbers"
+            else:
+                arrays[name] = Stored(found.shape, partial(_of_member, archive, member, found, place))
+            if error:
+                break
+    except Exception as problem:  # whatever zipfile and its decompressors raise for a file that is broken
+        error = _unreadable(place, problem)
+    if error or twice:
+        raise ValueError(error or f"{place} has two arrays of the name {shown(twice)}")
     return arrays
 
 
-def _read_safetensors(path: Path) -> tuple[Trace, dict[str, str]]:
-    entries, reader, arrays = weights.read_header(path), weights.Reader(), {}
-    for name, entry in entries.items():
-        data = reader.bytes_of(entry, 0, entry.nbytes, name)
-        if entry.dtype == "BF16":
-            values = (data.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-        elif entry.dtype in NUMPY:
-            values = data.view(NUMPY[entry.dtype]).copy()
-        else:
-            raise ValueError(f"{path}: tensor {name} is {entry.dtype}, it must be one of BF16, {', '.join(NUMPY)}")
-        try:
-            arrays[name] = values.reshape(entry.shape)
-        except (ValueError, OverflowError):
-            raise ValueError(f"{path}: tensor {name} has shape {entry.shape}, NumPy has no such array") from None
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    found = header.get("__metadata__", {})
-    return arrays, {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+def _unreadable(place: str, problem: Exception) -> str:
+    return f"{place} is not an .npz file that can be read: {shown(str(problem) or type(problem).__name__)}"
+
+
+class NpyHeader(NamedTuple):
+    """What a .npy member says about itself. begin: of its values, in bytes."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran_order: bool
+    begin: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NpyHeader | None:
+    """None for a member that is no array. ValueError for one that is broken, unpacks without a bound, or holds objects.
+
+    NumPy's own reader takes as long a header as the file announces, and makes the array that it says.
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    if member.compress_type not in PACKED:
+        raise ValueError(f"{member.filename} is packed by method {member.compress_type}, numpy.savez has 0 and 8")
+    with archive.open(member) as stream:
+        if stream.read(6) != b"\x93NUMPY":
+            return None
+        major = stream.read(2)[0]
+        width = 2 if major == 1 else 4
+        length = int.from_bytes(stream.read(width), "little")
+        if length > LONGEST_NPY_HEADER:
+            raise ValueError(f"{member.filename} announces a header of {length:,} bytes")
+        text = stream.read(length).decode("utf-8" if major == 3 else "latin-1")
+    try:
+        entries = ast.literal_eval(text)
+        shape, fortran_order = entries["shape"], entries["fortran_order"]
+        dtype = np.lib.format.descr_to_dtype(entries["descr"])
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+        raise ValueError(f"the header of {member.filename} is not NumPy's") from None
+    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
+        raise ValueError(f"{member.filename} has the shape {shown(shape)}")
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds Python objects, which would have to be unpickled")
+    header = NpyHeader(dtype, shape, bool(fortran_order), 8 + width + length)
+    if len(shape) > MOST_AXES or header.begin + header.nbytes > member.file_size:
+        raise ValueError(f"{member.filename} has the shape {shown(shape)}, and {member.file_size:,} bytes")
+    return header
+
+
+def _of_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: NpyHeader, place: str) -> Array:
+    values = np.empty(math.prod(header.shape), header.dtype)
+    into = memoryview(values.data).cast("B") if values.size else memoryview(b"")
+    try:
+        with archive.open(member) as opened:
+            stream: Any = opened
+            stream.read(header.begin)
+            while len(into):
+                read = stream.readinto(into[: 1 << 20])
+                if not read:
+                    raise ValueError(f"{member.filename} is cut off")
+                into = into[read:]
+    except Exception as problem:  # as above
+        raise ValueError(_unreadable(place, problem)) from None
+    return values.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
 def names_of(sequence: Sequence[str], most: int = 6) -> str:
+    """For people: "a, b, c and 4 more"."""
     more = f" and {len(sequence) - most} more" if len(sequence) > most else ""
-    return ", ".join(map(printable, sequence[:most])) + more
+    return ", ".join(map(shown, sequence[:most])) + more

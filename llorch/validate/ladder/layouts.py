@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llorch._text import shown
 from llorch.models.gpt2 import GPT2Config
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Aligned, comparable, relative, same_bits
-from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.dumps import Dump, names_of
 from llorch.validate.ladder.names import canonical
 from llorch.validate.ladder.rungs import Tensor, block_name
-
-if TYPE_CHECKING:
-    from llorch.validate.ladder.network import Trace
 
 Array = NDArray[Any]
 
@@ -35,44 +34,94 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     first: dict[str, str] = {}
     for source, name in given.items():
         if source not in theirs.arrays:
-            raise ValueError(f"the map names {source}, {theirs.name} doesn't have it")
+            raise ValueError(f"the map names {shown(source)}, {theirs.name} doesn't have it")
         if name not in known:
-            raise ValueError(f"the map gives {source} the name {name}, which is not the ladder's")
+            raise ValueError(f"the map gives {shown(source)} the name {shown(name)}, which is not the ladder's")
         if first.setdefault(name, source) != source:
-            raise ValueError(f"the map gives both {first[name]} and {source} the name {name}")
-    pieces: list[tuple[int, str, str, Array]] = []  # preference, canonical name, source, values
+            raise ValueError(f"the map gives both {shown(first[name])} and {shown(source)} the name {name}")
+    pieces: list[_Piece] = []
     unknown = []
-    for source, values in theirs.arrays.items():
+    for source in theirs.arrays:
         found: str | None = given.get(source) or canonical(source, config.n_layer)
-        if found is None:
+        shape = theirs.shape(source)
+        if found is None or (found.startswith("*.") and shape[:1] != (config.n_layer,)):
             unknown.append(source)
-            continue
-        rank = 0 if source in given else 1 if source == found else 2
-        if found.startswith("*."):
-            if not values.ndim or values.shape[0] != config.n_layer:
-                unknown.append(source)
-                continue
-            stacked = [(block_name(i, found[2:]), values[i]) for i in range(config.n_layer)]
         else:
-            stacked = [(found, values)]
-        for name, array in stacked:
-            if name.endswith("attn.qkv"):
-                pieces += [(rank, n, source, part) for n, part in _thirds(name, array, config, ours.arrays, wanted)]
-            else:
-                pieces.append((rank, name, source, array))
+            pieces.append(_Piece(0 if source in given else 1 if source == found else 2, found, source, shape))
+    _check_count(pieces, theirs.name)
     result: dict[str, Aligned] = {}
-    for _, name, source, array in sorted(pieces, key=lambda piece: piece[0]):
-        if name == "logits" and T > 1 and array.size == array.shape[-1:][0] if array.ndim else False:
-            name = "last_logits"
-        read = _line_up(array, wanted[name], ours.arrays[name], config, source)
-        chosen = result.setdefault(name, read)
-        if chosen is not read and chosen.source not in given and not same_bits(read.values, chosen.values):
-            chosen.passed.append(source)
+    for piece in sorted(pieces, key=lambda piece: piece.rank):
+        for name, read in _read(piece, theirs, ours.arrays, config, wanted):
+            chosen = result.setdefault(name, read)
+            if chosen is not read and chosen.source not in given and not _alike(read, chosen):
+                chosen.passed.append(piece.source)
     return result, unknown
 
 
+MOST_SOURCES = 16  # tensors of theirs for one of the ladder's: hooks on a module and all that it holds are five or six
+
+
+class _Piece(NamedTuple):
+    """A tensor of theirs that is one of the ladder's, q, k and v in one, or a kind of every block in one."""
+
+    rank: int  # of preference
+    name: str  # h.3.ln_1, h.3.attn.qkv, *.ln_1
+    source: str
+    shape: tuple[int, ...]
+
+
+def _check_count(pieces: Sequence[_Piece], dump: str) -> None:
+    """Many names mean the same tensor, and each is read: a dump must not make that endless."""
+    sources: dict[str, list[str]] = {}
+    for piece in pieces:
+        sources.setdefault(piece.name, []).append(piece.source)
+    for name, found in sources.items():
+        if len(found) > MOST_SOURCES:
+            raise ValueError(f"{dump} has {len(found)} tensors for {name}, at most {MOST_SOURCES}: {names_of(found)}")
+
+
+def _alike(a: Aligned, b: Aligned) -> bool:
+    return a.unread is None and b.unread is None and same_bits(a.values, b.values)
+
+
+def most_values(tensor: Tensor, config: GPT2Config) -> int:
+    """The most values that their array for a tensor can have: room in a cache and for scores up to the context, a
+    padded vocabulary, new tokens behind the prompt. Any other axis is as long as llorch's, or 1."""
+    size, context = math.prod(tensor.shape), config.n_positions
+    if tensor.axes == "HTS" or (tensor.axes == "HTD" and "cache" in tensor.name):
+        return size // tensor.shape[1] * max(context, tensor.shape[1])
+    if tensor.axes in ("V", "TV"):
+        return size // tensor.shape[-1] * (tensor.shape[-1] + max(tensor.shape[-1], 1024))
+    return max(size, context + rungs.NEW_TOKENS) if tensor.axes == "N" else size
+
+
+def _read(
+    piece: _Piece, theirs: Dump, ours: Mapping[str, Array], config: GPT2Config, wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Aligned]]:
+    """The ladder's tensors of a piece, in llorch's shape; not read if they can't be."""
+    stacked = piece.name.startswith("*.")
+    kind = piece.name[2:]
+    whole = [block_name(i, kind) for i in range(config.n_layer)] if stacked else [piece.name]
+    fused = piece.name.endswith("attn.qkv")
+    parts = [[name[:-3] + letter for letter in "qkv"] if fused else [name] for name in whole]
+    size = math.prod(piece.shape) // len(whole)
+    if size > sum(most_values(wanted[name], config) for name in parts[0]):
+        shape = piece.shape[1:] if stacked else piece.shape
+        empty = np.empty((0,) * 9)  # a shape that no tensor of the ladder has
+        yield from ((n, Aligned(empty, piece.source, fits=False, unread=shape)) for names in parts for n in names)
+        return
+    values = theirs.arrays[piece.source]
+    for i, name in enumerate(whole):
+        array = values[i] if stacked else values
+        split = _thirds(name, array, config, ours, wanted) if fused else [(name, array)]
+        for found, part in split:
+            if found == "logits" and len(ours["ids"]) > 1 and part.ndim and part.size == part.shape[-1]:
+                found = "last_logits"
+            yield found, _line_up(part, wanted[found], ours[found], config, piece.source)
+
+
 def _thirds(
-    name: str, values: Array, config: GPT2Config, ours: Trace, wanted: Mapping[str, Tensor]
+    name: str, values: Array, config: GPT2Config, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Array]]:
     """q, k and v of one array: (T, 3E), (3, T, E), (3, H, T, D), (T, 3, H, D), with a batch axis or flat."""
     prefix, E, T = name.removesuffix("qkv"), config.n_embd, len(ours["ids"])
@@ -95,7 +144,9 @@ def _thirds(
         yield prefix + letter, part
 
 
-def _apart(parts: Array, prefix: str, config: GPT2Config, ours: Trace, wanted: Mapping[str, Tensor]) -> float:
+def _apart(
+    parts: Array, prefix: str, config: GPT2Config, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
+) -> float:
     """The distance of q, k and v from ours."""
     found = 0.0
     for letter, part in zip("qkv", parts, strict=True):

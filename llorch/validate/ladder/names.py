@@ -39,16 +39,22 @@ GLOBAL = {
     "probs": "probs probabilities softmax",
     "generated": "generated generated_ids new_ids new_tokens generated_tokens",
 }
-PREFIX = re.compile(r"^(transformer|model|module|gpt2|gpt|backbone)\.", re.IGNORECASE)
-LAYER = (
-    re.compile(r"^(?:h|blocks?|layers?|blk|block)[._\[]?(?P<layer>\d+)\]?(?:[._](?P<kind>.*))?$", re.IGNORECASE),
-    re.compile(r"^(?:past_key_values|past|kv_cache|kv|cache)[._](?P<layer>\d+)[._](?P<kind>keys?|values?|k|v)$"),
-    re.compile(r"^(?P<kind>[A-Za-z_]\w*?)-(?P<layer>\d+)$"),
+LONGEST = 200  # characters: no engine has longer names, and what is looked at must not take long
+NUMBER = "[0-9]{1,5}"  # of a block: a file may have thousands of digits there, or those of another script
+PREFIX = re.compile(r"(transformer|model|module|gpt2|gpt|backbone)\.", re.IGNORECASE)
+LAYER = tuple(
+    re.compile(pattern.replace("NUMBER", NUMBER), re.IGNORECASE | re.ASCII)
+    for pattern in (
+        r"(?:h|blocks?|layers?|blk|block)[._\[]?(?P<layer>NUMBER)\]?(?:[._](?P<kind>.*))?",
+        r"(?:past_key_values|past|kv_cache|kv|cache)[._](?P<layer>NUMBER)[._](?P<kind>keys?|values?|k|v)",
+        r"(?P<kind>[a-z_]\w*?)-(?P<layer>NUMBER)",
+    )
 )
 
 
 def _squashed(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    """Without case and punctuation; "" for one with letters or digits of another script, which is no engine's name."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()) if name.isascii() else ""
 
 
 _KINDS = {_squashed(alias): kind for kind, aliases in KINDS.items() for alias in aliases.split()}
@@ -58,20 +64,22 @@ _GLOBAL = {_squashed(alias): name for name, aliases in GLOBAL.items() for alias 
 def canonical(name: str, layers: int) -> str | None:
     """The ladder's name for an engine's, None if it isn't known; "h.3.attn.qkv" for q, k and v in one; "*.ln_1" for a
     kind of all blocks in one array."""
+    if len(name) > LONGEST:
+        return None
     plain = name
-    while PREFIX.match(plain):
-        plain = PREFIX.sub("", plain)
-    plain = re.sub(r"\.(output|out)$", "", plain) if "." in plain else plain
-    if match := re.fullmatch(r"hidden_states\.(\d+)", plain):
+    while match := PREFIX.match(plain):
+        plain = plain[match.end() :]
+    plain = re.sub(r"\.(output|out)\Z", "", plain) if "." in plain else plain
+    if match := re.fullmatch(rf"hidden_states\.({NUMBER})", plain):
         number = int(match[1])
         if number > layers:
             return None
         return "embed" if number == 0 else "ln_f" if number == layers else block_name(number - 1)
     for i, pattern in enumerate(LAYER):
-        if match := pattern.match(plain):
+        if match := pattern.fullmatch(plain):
             layer, kind = int(match["layer"]), match["kind"] or ""
             if i == 1:
-                kind = "attn.cache_" + kind[0]
+                kind = "attn.cache_" + kind[0].lower()
             elif kind:
                 kind = _KINDS.get(_squashed(kind), "?")
             return None if kind == "?" or layer >= layers else block_name(layer, kind)

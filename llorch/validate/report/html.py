@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from html import escape
 from itertools import groupby
 
+from llorch._text import printable, shown
 from llorch.validate.kernels.suites import KernelReport
 from llorch.validate.ladder import distance, dumps, layouts
 from llorch.validate.ladder.compare import Comparison
@@ -260,8 +261,8 @@ def said(first: Row | None, found: Diagnosis | None, tried: int) -> str:
 
 
 def facts(entries: Mapping[str, str]) -> str:
-    shown = [(dumps.printable(k), dumps.printable(v)) for k, v in entries.items()]
-    return table(["", ""], [[escape(k), f"<code>{escape(v)}</code>"] for k, v in shown])
+    rows = [[escape(shown(name)), f"<code>{escape(printable(value))}</code>"] for name, value in entries.items()]
+    return table(["", ""], rows)
 
 
 def now() -> str:
@@ -296,9 +297,8 @@ def of_ladder(result: Ladder, kernels: KernelReport | None = None) -> str:
     for suite in kernels.results if kernels else ():
         verdict += f"<p>Kernels, {escape(suite.line)}</p>"
     took = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
-    lead = (
-        f"{escape(result.model)}, prompt <code>{escape(repr(result.prompt))}</code>, {len(result.ids)} tokens; {now()}"
-    )
+    prompt = f"prompt <code>{escape(repr(result.prompt))}</code>, {len(result.ids)} tokens"
+    lead = f"{escape(printable(result.model))}, {prompt}; {now()}"
     entries = {"model SHA-256": result.sha256, "token ids": str(result.ids), **result.versions, "time": took}
     return page(
         "llorch validate",
@@ -348,7 +348,7 @@ def of_comparison(
     for key, value in versions().items():
         entries.setdefault(key, value)
     base = "float64" if model is not None else "llorch"
-    unknown = f"<p>{escape(', '.join(map(dumps.printable, result.unknown)))}</p>" if result.unknown else ""
+    unknown = f"<p>{escape(dumps.names_of(result.unknown, 200))}</p>" if result.unknown else ""
     return page(
         "llorch compare",
         lead,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llorch._text import printable, shown
 from llorch.validate.kernels.common import Check
 from llorch.validate.kernels.suites import KernelReport, SuiteResult, machine, summary
 from llorch.validate.ladder import dumps, rungs
@@ -73,7 +74,7 @@ def show_ladder(
     result: Ladder, console: Console, layers: Collection[int] | None = (0,), *, quiet: bool = False
 ) -> None:
     """layers: the blocks whose every tensor has a line of its own, None for all. quiet: no table."""
-    console.print(Text(f"{result.model}, prompt {result.prompt!r}: {len(result.ids)} tokens", style="bold"))
+    console.print(Text(f"{printable(result.model)}, prompt {result.prompt!r}: {len(result.ids)} tokens", style="bold"))
     with_peer = result.peer is not None
     peer = (">transformers", ">ULP", ">rel. L2", "allowed") if with_peer else ()
     table = _table(">rung", "tensor", "bits", ">noise", *peer)
@@ -118,7 +119,7 @@ def show_divergence(comparison: Comparison, console: Console) -> None:
     first = comparison.first
     if first is None:
         return
-    source = dumps.printable(first.source)
+    source = shown(first.source)
     name = first.tensor.name + (f" (their {source})" if source not in ("", first.tensor.name) else "")
     console.print(Text(f"\nFirst divergence: {name}", style=BAD))
     console.print(Text(f"  {first.tensor.place}: {first.tensor.what}"))
@@ -146,7 +147,7 @@ def show_comparison(result: Comparison, console: Console, layers: Collection[int
     for name, members in _groups(rows, layers):
         worst = max(members, key=lambda row: (row.status == "diverges", row.absolute))
         bad = worst.status == "diverges"
-        source = dumps.printable(worst.source) if len(members) == 1 and worst.source != name else ""
+        source = shown(worst.source) if len(members) == 1 and worst.source != name else ""
         table.add_row(
             _rung(members),
             name,
