@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from llorch._console import SafeConsole
 from llorch._text import printable, shown
 from llorch.validate.kernels.common import Check
 from llorch.validate.kernels.suites import KernelReport, SuiteResult, machine, summary
@@ -27,8 +28,8 @@ STYLES = {"pass": GOOD, "fail": BAD, "skip": "yellow", "info": "cyan"}
 
 def console() -> Console:
     """100 columns where the output is no terminal, and at most that in one."""
-    plain = Console()
-    return Console(width=min(WIDTH, plain.width) if plain.is_terminal else WIDTH)
+    plain = SafeConsole()
+    return SafeConsole(width=min(WIDTH, plain.width) if plain.is_terminal else WIDTH)
 
 
 def _table(*columns: str) -> Table:
