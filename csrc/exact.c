@@ -4,7 +4,7 @@
  * 10^5, and what isn't a number. So this is written to be right, not fast. Baseline code, compiled once, without fma
  * or any function of the C library: the same bits everywhere.
  *
- *   A value is h + l, two float64 with |l| <= ulp(h) / 2; every operation below is good to about 2^-102.
+ *   A value is a dd of double_double.h; every operation is good to about 2^-102.
  *   exp:   a = k ln 2 + r, |r| <= 0.35, 26 terms of the series of exp(r) - 1
  *   Phi:   phi(t) t sum of t^(2n) / (2n+1)!! is Phi(t) - 1/2, all terms positive; from TAIL on, where that would
  *          cancel, phi(t) / (t + 1/(t + 2/(t + 3/(t + ...)))) is 1 - Phi(t)
@@ -15,8 +15,7 @@
  * would resolve: `nudged` rounds those.
  *
  * Constants: tools/unary_constants.py. */
-#include <string.h>
-
+#include "double_double.h"
 #include "llorch.h"
 
 #define LN2_A 0x1.62e42fef00000p-1
@@ -32,55 +31,7 @@
 #define LEVELS 200
 #define TERMS 26
 
-typedef struct dd { double h, l; } dd;
-
-/* ---- arithmetic ------------------------------------------------------------------------------- */
-
-/* a + b = h + l exactly; |a| >= |b| or a = 0 */
-static dd quick_sum(double a, double b)
-{
-    double h = a + b;
-    return (dd){h, b - (h - a)};
-}
-
-static dd two_sum(double a, double b)
-{
-    double h = a + b, z = h - a;
-    return (dd){h, (a - (h - z)) + (b - z)};
-}
-
-/* a * b = h + l exactly (Dekker, Veltkamp), for products far from the ends of the range */
-static dd two_product(double a, double b)
-{
-    double p = a * b, s = a * 134217729.0, t = b * 134217729.0;
-    double ah = s - (s - a), al = a - ah, bh = t - (t - b), bl = b - bh;
-    return (dd){p, ((ah * bh - p) + ah * bl + al * bh) + al * bl};
-}
-
-static dd add(dd a, dd b)
-{
-    dd s = two_sum(a.h, b.h), t = two_sum(a.l, b.l);
-    s = quick_sum(s.h, s.l + t.h);
-    return quick_sum(s.h, s.l + t.l);
-}
-
-static dd multiply(dd a, dd b)
-{
-    dd p = two_product(a.h, b.h);
-    return quick_sum(p.h, p.l + (a.h * b.l + a.l * b.h));
-}
-
-static dd negative(dd a) { return (dd){-a.h, -a.l}; }
-static dd of(double a) { return (dd){a, 0.0}; }
-
-static dd divide(dd a, dd b)
-{
-    double q = a.h / b.h;
-    dd rest = add(a, negative(multiply(b, of(q))));
-    double q1 = rest.h / b.h;
-    rest = add(rest, negative(multiply(b, of(q1))));
-    return add(quick_sum(q, q1), of(rest.h / b.h));
-}
+/* ---- rounding --------------------------------------------------------------------------------- */
 
 /* 2^k for a normal result */
 static double power_of_two(int k)
@@ -89,28 +40,6 @@ static double power_of_two(int k)
     double p;
     memcpy(&p, &u, sizeof p);
     return p;
-}
-
-/* ---- rounding --------------------------------------------------------------------------------- */
-
-/* The float64 next to h: away from 0, or towards it. */
-static double step(double h, int away)
-{
-    uint64_t u;
-    memcpy(&u, &h, sizeof u);
-    u += away ? 1 : (uint64_t)-1;
-    memcpy(&h, &u, sizeof h);
-    return h;
-}
-
-/* To float32, also a subnormal one, once: h + l is first rounded to odd in float64. That can't make or lose a tie. */
-static float rounded(dd v)
-{
-    uint64_t u;
-    memcpy(&u, &v.h, sizeof u);
-    if ((v.l < 0.0 || v.l > 0.0) && !(u & 1))
-        v.h = step(v.h, (v.l > 0.0) == (v.h > 0.0));
-    return (float)v.h;
 }
 
 /* The result is v and a trifle more (away from 0) or less. */

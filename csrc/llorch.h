@@ -40,7 +40,7 @@ enum { LL_F32 = 0, LL_F16 = 1, LL_BF16 = 2, LL_DTYPES = 3 };
 static inline size_t ll_dtype_size(int dtype) { return dtype == LL_F32 ? 4 : 2; }
 
 /* Functions of one value: op, activation. */
-enum { LL_NONE = 0, LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_UNARY_OPS };
+enum { LL_NONE = 0, LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_RELU, LL_UNARY_OPS };
 
 /* ---- weights (ops/pack.c) -------------------------------------------------------------------- */
 
@@ -73,8 +73,8 @@ void ll_packed_row(const ll_weight *w, size_t k, float *y);
 
 typedef struct ll_norm_args {
     const void *x;        /* [rows, n] of dtype */
-    const void *residual; /* [rows, n] of dtype; add_layer_norm only, else NULL */
-    void *sum;            /* [rows, n] of dtype; add_layer_norm only: receives x + residual */
+    const void *residual; /* [rows, n] of dtype; the two that add only, else NULL */
+    void *sum;            /* [rows, n] of dtype; the two that add only: receives x + residual */
     void *y;              /* [rows, n] of dtype; may be x (or residual) itself, row on row */
     ptrdiff_t x_stride, residual_stride, sum_stride, y_stride; /* bytes from row to row */
     const float *weight;  /* [n] or NULL */
@@ -90,6 +90,8 @@ void ll_layer_norm(const ll_norm_args *a);
 void ll_add_layer_norm(const ll_norm_args *a);
 /* y = rms_norm(x); bias is ignored */
 void ll_rms_norm(const ll_norm_args *a);
+/* sum = x + residual (rounded to dtype); y = rms_norm(sum) */
+void ll_add_rms_norm(const ll_norm_args *a);
 
 /* ---- the matrix product (ops/linear.c) ----------------------------------------------------- */
 
@@ -238,7 +240,50 @@ float ll_exact_silu(float x);
 float ll_exact_gelu(float x);
 float ll_exact_gelu_tanh(float x);
 
+/* ---- the gated product (ops/gate.c) ----------------------------------------------------------- */
+
+typedef struct ll_gate_args {
+    const void *g, *u;                      /* [rows, n] of dtype */
+    void *y;                                /* [rows, n] of dtype: op(g) * u; may be g or u itself, row on row */
+    ptrdiff_t g_stride, u_stride, y_stride; /* bytes from row to row */
+    size_t rows, n;
+    int dtype, op;                          /* op: LL_NONE, or a function of one value */
+} ll_gate_args;
+
+void ll_gate(const ll_gate_args *a);
+
+/* ---- rotary positions (ops/rope.c, rope_table.c) ----------------------------------------------- */
+
+typedef struct ll_rope_args {
+    const void *x;                           /* [rows, heads, D] of dtype */
+    void *y;                                 /* the same; may be x itself, head on head */
+    ptrdiff_t x_row, x_head, y_row, y_head;  /* bytes from row to row, from head to head */
+    size_t rows, heads, D, R;                /* the first R values of a head are rotated, R even; the rest is copied */
+    const float *cos, *sin;                  /* [.][R / 2] */
+    const int64_t *positions;                /* [rows]: which row of cos and sin */
+    int dtype;
+} ll_rope_args;
+
+void ll_rope(const ll_rope_args *a);
+
+/* cos and sin [count][half] of p (f_hi + f_lo)[i] at positions p = first .. first + count - 1, times factor, correctly
+ * rounded. f and factor are double-double, each good to 2^-106 of itself, and above 0. Returns how many values couldn't be
+ * decided: they are NaN, and need more digits than f has here. */
+size_t ll_rope_table(const double *f_hi, const double *f_lo, size_t half, double factor_hi, double factor_lo, size_t first,
+                     size_t count, float *cos, float *sin);
+
 /* ---- from type to type (ops/cast.c) ----------------------------------------------------------- */
+
+typedef struct ll_cast_args {
+    const void *x;                /* [rows, n] of from */
+    void *y;                      /* [rows, n] of to; shares no memory with x */
+    ptrdiff_t x_stride, y_stride; /* bytes from row to row */
+    size_t rows, n;
+    int from, to;                 /* dtypes */
+} ll_cast_args;
+
+/* y = x: widened exactly, or rounded once to nearest even */
+void ll_cast(const ll_cast_args *a);
 
 /* Widens n values of dtype to float32, exactly, on this thread. x and y don't overlap. */
 void ll_widen(const void *x, int dtype, float *y, size_t n);

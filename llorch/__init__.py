@@ -34,18 +34,24 @@ with _interrupts.held():
         KVCache,
         PackedLinear,
         add_layer_norm,
+        add_rms_norm,
         argmax,
         attention,
         available_isas,
+        cast,
+        dequantize,
         embedding,
         erf,
         exp,
+        gate,
         gelu,
         get_num_threads,
         isa,
         layer_norm,
         linear,
+        relu,
         rms_norm,
+        rope,
         set_num_threads,
         sigmoid,
         silu,
@@ -59,6 +65,7 @@ TYPE_CHECKING = False  # as typing has it, without the time to import typing
 if TYPE_CHECKING:
     from llorch import reference, testing, validate
     from llorch._config import __version__, config, show_config
+    from llorch._rope import rope_table
     from llorch.text.causal_lm import CausalLM
 
     GPT2 = CausalLM
@@ -70,20 +77,27 @@ __all__ = [
     "PackedLinear",
     "__version__",
     "add_layer_norm",
+    "add_rms_norm",
     "argmax",
     "attention",
     "available_isas",
+    "cast",
     "config",
+    "dequantize",
     "embedding",
     "erf",
     "exp",
+    "gate",
     "gelu",
     "get_num_threads",
     "isa",
     "layer_norm",
     "linear",
     "reference",
+    "relu",
     "rms_norm",
+    "rope",
+    "rope_table",
     "set_num_threads",
     "show_config",
     "sigmoid",
@@ -101,6 +115,7 @@ _ELSEWHERE = {
     "GPT2": ("llorch.text.causal_lm", "CausalLM"),
     "__version__": ("llorch._config", "__version__"),
     "config": ("llorch._config", "config"),
+    "rope_table": ("llorch._rope", "rope_table"),
     "show_config": ("llorch._config", "show_config"),
 }
 

@@ -6,7 +6,7 @@ file a family (core/*.pxi), so that there is one module and no call between modu
 """
 cimport cython
 from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
+    PyBUF_FORMAT, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
@@ -28,6 +28,14 @@ cdef extern from "llorch.h" nogil:
         size_t K, N
     void ll_widen(const void *, int, float *, size_t)
 
+cdef extern from "formats.h" nogil:
+    int LL_FORMATS
+    ctypedef struct ll_format:
+        const char *name
+        size_t values, bytes
+    const ll_format *ll_formats
+    void ll_dequantize(const void *blocks, int format, size_t values, float *y)
+
 
 include "core/operand.pxi"
 include "core/norm.pxi"
@@ -36,4 +44,7 @@ include "core/softmax.pxi"
 include "core/attention.pxi"
 include "core/select.pxi"
 include "core/unary.pxi"
+include "core/gate.pxi"
+include "core/rope.pxi"
+include "core/formats.pxi"
 include "core/control.pxi"

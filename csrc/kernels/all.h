@@ -1,14 +1,16 @@
 /* all.h: every kernel family, then the table, ll_kernels_<isa>. Included once, at the end of each isa/<isa>.c, which
  * defines LL_ISA and the primitives. */
 #include "attention.h"
+#include "cast.h"
+#include "gate.h"
 #include "linear.h"
 #include "norm.h"
 #include "pack.h"
+#include "rope.h"
 #include "select.h"
 #include "softmax.h"
 #include "table.h"
 #include "unary.h"
-#include "widen.h"
 
 const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .name = LL_STRING(LL_ISA),
@@ -16,6 +18,7 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .layer_norm = LL_EACH_DTYPE(layer_norm),
     .add_layer_norm = LL_EACH_DTYPE(add_layer_norm),
     .rms_norm = LL_EACH_DTYPE(rms_norm),
+    .add_rms_norm = LL_EACH_DTYPE(add_rms_norm),
     .unary = {
         [LL_EXP] = LL_EACH_DTYPE(exp),
         [LL_TANH] = LL_EACH_DTYPE(tanh),
@@ -24,8 +27,11 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
         [LL_SILU] = LL_EACH_DTYPE(silu),
         [LL_GELU] = LL_EACH_DTYPE(gelu),
         [LL_GELU_TANH] = LL_EACH_DTYPE(gelu_tanh),
+        [LL_RELU] = LL_EACH_DTYPE(relu),
     },
-    .widen = LL_SYMBOL(widen),
+    .cast = LL_SYMBOL(cast),
+    .gate = LL_SYMBOL(gate),
+    .rope = LL_SYMBOL(rope),
     .pack_tiles = LL_SYMBOL(pack_tiles),
     .pack_x = LL_SYMBOL(pack_x),
     .pack = LL_SYMBOL(pack),

@@ -1,4 +1,4 @@
-/* norm.h: LayerNorm, add + LayerNorm, RMSNorm over the rows of x [rows, n].
+/* norm.h: LayerNorm, RMSNorm, and either after an addition, over the rows of x [rows, n].
  *
  *   layer_norm:  mean = sum64(x) / n           d_j = x_j - mean
  *                D = sum64(d)                  Q = sum64(d * d)
@@ -8,6 +8,7 @@
  *   rms_norm:    Q = sum64(x * x)              r = 1 / sqrt(Q / n + eps)             (float64, then float32)
  *                t_j = x_j * r                 y_j = t_j * w_j
  *   add_layer_norm: h_j = x_j + residual_j, rounded to the type of the arrays and stored; layer_norm(h).
+ *   add_rms_norm:   the same; rms_norm(h).
  *
  * Order:    every sum is sum64: lane j mod 64 adds its values in order of j, starting at +0; then the halving
  *           tree 32, 16, .. 1. A tail lane adds +0, which changes no lane (none is ever -0).
@@ -39,7 +40,7 @@
 #define NORM_SCALES 4096
 #define NORM_SCALES_ROWS 8
 
-enum norm { LAYER_NORM, ADD_LAYER_NORM, RMS_NORM };
+enum norm { LAYER_NORM, ADD_LAYER_NORM, RMS_NORM, ADD_RMS_NORM };
 
 /* One row between its passes. */
 typedef struct norm_row {
@@ -367,7 +368,7 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
 {
     const size_t n = a->n;
     const int stream = edge != NULL;
-    const int centre = op != RMS_NORM;
+    const int centre = op == LAYER_NORM || op == ADD_LAYER_NORM, add = op == ADD_LAYER_NORM || op == ADD_RMS_NORM;
     norm_row row[NORM_GROUP];
     const char *ahead[NORM_GROUP];
     float D[NORM_GROUP], Q[NORM_GROUP];
@@ -377,11 +378,13 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
         ahead[i] = norm_row_at(a->x, later, a->x_stride);
         row[i].x = norm_row_at(a->x, first + i, a->x_stride);
         row[i].mean = row[i].s = 0.0f;
-        if (op == ADD_LAYER_NORM) {
-            char *sum = norm_row_at(a->sum, first + i, a->sum_stride);
+        if (add) {
+            char *to = norm_row_at(a->sum, first + i, a->sum_stride);
             const char *residual = norm_row_at(a->residual, first + i, a->residual_stride);
-            row[i].mean = norm_pass_sum(row[i].x, residual, sum, n, dtype, ahead[i]) / (float)n;
-            row[i].x = sum;
+            const float sum = norm_pass_sum(row[i].x, residual, to, n, dtype, ahead[i]);
+            if (centre)
+                row[i].mean = sum / (float)n;
+            row[i].x = to;
         } else if (op == LAYER_NORM) {
             row[i].mean = norm_pass_sum(row[i].x, NULL, NULL, n, dtype, stream ? ahead[i] : NULL) / (float)n;
         }
@@ -390,7 +393,7 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
      * longer and they are called for during the first. */
     for (size_t i = 0; i < count; i++)
         norm_pass_squares(row[i].x, n, row[i].mean, centre, &D[i], &Q[i], dtype,
-                     op == ADD_LAYER_NORM || (stream && centre) ? NULL : ahead[i]);
+                     add || (stream && centre) ? NULL : ahead[i]);
     for (size_t i = 0; i < count; i++) {
         if (centre)
             layer_norm_scalars(&row[i], D[i], Q[i], n, eps);
@@ -422,7 +425,7 @@ LL_INLINE const char *norm_beside(float *room, const char *scale, const void *y,
 
 LL_INLINE void norm(const ll_norm_args *a, int stream, size_t begin, size_t end, enum norm op, int dtype)
 {
-    const char *w = (const char *)a->weight, *b = op == RMS_NORM ? NULL : (const char *)a->bias;
+    const char *w = (const char *)a->weight, *b = op == RMS_NORM || op == ADD_RMS_NORM ? NULL : (const char *)a->bias;
     const double eps = (double)(float)a->eps;
     /* weight and bias where their loads are aligned when y's stores are: read for every row, copied once. */
     float copies[2][NORM_SCALES + 2 * NORM_LINE / sizeof(float)];
@@ -431,7 +434,7 @@ LL_INLINE void norm(const ll_norm_args *a, int stream, size_t begin, size_t end,
         b = norm_beside(copies[1], b, a->y, a->n);
     }
     /* From memory, single rows were fastest. */
-    if (stream && dtype == LL_F32 && w && (op == RMS_NORM || b) && a->n >= NORM_ALIGN_FROM
+    if (stream && dtype == LL_F32 && w && (op == RMS_NORM || op == ADD_RMS_NORM || b) && a->n >= NORM_ALIGN_FROM
         && (uintptr_t)a->y % sizeof(float) == 0 && a->y_stride == (ptrdiff_t)(a->n * sizeof(float))) {
         norm_edge edge = {.m = 0};
         for (size_t i = begin; i < end; i++)
@@ -459,4 +462,7 @@ LL_DEFINE(add_layer_norm_bf16, ADD_LAYER_NORM, LL_BF16)
 LL_DEFINE(rms_norm_f32, RMS_NORM, LL_F32)
 LL_DEFINE(rms_norm_f16, RMS_NORM, LL_F16)
 LL_DEFINE(rms_norm_bf16, RMS_NORM, LL_BF16)
+LL_DEFINE(add_rms_norm_f32, ADD_RMS_NORM, LL_F32)
+LL_DEFINE(add_rms_norm_f16, ADD_RMS_NORM, LL_F16)
+LL_DEFINE(add_rms_norm_bf16, ADD_RMS_NORM, LL_BF16)
 #undef LL_DEFINE

@@ -50,9 +50,11 @@ static inline ll_span ll_attention_sees(const ll_attention_args *a, const ll_att
 typedef struct ll_kernels {
     const char *name;
     int (*supported)(void);
-    ll_norm_kernel layer_norm[LL_DTYPES], add_layer_norm[LL_DTYPES], rms_norm[LL_DTYPES];
+    ll_norm_kernel layer_norm[LL_DTYPES], add_layer_norm[LL_DTYPES], rms_norm[LL_DTYPES], add_rms_norm[LL_DTYPES];
     ll_unary_kernel unary[LL_UNARY_OPS][LL_DTYPES];
-    void (*widen)(const void *x, int dtype, float *y, size_t n);
+    void (*cast)(const void *x, int from, void *y, int to, size_t n);
+    void (*gate)(const ll_gate_args *a, size_t begin, size_t end, size_t first, size_t n);
+    void (*rope)(const ll_rope_args *a, size_t begin, size_t end);
     /* kernels/pack.h: tiles that M rows of x make; tiles [begin, end) of x; panels [begin, end) of a weight as format */
     size_t (*pack_tiles)(size_t M);
     void (*pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);

@@ -1,4 +1,4 @@
-/* unary.h: exp, tanh, erf, sigmoid, silu, gelu, gelu_tanh of every value, correctly rounded.
+/* unary.h: exp, tanh, erf, sigmoid, silu, gelu, gelu_tanh, relu of every value, correctly rounded.
  *
  *   exp(x)       e^x                            sigmoid(x)    1 / (1 + e^-x)
  *   tanh(x)      E / (E + 2), E = e^2x - 1      silu(x)       x / (1 + e^-x)
@@ -6,10 +6,11 @@
  *                                                             A = 2 sqrt(2/pi), B = 0.044715 A as real numbers
  *   gelu(x)      max(x, 0) - t T(t)^8, t = |x| <= 4           T(t) = (1 - Phi(t))^(1/8), a polynomial; elsewhere
  *                max(x, 0) - t M(t) e^(-t^2/2)                M(t) = P(t) / Q(t) = (1 - Phi(t)) e^(t^2/2)
+ *   relu(x)      x where x > 0, else +0; NaN stays
  *   e^a = 2^k (1 + r q(r)), k = round(a / ln 2), r = a - k ln 2, q a polynomial of degree 8
  *
  * For other kernels, two vectors in place, for any x, no state:
- *   ll_exp_vp  ll_tanh_vp  ll_erf_vp  ll_sigmoid_vp  ll_silu_vp  ll_gelu_vp  ll_gelu_tanh_vp
+ *   ll_exp_vp  ll_tanh_vp  ll_erf_vp  ll_sigmoid_vp  ll_silu_vp  ll_gelu_vp  ll_gelu_tanh_vp  ll_relu_vp
  *
  * Order:    none, every value is for itself.
  * Rounding: the result is the float32 next to the true value, ties to even. y is computed in float64, with a
@@ -345,6 +346,11 @@ LL_INLINE void ll_erf_vp(vf x[2])
     UNARY_CHAIN(p, w, ERF_P0);
     unary_round(x, vw_div(vw_mul(c, p), q), ll_exact_erf);
 }
+
+LL_INLINE void ll_relu_vp(vf x[2])
+{
+    UNARY_PAIR(x, vf_add(vf_max(vf_zero(), x[i]), vf_zero())); /* the larger of +0 and -0 may be either: + 0 makes it +0 */
+}
 #undef UNARY_CLAMPED
 #undef UNARY_PAIR
 #undef UNARY_CHAIN
@@ -360,6 +366,7 @@ LL_INLINE void unary_pair(int op, vf x[2])
     case LL_SILU: ll_silu_vp(x); break;
     case LL_GELU: ll_gelu_vp(x); break;
     case LL_GELU_TANH: ll_gelu_tanh_vp(x); break;
+    case LL_RELU: ll_relu_vp(x); break;
     default: break;
     }
 }
@@ -414,6 +421,7 @@ LL_DEFINE_ALL(sigmoid)
 LL_DEFINE_ALL(silu)
 LL_DEFINE_ALL(gelu)
 LL_DEFINE_ALL(gelu_tanh)
+LL_DEFINE_ALL(relu)
 #undef LL_DEFINE_ALL
 #undef LL_DEFINE
 

@@ -1,4 +1,41 @@
-/* ops/cast.c: from one element type to another. */
+/* ops/cast.c: from one element type to another, the values, or the rows where they have gaps, split over threads. */
 #include "../kernels/table.h"
 
-void ll_widen(const void *x, int dtype, float *y, size_t n) { ll_table()->widen(x, dtype, y, n); }
+/* Values a thread must have to be worth waking: some 10 us of work. */
+#define GRAIN_VALUES 65536
+
+typedef struct cast_job {
+    const ll_cast_args *args;
+    const ll_kernels *kernels;
+} cast_job;
+
+static void values_task(void *context, size_t begin, size_t end)
+{
+    const cast_job *job = context;
+    const ll_cast_args *a = job->args;
+    job->kernels->cast((const char *)a->x + begin * ll_dtype_size(a->from), a->from,
+                       (char *)a->y + begin * ll_dtype_size(a->to), a->to, end - begin);
+}
+
+static void rows_task(void *context, size_t begin, size_t end)
+{
+    const cast_job *job = context;
+    const ll_cast_args *a = job->args;
+    for (size_t i = begin; i < end; i++)
+        job->kernels->cast((const char *)a->x + (ptrdiff_t)i * a->x_stride, a->from,
+                           (char *)a->y + (ptrdiff_t)i * a->y_stride, a->to, a->n);
+}
+
+void ll_cast(const ll_cast_args *a)
+{
+    cast_job job = {a, ll_table()};
+    if (!a->rows || !a->n)
+        return;
+    if (a->rows == 1 || (a->x_stride == (ptrdiff_t)(a->n * ll_dtype_size(a->from))
+                         && a->y_stride == (ptrdiff_t)(a->n * ll_dtype_size(a->to))))
+        ll_parallel_for(a->rows * a->n, GRAIN_VALUES, values_task, &job);
+    else
+        ll_parallel_for(a->rows, GRAIN_VALUES / a->n + 1, rows_task, &job);
+}
+
+void ll_widen(const void *x, int dtype, float *y, size_t n) { ll_table()->cast(x, dtype, y, LL_F32, n); }

@@ -52,3 +52,4 @@ static void run(const ll_norm_args *a, ll_norm_kernel kernel)
 void ll_layer_norm(const ll_norm_args *a) { run(a, ll_table()->layer_norm[a->dtype]); }
 void ll_add_layer_norm(const ll_norm_args *a) { run(a, ll_table()->add_layer_norm[a->dtype]); }
 void ll_rms_norm(const ll_norm_args *a) { run(a, ll_table()->rms_norm[a->dtype]); }
+void ll_add_rms_norm(const ll_norm_args *a) { run(a, ll_table()->add_rms_norm[a->dtype]); }

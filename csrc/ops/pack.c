@@ -1,6 +1,7 @@
 /* ops/pack.c: weights into panels, and out of them again. */
 #include <string.h>
 
+#include "../formats.h"
 #include "../kernels/table.h"
 
 /* From so many values on, packing is shared. */
@@ -13,10 +14,40 @@ typedef struct pack_job {
     char *to;
 } pack_job;
 
+/* Values of k of a panel that are widened together: whole blocks, in the first cache. */
+#define PACK_BLOCKS LL_BLOCK_VALUES
+/* Floats from column to column: not whole pages apart, which share their places in that cache. */
+#define PACK_ROW (PACK_BLOCKS + LL_PANEL)
+
+/* Panels of a weight in blocks: its columns, which are rows of blocks, are widened in parts and packed from there. */
+static void pack_blocks(const pack_job *job, size_t begin, size_t end)
+{
+    _Alignas(64) float part[LL_PANEL * PACK_ROW];
+    const ll_weight *w = job->from;
+    const ll_format *format = &ll_formats[w->format];
+    const size_t size = LL_PANEL * ll_dtype_size(job->format);
+    for (size_t panel = begin; panel < end; panel++) {
+        const size_t first = panel * LL_PANEL, columns = ll_least(LL_PANEL, w->N - first);
+        for (size_t k = 0; k < w->K; k += PACK_BLOCKS) {
+            const size_t count = ll_least(PACK_BLOCKS, w->K - k);
+            for (size_t n = 0; n < columns; n++)
+                ll_dequantize_row((const char *)w->data + (ptrdiff_t)(first + n) * w->n_stride
+                                      + k / format->values * format->bytes,
+                                  w->format, count, part + n * PACK_ROW);
+            const ll_weight wide = {.data = part, .format = LL_F32, .k_stride = sizeof(float),
+                                    .n_stride = PACK_ROW * sizeof(float), .K = count, .N = columns};
+            job->kernels->pack(&wide, job->format, job->to + (panel * w->K + k) * size, 0, 1);
+        }
+    }
+}
+
 static void pack_task(void *context, size_t begin, size_t end)
 {
     const pack_job *job = context;
-    job->kernels->pack(job->from, job->format, job->to, begin, end);
+    if (job->from->format >= LL_DTYPES)
+        pack_blocks(job, begin, end);
+    else
+        job->kernels->pack(job->from, job->format, job->to, begin, end);
 }
 
 size_t ll_packed_bytes(size_t K, size_t N, int format) { return ll_whole_panels(N) * K * ll_dtype_size(format); }
@@ -32,6 +63,10 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
     const size_t size = ll_dtype_size(w->format);
     const char *from = w->data;
     ptrdiff_t stride = w->k_stride;
+    if (w->format >= LL_DTYPES) {
+        ll_dequantize_row(from + (ptrdiff_t)n * w->n_stride, w->format, w->K, y);
+        return;
+    }
     if (w->packed) {
         stride = (ptrdiff_t)(LL_PANEL * size);
         from += (n / LL_PANEL * w->K * LL_PANEL + n % LL_PANEL) * size;
@@ -39,7 +74,7 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
         from += (ptrdiff_t)n * w->n_stride;
     }
     if (stride == (ptrdiff_t)size) {
-        kernels->widen(from, w->format, y, w->K);
+        kernels->cast(from, w->format, y, LL_F32, w->K);
         return;
     }
     for (size_t k = 0; k < w->K;) { /* gathered in parts, then widened together */
@@ -52,7 +87,7 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
         }
         for (; k < first + count; k++)
             memcpy((char *)part + (k - first) * size, from + (ptrdiff_t)k * stride, size);
-        kernels->widen(part, w->format, y + first, count);
+        kernels->cast(part, w->format, y + first, LL_F32, count);
     }
 }
 
@@ -63,6 +98,6 @@ void ll_packed_row(const ll_weight *w, size_t k, float *y)
     const ll_kernels *kernels = ll_table();
     const size_t size = ll_dtype_size(w->format);
     for (size_t n = 0; n < w->N; n += LL_PANEL)
-        kernels->widen((const char *)w->data + (n * w->K + k * LL_PANEL) * size, w->format, y + n,
-                       ll_least(LL_PANEL, w->N - n));
+        kernels->cast((const char *)w->data + (n * w->K + k * LL_PANEL) * size, w->format, y + n, LL_F32,
+                      ll_least(LL_PANEL, w->N - n));
 }

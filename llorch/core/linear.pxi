@@ -21,14 +21,24 @@ cdef extern from "llorch.h" nogil:
     void ll_memory_free(void *)
 
 
-cdef dict _activations = {None: LL_NONE, "gelu": LL_GELU, "gelu_tanh": LL_GELU_TANH, "silu": LL_SILU}
+cdef dict _functions = {"gelu": LL_GELU, "gelu_tanh": LL_GELU_TANH, "silu": LL_SILU, "relu": LL_RELU,
+                        "sigmoid": LL_SIGMOID, "tanh": LL_TANH, "exp": LL_EXP, "erf": LL_ERF}
 
 
-cdef int _activation(activation) except -1:
+cdef int _function(name) except -1:
     try:
-        return _activations[activation]
+        return _functions[name]
     except (KeyError, TypeError):
-        raise ValueError(f"activation must be None, 'gelu', 'gelu_tanh' or 'silu', got {activation!r}") from None
+        raise ValueError(f"activation must be one of {', '.join(_functions)}, got {name!r}") from None
+
+
+cdef int _activation(name) except -1:
+    if name is None:
+        return LL_NONE
+    try:
+        return _functions[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"activation must be None or one of {', '.join(_functions)}, got {name!r}") from None
 
 
 cdef object _linear(ll_linear_args *a, x, residual, out, Operand *oweight, Operand *obias, list keep):
@@ -119,7 +129,7 @@ def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
         As GPT-2 stores it (Conv1D): one column for each output. ``w.T`` of a (N, K) array is as good. Any of the
         three types; 16-bit values widen exactly.
     bias : array (N,), optional
-    activation : None, "gelu", "gelu_tanh" or "silu"
+    activation : None, "gelu", "gelu_tanh", "silu", "relu", "sigmoid", "tanh", "exp" or "erf"
         Applied to the float32 sum, correctly rounded, before the result goes to memory.
     residual : array (..., N) of x's type, optional
         Added last, in float32. Where x is float32, activation and residual have the bits of calls of their own.
@@ -158,7 +168,12 @@ def linear(x, weight, bias=None, *, activation=None, residual=None, out=None):
 
 
 cdef int _format(dtype) except -1:
-    """How a packed weight is kept."""
+    """A type by its name: how a packed weight is kept, what a cast gives."""
+    if not isinstance(dtype, str):
+        try:
+            dtype = np.dtype(dtype).name
+        except TypeError:
+            pass
     if dtype == "float32":
         return LL_F32
     if dtype == "float16":
@@ -213,6 +228,47 @@ cdef class PackedLinear:
             self._pack(&w, bias, format)
         finally:
             _drop(&oweight)
+
+    @classmethod
+    def from_blocks(cls, data, format, K, N, bias=None, *, dtype="float32"):
+        """A PackedLinear (K, N) of a weight as GGUF files store it: N rows of blocks along K.
+
+        Parameters
+        ----------
+        data : bytes, or anything contiguous with the buffer protocol
+            N rows of K values, in blocks of format, one after another. It is read once and not kept.
+        format : str
+            As `dequantize` has it. K is a multiple of its block's values.
+        K, N : int
+            What a product takes and gives: the file's shape is (N, K).
+        bias, dtype
+            As in the class. float32 keeps every value; 16 bits round it once.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `dequantize`, and as the class.
+        """
+        cdef Py_buffer view
+        cdef ll_weight w
+        cdef int kind = _storage(format), kept = _format(dtype)
+        cdef PackedLinear packed = cls.__new__(cls)
+        w.K = _natural(K, "K", 0)
+        w.N = _natural(N, "N", 0)
+        if w.K % ll_formats[kind].values:
+            raise ValueError(f"K is {w.K}, it must be a multiple of {ll_formats[kind].values}, the values of a block of "
+                             f"{format}")
+        w.format = kind
+        w.packed = 0
+        w.k_stride = ll_formats[kind].bytes  # of F32, F16 and BF16; a block's values have none
+        w.n_stride = w.K // ll_formats[kind].values * ll_formats[kind].bytes
+        _take_bytes(&view, data, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
+        try:
+            w.data = view.buf
+            packed._pack(&w, bias, kept)
+        finally:
+            PyBuffer_Release(&view)
+        return packed
 
     cdef int _pack(self, const ll_weight *w, bias, int format) except -1:
         cdef Operand obias

@@ -1,4 +1,4 @@
-"""layer_norm, rms_norm, add_layer_norm."""
+"""layer_norm, rms_norm, add_layer_norm, add_rms_norm."""
 
 cdef extern from "llorch.h" nogil:
     ctypedef struct ll_norm_args:
@@ -15,6 +15,7 @@ cdef extern from "llorch.h" nogil:
     void ll_layer_norm(const ll_norm_args *)
     void ll_add_layer_norm(const ll_norm_args *)
     void ll_rms_norm(const ll_norm_args *)
+    void ll_add_rms_norm(const ll_norm_args *)
 
 
 cdef double _eps(eps) except? -1.0:
@@ -28,12 +29,14 @@ cdef enum:
     LAYER_NORM
     ADD_LAYER_NORM
     RMS_NORM
+    ADD_RMS_NORM
 
 
 cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
     cdef Operand ox, oresidual, oweight, obias, oout, osum
     cdef ll_norm_args a
-    cdef Py_ssize_t i, count
+    cdef Py_ssize_t count
+    cdef bint add = op == ADD_LAYER_NORM or op == ADD_RMS_NORM
     cdef list keep = []
     _clear(&ox); _clear(&oresidual); _clear(&oweight); _clear(&obias); _clear(&oout); _clear(&osum)
     a.residual = NULL
@@ -44,9 +47,7 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
         _take(&ox, x, "x", False, keep)
         if ox.ndim == 0:
             raise ValueError("x has no axis to normalise over: its shape is (), it must be (..., n)")
-        count = 1
-        for i in range(ox.ndim):
-            count *= ox.shape[i]
+        count = _count(&ox)
         a.n = ox.shape[ox.ndim - 1]
         if a.n > LL_MAX_ROW:
             raise ValueError(f"x has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")
@@ -54,7 +55,7 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
         a.dtype = ox.dtype
         a.weight = _vector(&oweight, weight, "weight", a.n, "of the last axis of x", keep)
         a.bias = _vector(&obias, bias, "bias", a.n, "of the last axis of x", keep)
-        if op == ADD_LAYER_NORM:
+        if add:
             _take(&oresidual, residual, "residual", False, keep)
             _check_like(&oresidual, "residual", ox.dtype, _shape(&ox))
             if sum_out is None:
@@ -68,15 +69,15 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
             _take(&oout, out, "out", True, keep)
         else:
             _take(&oout, out, "out", True, keep)
-            _check_out(&oout, "out", &ox, &oresidual if op == ADD_LAYER_NORM else NULL, &oweight, &obias)
-            if op == ADD_LAYER_NORM and _overlap(&oout, &osum):
+            _check_out(&oout, "out", &ox, &oresidual if add else NULL, &oweight, &obias)
+            if add and _overlap(&oout, &osum):
                 raise ValueError("out overlaps sum_out, they must share no memory")
         if count:
             a.x = _rows(&ox, count, True)
             a.x_stride = ox.row_stride
             a.y = _rows(&oout, count, False)
             a.y_stride = oout.row_stride
-            if op == ADD_LAYER_NORM:
+            if add:
                 a.residual = _rows(&oresidual, count, True)
                 a.residual_stride = oresidual.row_stride
                 a.sum = _rows(&osum, count, False)
@@ -92,7 +93,7 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
                 _copy_strided(&osum, <char *>osum.scratch, False)
     finally:
         _drop(&ox); _drop(&oresidual); _drop(&oweight); _drop(&obias); _drop(&oout); _drop(&osum)
-    return (out, sum_out) if op == ADD_LAYER_NORM else out
+    return (out, sum_out) if add else out
 
 
 cdef void _run(int op, const ll_norm_args *a) noexcept nogil:
@@ -100,8 +101,10 @@ cdef void _run(int op, const ll_norm_args *a) noexcept nogil:
         ll_layer_norm(a)
     elif op == ADD_LAYER_NORM:
         ll_add_layer_norm(a)
-    else:
+    elif op == RMS_NORM:
         ll_rms_norm(a)
+    else:
+        ll_add_rms_norm(a)
 
 
 def layer_norm(x, weight=None, bias=None, *, eps=1e-5, out=None):
@@ -172,3 +175,12 @@ def add_layer_norm(x, residual, weight=None, bias=None, *, eps=1e-5, out=None, s
         As `layer_norm`; ValueError also where out and sum_out share memory.
     """
     return _norm(ADD_LAYER_NORM, x, residual, weight, bias, eps, out, sum_out)
+
+
+def add_rms_norm(x, residual, weight=None, *, eps=1e-5, out=None, sum_out=None):
+    """``h = x + residual`` and ``rms_norm(h, weight)`` in one pass over memory.
+
+    Parameters, result, errors and notes are those of `add_layer_norm`; there is no bias. (normalised, sum) has the bits
+    of ``h = x + residual; rms_norm(h), h``.
+    """
+    return _norm(ADD_RMS_NORM, x, residual, weight, None, eps, out, sum_out)

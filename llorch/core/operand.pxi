@@ -193,6 +193,14 @@ cdef inline void _drop(Operand *o) noexcept:
         PyBuffer_Release(&o.view)
 
 
+cdef inline Py_ssize_t _count(Operand *o) noexcept:
+    """How many values it has."""
+    cdef Py_ssize_t i, count = 1
+    for i in range(o.ndim):
+        count *= o.shape[i]
+    return count
+
+
 # ---- layout ---------------------------------------------------------------------------------------
 
 cdef bint _rows_collapse(Operand *o) noexcept:

@@ -1,7 +1,7 @@
-"""exp, tanh, erf, sigmoid, silu, gelu: functions of every value."""
+"""exp, tanh, erf, sigmoid, silu, gelu, relu: functions of every value."""
 
 cdef extern from "llorch.h" nogil:
-    int LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH
+    int LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GELU_TANH, LL_RELU
     ctypedef struct ll_unary_args:
         const void *x
         void *y
@@ -122,6 +122,14 @@ def silu(x, *, out=None):
     SiLU: Elfwing, Uchibe, Doya, arXiv:1702.03118.
     """
     return _unary(LL_SILU, x, out)
+
+
+def relu(x, *, out=None):
+    """x where it is above 0, else +0, of -0 too; a NaN stays one.
+
+    Parameters, result, errors and notes are those of `exp`.
+    """
+    return _unary(LL_RELU, x, out)
 
 
 def gelu(x, *, approximate="none", out=None):

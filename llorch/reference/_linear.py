@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import fma, narrow, widen
-from llorch.reference._unary import gelu, silu
+from llorch.reference._gate import ACTIVATIONS
 
 Array = NDArray[Any]
 
@@ -42,8 +42,8 @@ def linear(
 
     ValueError names the argument whose shape doesn't fit; TypeError one that isn't float32, float16 or bfloat16.
     """
-    if activation not in (None, "gelu", "gelu_tanh", "silu"):
-        raise ValueError(f"activation must be None, 'gelu', 'gelu_tanh' or 'silu', got {activation!r}")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if weight.ndim != 2:
         raise ValueError(f"weight has shape {weight.shape}, it must be (K, N)")
     if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
@@ -69,7 +69,8 @@ def linear(
 
     # in float32 to the end: a 16-bit result is rounded once
     if activation is not None:
-        y = silu(y) if activation == "silu" else gelu(y, approximate="tanh" if activation == "gelu_tanh" else "none")
+        function = ACTIVATIONS[activation]
+        y = function(y)
     if residual is not None:
         with np.errstate(all="ignore"):
             y = y + widen(residual, "residual").reshape(rows, N)

@@ -13,8 +13,9 @@
 
 #include "../../csrc/llorch.h"
 
-enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, FAMILIES };
-static const char *const families[FAMILIES] = {"norm", "linear", "unary", "softmax", "attention", "argmax", "embedding"};
+enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, FAMILIES };
+static const char *const families[FAMILIES] = {"norm", "linear", "unary", "softmax", "attention", "argmax", "embedding",
+                                                 "gate", "cast", "rope", "rope_table"};
 
 /* What a family's numbers are stands with its function; arrays follow, contiguous, the expected output last. */
 typedef struct header {
@@ -100,19 +101,22 @@ static void *read_wanted(FILE *f, size_t n, uint32_t dtype)
 
 /* ---- the families -------------------------------------------------------------------------------- */
 
-/* is rms_norm, rows, n, has weight, has bias; x [rows, n], weight [n], bias [n] */
+/* op, rows, n, has weight, has bias; x [rows, n], weight [n], bias [n], where something is added: residual [rows, n] */
 static void check_norm(FILE *f, const header *h)
 {
     const size_t rows = h->n[1], n = h->n[2];
     float *x = read_values(f, rows * n, LL_F32), *w = h->n[3] ? read_values(f, n, LL_F32) : NULL;
-    float *b = h->n[4] ? read_values(f, n, LL_F32) : NULL, *wanted = read_wanted(f, rows * n, LL_F32);
-    float *y = blank(rows * n * sizeof *y);
+    float *b = h->n[4] ? read_values(f, n, LL_F32) : NULL;
+    float *residual = h->n[0] > 1 ? read_values(f, rows * n, LL_F32) : NULL, *wanted = read_wanted(f, rows * n, LL_F32);
+    float *y = blank(rows * n * sizeof *y), *sum = blank(rows * n * sizeof *y);
+    static void (*const ops[])(const ll_norm_args *) = {ll_layer_norm, ll_rms_norm, ll_add_layer_norm, ll_add_rms_norm};
     ptrdiff_t stride = (ptrdiff_t)(n * sizeof *x);
     ll_norm_args a = {.x = x, .y = y, .x_stride = stride, .y_stride = stride, .weight = w, .bias = b, .rows = rows,
-                      .n = n, .eps = (double)h->eps};
-    h->n[0] ? ll_rms_norm(&a) : ll_layer_norm(&a);
+                      .n = n, .eps = (double)h->eps, .residual = residual, .residual_stride = stride, .sum = sum,
+                      .sum_stride = stride};
+    ops[h->n[0]](&a);
     check(NORM, y, wanted, rows * n, LL_F32);
-    free(x), free(w), free(b), free(wanted), free(y);
+    free(x), free(w), free(b), free(residual), free(wanted), free(y), free(sum);
 }
 
 static void product(ll_linear_args *a, const float *wanted)
@@ -331,10 +335,87 @@ static void check_embedding(FILE *f, const header *h)
     free(table), free(wanted), free(y), free(ids);
 }
 
+/* op, rows, n, dtype; g, u [rows, n]. Also over g and over u, and by rows with gaps. */
+static void check_gate(FILE *f, const header *h)
+{
+    const size_t rows = h->n[1], n = h->n[2], size = size_of(h->n[3]);
+    char *g = read_values(f, rows * n, h->n[3]), *u = read_values(f, rows * n, h->n[3]);
+    void *wanted = read_wanted(f, rows * n, h->n[3]), *y = blank(rows * n * size);
+    const ptrdiff_t stride = (ptrdiff_t)(n * size);
+    ll_gate_args a = {.g = g, .u = u, .y = y, .g_stride = stride, .u_stride = stride, .y_stride = stride, .rows = rows,
+                      .n = n, .dtype = (int)h->n[3], .op = (int)h->n[0]};
+    ll_gate(&a);
+    check(GATE, y, wanted, rows * n, h->n[3]);
+    char *both = blank(2 * rows * n * size); /* a row of g, a row of u */
+    for (size_t i = 0; i < rows; i++) {
+        memcpy(both + 2 * i * n * size, g + i * n * size, n * size);
+        memcpy(both + (2 * i + 1) * n * size, u + i * n * size, n * size);
+    }
+    a.g = both, a.u = both + stride, a.g_stride = a.u_stride = 2 * stride;
+    memset(y, 0xff, rows * n * size);
+    ll_gate(&a);
+    check(GATE, y, wanted, rows * n, h->n[3]);
+    a.g = g, a.u = u, a.g_stride = a.u_stride = stride, a.y = u;
+    ll_gate(&a);
+    check(GATE, u, wanted, rows * n, h->n[3]);
+    free(g), free(u), free(wanted), free(y), free(both);
+}
+
+/* n, from, to; x [n] */
+static void check_cast(FILE *f, const header *h)
+{
+    const size_t n = h->n[0];
+    void *x = read_values(f, n, h->n[1]), *wanted = read_wanted(f, n, h->n[2]), *y = blank(n * size_of(h->n[2]));
+    ll_cast_args a = {.x = x, .y = y, .rows = 1, .n = n, .from = (int)h->n[1], .to = (int)h->n[2]};
+    ll_cast(&a);
+    check(CAST, y, wanted, n, h->n[2]);
+    free(x), free(wanted), free(y);
+}
+
+/* heads, T, D, R, dtype; x [heads, T, D], cos and sin [T, R / 2]. Also in place, and the last row alone. */
+static void check_rope(FILE *f, const header *h)
+{
+    const size_t heads = h->n[0], T = h->n[1], D = h->n[2], R = h->n[3], size = size_of(h->n[4]);
+    char *x = read_values(f, heads * T * D, h->n[4]);
+    float *cos = read_values(f, T * R / 2, LL_F32), *sin = read_values(f, T * R / 2, LL_F32);
+    char *wanted = read_wanted(f, heads * T * D, h->n[4]), *y = blank(heads * T * D * size);
+    int64_t *positions = blank(T * sizeof *positions), last = (int64_t)T - 1;
+    for (size_t i = 0; i < T; i++)
+        positions[i] = (int64_t)i;
+    const ptrdiff_t row = (ptrdiff_t)(D * size), head = (ptrdiff_t)(T * D * size);
+    ll_rope_args a = {.x = x, .y = y, .x_row = row, .x_head = head, .y_row = row, .y_head = head, .rows = T, .heads = heads,
+                      .D = D, .R = R, .cos = cos, .sin = sin, .positions = positions, .dtype = (int)h->n[4]};
+    ll_rope(&a);
+    check(ROPE, y, wanted, heads * T * D, h->n[4]);
+    memset(y, 0xff, heads * T * D * size);
+    ll_rope_args one = a;
+    one.rows = 1, one.positions = &last, one.x = x + (T - 1) * D * size, one.y = y + (T - 1) * D * size;
+    ll_rope(&one);
+    check(ROPE, y + (heads * T - 1) * D * size, wanted + (heads * T - 1) * D * size, D, h->n[4]);
+    a.y = x;
+    ll_rope(&a);
+    check(ROPE, x, wanted, heads * T * D, h->n[4]);
+    free(x), free(cos), free(sin), free(wanted), free(y), free(positions);
+}
+
+/* half, first, count; f_hi, f_lo [half] as pairs of float32; the sines, then the cosines, both [count, half] */
+static void check_table(FILE *f, const header *h)
+{
+    const size_t half = h->n[0], count = h->n[2];
+    double *f_hi = read_values(f, 2 * half, LL_F32), *f_lo = read_values(f, 2 * half, LL_F32);
+    float *sines = read_values(f, count * half, LL_F32), *cosines = read_wanted(f, count * half, LL_F32);
+    float *cos = blank(count * half * sizeof *cos), *sin = blank(count * half * sizeof *sin);
+    if (ll_rope_table(f_hi, f_lo, half, 1.0, 0.0, h->n[1], count, cos, sin) || differing(sin, sines, count * half, LL_F32))
+        exit(2);
+    check(TABLE, cos, cosines, count * half, LL_F32);
+    free(f_hi), free(f_lo), free(sines), free(cosines), free(cos), free(sin);
+}
+
 static int check_cases(const char *path)
 {
     static void (*const by_family[FAMILIES])(FILE *, const header *) = {
-        check_norm, check_linear, check_unary, check_softmax, check_attention, check_argmax, check_embedding};
+        check_norm, check_linear, check_unary, check_softmax, check_attention, check_argmax, check_embedding, check_gate,
+        check_cast, check_rope, check_table};
     header h;
     FILE *f = fopen(path, "rb");
     if (!f)

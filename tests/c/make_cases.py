@@ -7,6 +7,7 @@ not in there (16 bits, fused forms, places) comes from llorch.reference, which n
 import struct
 import sys
 import types
+from fractions import Fraction
 from pathlib import Path
 
 import ml_dtypes
@@ -18,10 +19,13 @@ package = types.ModuleType("llorch")  # the package without its core, which isn'
 package.__path__ = [str(ROOT / "llorch")]
 sys.modules["llorch"] = package
 from llorch import reference  # noqa: E402
+from llorch.reference import _rope  # noqa: E402
+from llorch.reference._unary import ONE  # noqa: E402
 
-NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING = range(7)  # the numbers of check_vectors.c
+# the numbers of check_vectors.c
+NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE = range(11)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # and of llorch.h
-OPERATIONS = (None, "exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh")  # and of llorch.h
+OPERATIONS = (None, "exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "relu")  # and of llorch.h
 rng = np.random.default_rng(20261125)
 
 
@@ -52,6 +56,10 @@ def norm():
         for output, (rms, has_weight, has_bias, eps) in outputs.items():
             arrays = x, weight if has_weight else None, bias if has_bias else None, vectors[f"layer_norm/{n}/{output}"]
             write(NORM, (rms, len(x), n, has_weight, has_bias), *arrays, eps=eps)
+        residual = normal(*x.shape)
+        y = reference.add_layer_norm(x, residual, weight, bias)[0]
+        write(NORM, (2, len(x), n, 1, 1), x, weight, bias, residual, y, eps=1e-5)
+        write(NORM, (3, len(x), n, 1, 0), x, weight, residual, reference.add_rms_norm(x, residual, weight)[0], eps=1e-5)
 
 
 def linear():
@@ -85,7 +93,7 @@ def linear():
 def unary():
     vectors = np.load(DATA / "unary_vectors.npz")
     for number, name in enumerate(OPERATIONS):
-        if name is None:
+        if name in (None, "relu"):  # relu is nobody's vectors but the oracle's
             continue
         more = {"approximate": "tanh"} if name == "gelu_tanh" else {}
         function = getattr(reference, name.removesuffix("_tanh"))
@@ -100,6 +108,37 @@ def unary():
         for dtype in (1, 2):
             x = rng.permutation(65536).astype(np.uint16)[:3001].view(DTYPES[dtype])
             write(UNARY, (number, len(x), dtype), x, function(x, **more))
+
+
+def relu_gate_and_cast():
+    for dtype, kind in enumerate(DTYPES):
+        with np.errstate(all="ignore"):
+            x = np.concatenate([normal(500), np.float32([0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45])]).astype(
+                kind
+            )
+            write(UNARY, (OPERATIONS.index("relu"), len(x), dtype), x, reference.relu(x))
+            for rows, n in ((1, 700), (3, 65), (4, 1)):
+                g, u = normal(rows, n, scale=4).astype(kind), normal(rows, n).astype(kind)
+                for op in ("silu", "gelu_tanh", "relu"):
+                    y = reference.gate(g, u, activation=op)
+                    write(GATE, (OPERATIONS.index(op), rows, n, dtype), g, u, y)
+            bits = rng.permutation(65536).astype(np.uint16)[:3001]
+            x = bits.view(kind) if dtype else (bits.astype(np.uint32) << np.uint32(16) | bits).view(np.float32)
+            for number, to in enumerate(DTYPES):
+                write(CAST, (len(x), dtype, number), x, reference.cast(x, to))
+
+
+def rope():
+    for base, R, first, count in ((10000.0, 64, 0, 40), (500000.0, 80, 131000, 72)):
+        f = [Fraction(v, ONE) for v in _rope._frequencies(R, base, None)[0]]
+        high = np.array([float(v) for v in f])
+        low = np.array([float(v - Fraction(h)) for v, h in zip(f, high.tolist(), strict=True)])
+        cos, sin = reference.rope_table(R, np.arange(first, first + count), base=base)
+        write(TABLE, (R // 2, first, count), high, low, sin, cos)
+        for dtype, kind in enumerate(DTYPES):
+            for D in (R, R + 5):
+                x = normal(3, count, D).astype(kind)
+                write(ROPE, (3, count, D, R, dtype), x, cos, sin, reference.rope(x, cos, sin))
 
 
 def softmax_and_attention():
@@ -154,5 +193,5 @@ def argmax_and_embedding():
 
 
 with open(sys.argv[1], "wb") as file:
-    for cases in (norm, linear, unary, softmax_and_attention, argmax_and_embedding):
+    for cases in (norm, linear, unary, relu_gate_and_cast, rope, softmax_and_attention, argmax_and_embedding):
         cases()

@@ -119,6 +119,9 @@ TABLE, IDS = np.arange(1024, dtype=np.uint16).view(np.float16)[:, None], np.aran
 LOGITS = np.float32([[0, 1e-45, 3e-45, 2e-45], [-1e-45, -2e-45, -0.0, 0]])
 B_BF16, W_BF16 = B.astype(BF16), W.astype(BF16)
 
+S_SMALL = S * np.float32(1e-7)
+ROPE = reference.rope_table(300, 400, base=500000.0)
+
 CASES = {  # what the host calls, and what it should get
     "linear, few rows": lambda m: m.linear(FEW, VANISHING, B),
     "linear": lambda m: m.linear(ROWS, VANISHING, B),
@@ -134,6 +137,14 @@ CASES = {  # what the host calls, and what it should get
     "gelu_tanh": lambda m: m.gelu(S, approximate="tanh"),
     "rms_norm": lambda m: m.rms_norm(S_VANISHING, eps=1e-42),
     "add_layer_norm": lambda m: m.add_layer_norm(S_VANISHING, S_BACK, eps=0.0)[0],
+    "add_rms_norm": lambda m: m.add_rms_norm(S_VANISHING, S_VANISHING, eps=1e-42)[0],
+    "gate": lambda m: m.gate(S, S_VANISHING, activation="silu"),
+    "gate, 16 bits": lambda m: m.gate(S_BF16, S_BF16, activation="gelu"),
+    "relu": lambda m: m.relu(S_VANISHING),
+    "rope": lambda m: m.rope(S_VANISHING, *ROPE),
+    "rope_table": lambda m: m.rope_table(16, 300, scaling={"rope_type": "linear", "factor": 3e38})[1],
+    "cast": lambda m: m.cast(S_SMALL, np.float16),
+    "cast, wider": lambda m: m.cast(TABLE, np.float32),
     "embedding": lambda m: m.embedding(TABLE, IDS),
     "argmax": lambda m: m.argmax(LOGITS),
     "packed": lambda m: m.linear(ROWS, VANISHING, B) if m is reference else llorch.PackedLinear(VANISHING, B)(ROWS),
@@ -230,7 +241,7 @@ def test_threads_born_in_the_hosts_environment(host, setting):
 def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
     """Negative control: the oracle without its guard, NumPy in whatever environment, gives other bits for these."""
     before = host.get_env()
-    for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm"):
+    for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm", "rope", "gate", "add_rms_norm"):
         try:
             host.set_env(SETTINGS[setting])
             got = CASES[name](UNGUARDED)

@@ -23,6 +23,7 @@ NO_KERNEL = {
 
 X, R, B = normal(3, 40), normal(3, 40, seed=1), normal(40, seed=2)
 W = normal(40, 40, seed=3)
+TABLE, BLOCKS = reference.rope_table(16, 5), np.tile(np.arange(70, dtype=np.uint8), 4)
 Q, K, V = normal(2, 5, 16), normal(2, 9, 16, seed=1), normal(2, 9, 16, seed=2)
 
 
@@ -49,6 +50,10 @@ CALLS = {
         lambda d, **out: llorch.add_layer_norm(X.astype(d), R.astype(d), B, B, **out)[0],
         lambda d: reference.add_layer_norm(X.astype(d), R.astype(d), B, B)[0],
     ),
+    "add_rms_norm": (
+        lambda d, **out: llorch.add_rms_norm(X.astype(d), R.astype(d), B, **out)[0],
+        lambda d: reference.add_rms_norm(X.astype(d), R.astype(d), B)[0],
+    ),
     "linear": (
         lambda d, **out: llorch.linear(X.astype(d), W.astype(d), B.astype(d), residual=R.astype(d), **out),
         lambda d: reference.linear(X.astype(d), W.astype(d), B.astype(d), residual=R.astype(d)),
@@ -68,7 +73,24 @@ CALLS = {
     ),
     "embedding": (lambda d: llorch.embedding(W.astype(d), [7, 3]), lambda d: reference.embedding(W.astype(d), [7, 3])),
     "argmax": (lambda d: llorch.argmax(X.astype(d)), lambda d: reference.argmax(X.astype(d))),
-    **{name: elementwise(name) for name in ("exp", "tanh", "erf", "sigmoid", "silu")},
+    **{name: elementwise(name) for name in ("exp", "tanh", "erf", "sigmoid", "silu", "relu")},
+    "gate": (
+        lambda d, **out: llorch.gate(X.astype(d), R.astype(d), activation="silu", **out),
+        lambda d: reference.gate(X.astype(d), R.astype(d), activation="silu"),
+    ),
+    "cast": (
+        lambda d, **out: llorch.cast(X.astype(np.float16), d, **out),
+        lambda d: reference.cast(X.astype(np.float16), d),
+    ),
+    "rope": (
+        lambda d, **out: llorch.rope(Q.astype(d), *TABLE, **out),
+        lambda d: reference.rope(Q.astype(d), *TABLE),
+    ),
+    "dequantize": (
+        lambda d: llorch.dequantize(BLOCKS, "Q4_1", (7, 64)),
+        lambda d: reference.dequantize(BLOCKS, "Q4_1", (7, 64)),
+    ),
+    "rope_table": (lambda d: llorch.rope_table(16, 5)[1], lambda d: TABLE[1]),
     "gelu": elementwise("gelu"),
     "gelu, tanh": elementwise("gelu", approximate="tanh"),
     "linear, gelu": (
@@ -76,7 +98,7 @@ CALLS = {
         lambda d: reference.linear(X.astype(d), W, activation="gelu"),
     ),
 }
-NEW_RESULTS = {"embedding", "argmax"}
+NEW_RESULTS = {"embedding", "argmax", "dequantize", "rope_table"}
 
 
 def check(call, wanted, dtype, name):
@@ -112,8 +134,15 @@ def test_new_results_are_not_what_lay_in_memory(isa, name):
             table = normal(30, 40, seed=seed).astype(dtype)
             if name == "embedding":
                 assert_same_bits(llorch.embedding(table, [seed, 3]), reference.embedding(table, [seed, 3]))
-            else:
+            elif name == "argmax":
                 assert_same_bits(llorch.argmax(table), reference.argmax(table))
+            elif name == "dequantize":
+                data = table.view(np.uint8).ravel()[:2200]
+                assert_same_bits(
+                    llorch.dequantize(data, "Q5_0", (100, 32)), reference.dequantize(data, "Q5_0", (100, 32))
+                )
+            else:
+                assert_same_bits(llorch.rope_table(80, [seed])[0], reference.rope_table(80, [seed])[0])
 
 
 def test_a_function_without_its_kernel_would_be_seen():

@@ -1,0 +1,64 @@
+/* gate.h: y_j = f(g_j) * u_j, f any function of unary.h, or none.
+ *
+ * Order:    none, every value is for itself.
+ * Rounding: f is correctly rounded to float32, the product is rounded once; 16-bit results once more, at the very end.
+ * Edges:    those of f, then of the product: 0 * infinity is NaN. y may be g or u.
+ * Cost:     one pass over memory. f runs over GATE_PART values at a time, which stay in the first cache.
+ * Oracle:   llorch.reference.gate. Tests: tests/kernels/test_gate.py.
+ */
+#include "unary.h"
+#include "table.h"
+
+#define GATE_PART 512
+
+/* f(x) [n] in place, in float32. */
+static const ll_unary_kernel gate_functions[LL_UNARY_OPS] = {
+    [LL_EXP] = LL_SYMBOL(exp_f32),
+    [LL_TANH] = LL_SYMBOL(tanh_f32),
+    [LL_ERF] = LL_SYMBOL(erf_f32),
+    [LL_SIGMOID] = LL_SYMBOL(sigmoid_f32),
+    [LL_SILU] = LL_SYMBOL(silu_f32),
+    [LL_GELU] = LL_SYMBOL(gelu_f32),
+    [LL_GELU_TANH] = LL_SYMBOL(gelu_tanh_f32),
+    [LL_RELU] = LL_SYMBOL(relu_f32),
+};
+
+LL_INLINE void gate_part(const char *g, const char *u, char *y, size_t n, ll_unary_kernel function, int dtype)
+{
+    _Alignas(64) float f[GATE_PART];
+    size_t j = 0;
+    if (dtype == LL_F32 && function) {
+        function(g, f, n);
+    } else {
+        for (; j + LL_VL <= n; j += LL_VL)
+            vf_store(f + j, row_load(g, j, dtype));
+        if (j < n)
+            vf_store_n(f + j, row_load_n(g, j, n - j, dtype), n - j);
+        if (function)
+            function(f, f, n);
+    }
+    for (j = 0; j + LL_VL <= n; j += LL_VL)
+        row_store(y, j, vf_mul(vf_load(f + j), row_load(u, j, dtype)), dtype);
+    if (j < n)
+        row_store_n(y, j, vf_mul(vf_load_n(f + j, n - j), row_load_n(u, j, n - j, dtype)), n - j, dtype);
+}
+
+/* Values [first, first + n) of rows [begin, end). */
+static void LL_SYMBOL(gate)(const ll_gate_args *a, size_t begin, size_t end, size_t first, size_t n)
+{
+    const size_t size = ll_dtype_size(a->dtype);
+    const ll_unary_kernel function = gate_functions[a->op];
+    for (size_t i = begin; i < end; i++)
+        for (size_t j = first; j < first + n; j += GATE_PART) {
+            const char *g = (const char *)a->g + (ptrdiff_t)i * a->g_stride + j * size;
+            const char *u = (const char *)a->u + (ptrdiff_t)i * a->u_stride + j * size;
+            char *y = (char *)a->y + (ptrdiff_t)i * a->y_stride + j * size;
+            const size_t count = ll_least(GATE_PART, first + n - j);
+            if (a->dtype == LL_F32)
+                gate_part(g, u, y, count, function, LL_F32);
+            else if (a->dtype == LL_F16)
+                gate_part(g, u, y, count, function, LL_F16);
+            else
+                gate_part(g, u, y, count, function, LL_BF16);
+        }
+}
