@@ -11,11 +11,17 @@ from llorch.commands import common
 @click.command("score")
 @click.argument("text")
 @common.model_option()
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    help="Score a text longer than the context in windows, each of which begins N tokens later.",
+    metavar="N",
+)
 @click.option("--tokens", "by_token", is_flag=True, help="Every token's log-probability too.")
 @common.json_option
 @common.dtype_option
 @common.threads_option
-def command(text: str, model: str, by_token: bool, as_json: bool, dtype: str | None) -> None:
+def command(text: str, model: str, stride: int | None, by_token: bool, as_json: bool, dtype: str | None) -> None:
     """How likely a model finds TEXT: log-probability and perplexity, of every token from the second on.
 
     TEXT "-" is standard input. Logarithms are natural.
@@ -23,7 +29,7 @@ def command(text: str, model: str, by_token: bool, as_json: bool, dtype: str | N
     text = common.text_of(text)
     engine = common.load(model, dtype)
     with common.failures(), common.progress("scoring") as progress:
-        result = engine.score(text, progress=progress)
+        result = engine.score(text, stride=stride, progress=progress)
     logs = result.log_probabilities.tolist()
     tokens = [engine.tokenizer.token(id) for id in result.ids]
     if as_json:

@@ -3,6 +3,7 @@
 The next token is a pure function of (logits, parameters, seed, position, the ids before). `position` is the new
 token's place in its own sequence: the number of tokens before it. l are the V logits in float32.
 
+    missing                ids that have no token: l = -infinity; where no other l is more than that, an error
     repetition penalty r   of every id that came before: l = l / r where l > 0, else l * r             float32
     best                   the lowest id of the largest l; a NaN is an error
     temperature T = 0      the result is best. Otherwise, where l[best] must be finite:
@@ -68,12 +69,15 @@ def next_token(
     top_p: float | None = None,
     repetition_penalty: float | None = None,
     seed: int = 0,
+    missing: Any = (),
 ) -> int:
     """The id that follows, by logits (V,) and the ids seen before. See `llorch.text.sampling.next_token`."""
     l = widen(logits, "logits")
     V = l.size
     ids = np.asarray(range(V))
     with np.errstate(all="ignore"):
+        for i in missing:
+            l = np.where(ids == i, np.float32(-np.inf), l)
         if repetition_penalty is not None:
             r = np.float32(repetition_penalty)
             penalised = np.where(l > 0, l / r, l * r)
@@ -81,6 +85,8 @@ def next_token(
                 l = np.where(ids == i, penalised, l)
         best = int(argmax(l))
         if temperature == 0:
+            if len(missing) and l[best] == -np.inf:
+                raise ValueError("logits is -infinity for every id that can come")
             return best
         if not np.isfinite(l[best]):
             raise ValueError(f"logits[{best}], the largest, is {l[best]}: it must be finite")

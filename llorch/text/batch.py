@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from llorch.text.protocol import Ids, Logits, Model, context_of, ends_of
+from llorch.text.protocol import Ids, Logits, Model, context_of
 from llorch.text.sampling import SamplingParameters, next_token, whole
 
 Prompt = str | Ids
@@ -134,6 +134,7 @@ class Sequence:
         if strings and self.text is None:
             raise TypeError(f"stop has the string {strings[0]!r}, but {name} is ids: stop at ids, or give text")
         self.parameters = request.parameters.seeded()
+        self.missing = model.missing_ids
         self.reason: str | None = None if self.most else "length"
         self.ids = list(self.prompt_ids)
         self.fed = 0  # ids that the cache holds
@@ -151,7 +152,7 @@ class Sequence:
 
     def choose(self, logits: Logits) -> tuple[int | None, str | None]:
         """The next token and the text that it adds; no token if it ends the sequence. Sets `reason` at the end."""
-        id = next_token(logits, self.parameters, len(self.ids), self.ids)
+        id = next_token(logits, self.parameters, len(self.ids), self.ids, self.missing)
         if id in self.ends:
             self.reason = "stop"
             return None, self.text.flush() if self.text else None
@@ -181,7 +182,7 @@ def encode(model: Model, prompt: Prompt, name: str) -> list[int]:
 
 def _stops(model: Model, stop: Stop | None) -> tuple[tuple[str, ...], frozenset[int]]:
     """Strings and ids at which to stop; the model's own end-of-text tokens are among these."""
-    strings, ids = [], set(ends_of(model))
+    strings, ids = [], set(model.end_ids)
     several: Any = () if stop is None else stop
     for one in several if isinstance(several, Iterable) and not isinstance(several, str) else [several]:
         if isinstance(one, str):

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llorch.text import batch as batches
 from llorch.text import tokenizer_files
@@ -43,6 +45,41 @@ class Faces:
         """Text to ids and back. ImportError, FileNotFoundError, ValueError as `llorch.text.tokenizer_files.load`."""
         return tokenizer_files.load(getattr(self, "source", None) or cast(Model, self).path)
 
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text: of the model's configuration, and of generation_config.json where there is one.
+
+        ValueError names the file if it is none of ids.
+        """
+        model = cast(Model, self)
+        config = model.config
+        if hasattr(config, "eos_token_ids"):
+            ends = set(config.eos_token_ids)
+        else:
+            ends = set() if config.eos_token_id is None else {config.eos_token_id}
+        return frozenset(ends | tokenizer_files.generation_ends(model.path))
+
+    @cached_property
+    def missing_ids(self) -> NDArray[np.intp]:
+        """Ids that the tokenizer has no token for, such as a vocabulary's padding: they are never chosen.
+
+        Said once a model, by a warning. None where there is no tokenizer, or none that can be read.
+        """
+        model = cast(Model, self)
+        size = model.config.vocab_size
+        try:
+            tokenizer = model.tokenizer
+        except (ImportError, OSError, ValueError):  # ids alone need none
+            return np.empty(0, np.intp)
+        missing = tokenizer.missing(size)
+        if missing.size:
+            warnings.warn(
+                f"{tokenizer.name}: the model has {size} ids, {missing.size} have no token, such as "
+                f"{missing[0]}: these are never chosen",
+                stacklevel=2,
+            )
+        return missing
+
     @overload
     def generate(
         self: Model, prompt: str, max_new_tokens: int, *, seed: int | None = None, **options: Unpack[Options]
@@ -71,7 +108,8 @@ class Faces:
         temperature, top_k, top_p, repetition_penalty
             temperature is 0 by default, which takes the likeliest token (the lowest id of equals): see
             `llorch.text.sampling.SamplingParameters`. Tokens are drawn by a pure function of logits, parameters, seed
-            and position, which `llorch.reference._sampling` defines.
+            and position, which `llorch.reference._sampling` defines. An id that the model's tokenizer has no token for
+            is never chosen.
 
         Raises
         ------
@@ -192,18 +230,35 @@ class Faces:
                 pieces[event.id] += event.pieces
         return [_whole(found, prompt) for found, prompt in zip(pieces.values(), prompts, strict=True)]
 
-    def score(self: Model, text: Prompt, *, progress: Progress | None = None) -> Score:
+    def score(self: Model, text: Prompt, *, stride: int | None = None, progress: Progress | None = None) -> Score:
         """The log-probability of each token of a text (or of ids) by those before it.
 
         By the logits l of the position before, m their maximum, the token i has (l_i - m) - ln(Z) in float64, where Z
         is the running float64 sum, in order of id, of exp(l - m), which is correctly rounded to float32, and ln is
-        correctly rounded to float64: `llorch.reference.log_probabilities`. progress(done, of) is called as positions
-        are done.
+        correctly rounded to float64: `llorch.reference.log_probabilities`.
 
-        ValueError if there are fewer than 2 tokens, or more than the context; IndexError for an id that is not in
-        [0, vocab_size); TypeError if text is something else.
+        Parameters
+        ----------
+        text : str, or sequence or integer array of ids
+            At least 2 tokens, and without a stride at most the context's.
+        stride : int in [1, context), optional
+            For a text of any length. Windows of up to `context` tokens begin at the tokens 0, stride, 2 stride ..., the
+            last where one has the text's end. A token is scored in the first window that has it, by the tokens before
+            it in that window: a small stride leaves more of these (at least context - stride), and takes more time.
+            https://huggingface.co/docs/transformers/perplexity defines it so. Memory is that of one window.
+        progress : function of (done, of), optional
+            Called as tokens are scored.
+
+        Raises
+        ------
+        ValueError
+            Another number of tokens; a stride that is out of range; logits with a NaN.
+        IndexError
+            An id that is not in [0, vocab_size).
+        TypeError
+            An argument of another type.
         """
-        return score(self, text, progress=progress)
+        return score(self, text, stride=stride, progress=progress)
 
 
 class Stream(Iterator[Piece], Generic[Piece]):

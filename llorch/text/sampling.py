@@ -74,6 +74,11 @@ class SamplingParameters:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        _core._in_fpenv(
+            self._check
+        )  # a host that flushes takes 1e-40 for 0, one that rounds up 3.4028235e38 for infinity
+
+    def _check(self) -> None:
         def put(name: str, value: float | None) -> None:
             object.__setattr__(self, name, value)
 
@@ -106,7 +111,13 @@ class SamplingParameters:
         return dataclasses.replace(self, seed=fresh_seed())
 
 
-def next_token(logits: FloatArray, parameters: SamplingParameters, position: int, seen: Sequence[int] = ()) -> int:
+def next_token(
+    logits: FloatArray,
+    parameters: SamplingParameters,
+    position: int,
+    seen: Sequence[int] = (),
+    missing: NDArray[Any] | None = None,
+) -> int:
     """The id that follows.
 
     Parameters
@@ -119,29 +130,44 @@ def next_token(logits: FloatArray, parameters: SamplingParameters, position: int
         Of the new token in its own sequence: the number of tokens before it.
     seen : ids in [0, V)
         What came before, prompt and all; only the repetition penalty looks at it.
+    missing : array of ids in [0, V), optional
+        Ids that can't come, whatever their logits: `Tokenizer.missing`.
 
     Raises
     ------
     TypeError
         logits of another type.
     ValueError
-        logits of another shape, with a NaN or an infinite largest value; a seed that is missing.
+        logits of another shape, with a NaN, an infinite largest value, or -infinity for all that can come; no seed
+        where one is needed.
     IndexError
         seen has an id that is not in [0, V).
     """
-    return _core._in_fpenv(_next_token, logits, parameters, position, seen)
+    return _core._in_fpenv(_next_token, logits, parameters, position, seen, missing)
 
 
-def _next_token(logits: FloatArray, parameters: SamplingParameters, position: int, seen: Sequence[int]) -> int:
+def _next_token(
+    logits: FloatArray,
+    parameters: SamplingParameters,
+    position: int,
+    seen: Sequence[int] = (),
+    missing: NDArray[Any] | None = None,
+) -> int:
     l = np.asarray(logits)
     if l.dtype != np.float32:
         raise TypeError(f"logits is {l.dtype}, it must be float32")
     if l.ndim != 1:
         raise ValueError(f"logits has shape {l.shape}, it must be (V,)")
+    masked = missing is not None and len(missing) > 0
+    if masked:
+        l = l.copy()
+        l[missing] = -np.inf
     if parameters.repetition_penalty is not None and len(seen):
         l = _penalised(l, np.float32(parameters.repetition_penalty), np.asarray(seen))
     best: int = llorch.argmax(l)
     if parameters.temperature == 0:
+        if masked and l[best] == -np.inf:
+            raise ValueError("logits is -infinity for every id that can come")
         return best
     if not np.isfinite(l[best]):
         raise ValueError(f"logits[{best}], the largest, is {l[best]}: it must be finite")

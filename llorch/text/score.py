@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 import llorch
 from llorch import _core
-from llorch.text.batch import Prompt, encode
+from llorch.text.batch import CHUNK, Prompt, encode
 from llorch.text.protocol import Ids, Logits, Model, context_of
+from llorch.text.sampling import whole
 
 Progress = Callable[[int, int], object]  # done, of how many
 
@@ -48,21 +49,36 @@ def _perplexity(log_likelihood: float, count: int) -> float:
     return float(EXACT.exp(decimal.Decimal(-log_likelihood / count)))
 
 
-def score(model: Model, text: Prompt, *, progress: Progress | None = None) -> Score:
+def score(model: Model, text: Prompt, *, stride: int | None = None, progress: Progress | None = None) -> Score:
     """See `llorch.CausalLM.score`."""
     ids = encode(model, text, "text")
-    context = context_of(model)
-    if not 2 <= len(ids) <= context:
-        raise ValueError(f"text has {len(ids)} token{'s' * (len(ids) > 1)}, it must have at least 2 and at most "
-                         f"{context}, the context")  # fmt: skip
-    cache = model.new_cache(len(ids))
+    context, count = context_of(model), len(ids)
+    if stride is not None and whole(stride, "stride", 1) >= context:
+        raise ValueError(f"stride is {stride}, it must be less than {context}, the context")
+    if count < 2:
+        raise ValueError("text has 1 token, it must have at least 2: the first has nothing before it")
+    if stride is None and count > context:
+        raise ValueError(
+            f"text has {count} tokens, the context only {context}: give stride, and it is scored in windows, each of "
+            "which begins so many tokens later"
+        )
+    cache = model.new_cache(min(count, context))
     parts = []
-    for first in range(0, len(ids) - 1, SCORED):
-        last = min(first + SCORED, len(ids) - 1)
-        logits = model.forward(ids[first:last], cache)
-        parts.append(_core._in_fpenv(log_probabilities, logits, ids[first + 1 : last + 1]))
-        if progress is not None:
-            progress(last, len(ids) - 1)
+    scored = 1  # tokens that have their log-probability, and the first
+    for begin in range(0, count, stride or count):
+        end = min(begin + context, count)
+        cache.truncate(0)
+        for first in range(begin, scored - 1, CHUNK):  # what the window has of tokens that others scored
+            model.step([ids[first : min(first + CHUNK, scored - 1)]], [cache])
+        for first in range(scored - 1, end - 1, SCORED):
+            last = min(first + SCORED, end - 1)
+            logits = model.forward(ids[first:last], cache)
+            parts.append(_core._in_fpenv(log_probabilities, logits, ids[first + 1 : last + 1]))
+            if progress is not None:
+                progress(last, count - 1)
+        scored = end
+        if end == count:
+            break
     return Score(ids, np.concatenate(parts))
 
 

@@ -152,9 +152,19 @@ def _from_words(path: Path) -> Tokenizer:
     return Tokenizer(library, in_folder(path))
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
-    """What tokenizer_config.json says; nothing if there is none."""
-    path = folder / "tokenizer_config.json"
+def generation_ends(folder: Path) -> set[int]:
+    """The eos_token_id, one or several, of a folder's generation_config.json."""
+    found = _settings(folder, "generation_config.json").get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+        place = printable(str(folder / "generation_config.json"))
+        raise ValueError(f"{place}: eos_token_id is {shown(found)}, it must be an id or a list of ids")
+    return set(ids)
+
+
+def _settings(folder: Path, name: str = "tokenizer_config.json") -> Mapping[str, Any]:
+    """What one of a folder's small files says; nothing if there is none."""
+    path = folder / name
     if not path.is_file():
         return {}
     try:

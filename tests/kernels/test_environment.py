@@ -388,6 +388,58 @@ def test_environment_of_choices_and_scores(host, setting):
     assert after & ~sticky == SETTINGS[setting] & ~sticky
 
 
+EXTREMES = {  # of float32, beside what is out of its range
+    "temperature": (1e-40, 1.5e-45, 3.40282356e38),
+    "repetition_penalty": (1e-40, 1.5e-45, 3.40282356e38),
+    "top_p": (5e-324, 1e-310, 1.0),
+}
+BEYOND = {"temperature": (1e-46, 3.4028236e38), "repetition_penalty": (0.0, 1e-46, 3.4028236e38), "top_p": (0.0,)}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_the_checks_of_parameters(host, setting):
+    from llorch.text.sampling import SamplingParameters
+
+    model = llorch.CausalLM.from_pretrained("shakespeare-1m")
+    hot = {"temperature": 3.40282356e38, "seed": 1}
+    cold = {"temperature": 1e-40, "seed": 1, "top_p": 1e-310}
+    wanted = [model.generate([5, 6], 5, **options) for options in (hot, cold)]
+    before = host.get_env()
+    taken, refused = [], []
+    try:
+        host.set_env(SETTINGS[setting])
+        for name, values in EXTREMES.items():
+            taken += [getattr(SamplingParameters(**{name: value}), name) for value in values]
+        for name, values in BEYOND.items():
+            for value in values:
+                try:
+                    SamplingParameters(**{name: value})
+                except ValueError:
+                    refused.append((name, value))
+        got = [model.generate([5, 6], 5, **options) for options in (hot, cold)]
+    finally:
+        host.set_env(before)
+    assert got == wanted and taken == [value for values in EXTREMES.values() for value in values]
+    assert refused == [(name, value) for name, values in BEYOND.items() for value in values]
+
+
+def test_an_unprotected_check_would_be_seen(host):
+    """Negative control: the same check in the hosts' environments."""
+    from llorch.text.sampling import SamplingParameters
+
+    parameters = [SamplingParameters(temperature=value) for value in (1e-40, 3.40282356e38)]
+    before, seen = host.get_env(), []
+    for setting, one in zip(("flush", "up"), parameters, strict=True):
+        try:
+            host.set_env(SETTINGS[setting])
+            one._check()
+        except ValueError:
+            seen.append(setting)
+        finally:
+            host.set_env(before)
+    assert seen == ["flush", "up"]
+
+
 def test_an_unprotected_choice_or_score_would_be_seen(host):
     """Negative control: the same functions in the hosts' environments, without llorch's own around them."""
     from llorch.text.sampling import SamplingParameters, _next_token

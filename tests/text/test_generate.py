@@ -1,6 +1,8 @@
 """Generated text: what the oracle chooses, alone as in any batch; where it ends; scores; what is refused, and when."""
 
+import json
 import math
+import shutil
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from helpers import assert_same_bits, num_threads, rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import llorch
 from llorch import reference
@@ -91,7 +94,7 @@ def test_a_shared_stream_of_random_numbers_would_be_seen(monkeypatch):
     """Negative control: drawing from one generator in turn, as is usual, a batch is not one by one."""
     shared = np.random.default_rng(0)
 
-    def draw(logits, parameters, position, seen):
+    def draw(logits, parameters, position, seen, missing):
         return int(np.searchsorted(np.cumsum(llorch.softmax(logits)), shared.random(), side="right"))
 
     monkeypatch.setattr(module, "next_token", draw)
@@ -224,6 +227,90 @@ def test_the_context_may_be_filled():
     assert generate_batch(MODEL, [], 5) == []
 
 
+# ---- ids without a token ---------------------------------------------------------------------------------
+
+
+class Lacking(Scripted):
+    """A model whose tokenizer lacks the given ids; its logits are the largest there."""
+
+    def __init__(self, missing):
+        super().__init__([])
+        self.missing_ids = np.array(missing, np.intp)
+
+    def step(self, chunks, caches):
+        logits = MODEL.step(chunks, caches)
+        logits[:, self.missing_ids] = 1e4
+        return logits
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED, {"temperature": 5.0, "seed": 3}], ids=["greedy", "all", "hot"])
+def test_an_id_without_a_token_is_never_chosen(options):
+    missing = [7, 8, 9, *range(500, 700)]
+    model = Lacking(missing)
+    parameters = {"seed": 0} | options
+    ids = MODEL.tokenizer.encode(PROMPTS[0])
+    new = generate(model, ids, 25, **options)
+    assert new and not set(new) & set(missing)
+    assert generate(model, PROMPTS[0], 25, **options) == MODEL.tokenizer.decode(new)
+    assert generate_batch(model, [ids, ids], 25, **options) == [new, new]
+    for id in new:
+        logits = model.step([ids], [MODEL.new_cache()])[0]
+        assert id == reference.next_token(logits, len(ids), ids, missing=missing, **parameters)
+        assert reference.next_token(logits, len(ids), ids, **parameters) in missing, "negative control"
+        ids.append(id)
+
+
+def padded(folder, more=64):
+    """The embedded model with rows of the embedding that no token has, and of large logits."""
+    shutil.copytree(MODEL.path, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("wte.weight"))
+    rows = np.broadcast_to(np.asarray(3, tensors[name].dtype), (more, tensors[name].shape[1]))
+    save_file(tensors | {name: np.concatenate([tensors[name], rows])}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + more}))
+    return folder
+
+
+def test_a_padded_vocabulary(tmp_path):
+    model = llorch.CausalLM.from_pretrained(padded(tmp_path / "padded"))
+    assert model.forward([5, 6]).shape == (2, 1024 + 64)
+    with pytest.warns(UserWarning, match="the model has 1088 ids, 64 have no token, such as 1024: these are never ch"):
+        assert model.generate(PROMPTS[0], 10) == MODEL.generate(PROMPTS[0], 10)
+    for options in ({}, SAMPLED):  # said once: another warning would be an error here
+        assert max(model.generate([5, 6], 30, **options)) < 1024
+    assert MODEL.missing_ids.size == 0
+
+
+def test_without_a_tokenizer_every_id_can_come(tmp_path):
+    folder = padded(tmp_path / "padded")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    model = llorch.CausalLM.from_pretrained(folder)
+    assert model.missing_ids.size == 0 and len(model.generate([5, 6], 5)) == 5
+
+
+# ---- tokens that end a text -------------------------------------------------------------------------------
+
+
+def test_generation_config_has_ends_too(tmp_path):
+    shutil.copytree(MODEL.path, tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    for entry, wanted in [(None, set()), (7, {7}), ([7, 8], {7, 8})]:
+        path.write_text(json.dumps({"eos_token_id": entry}))
+        model = llorch.CausalLM.from_pretrained(tmp_path / "model")
+        assert model.end_ids == wanted | {END}
+    pieces = stream(Scripted([5, 6]), [1], 2)
+    assert list(pieces) == [5, 6]
+    ends = Scripted([5, 8, 6])
+    ends.end_ids = model.end_ids
+    pieces = stream(ends, [1], 3)
+    assert list(pieces) == [5] and pieces.finish_reason == "stop"
+    path.write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id is x"):
+        llorch.CausalLM.from_pretrained(tmp_path / "model").generate("O", 1)
+
+
 # ---- work -------------------------------------------------------------------------------------------------
 
 
@@ -298,8 +385,11 @@ def test_progress(monkeypatch):
         (lambda m: generate_batch(m, ["O"], 5, seed="1"), TypeError, "seed must be an integer, got '1'"),
         (lambda m: generate_batch(m, ["O"], 5, batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda m: score(m, ""), ValueError, "text is empty"),
-        (lambda m: score(m, [1]), ValueError, "text has 1 token, it must have at least 2 and at most 256"),
-        (lambda m: score(m, [1] * 257), ValueError, "text has 257 tokens, it must have"),
+        (lambda m: score(m, [1]), ValueError, "text has 1 token, it must have at least 2"),
+        (lambda m: score(m, [1] * 257), ValueError, "text has 257 tokens, the context only 256: give stride"),
+        (lambda m: score(m, [1] * 9, stride=0), ValueError, "stride must be at least 1, got 0"),
+        (lambda m: score(m, [1] * 9, stride=256), ValueError, "stride is 256, it must be less than 256, the context"),
+        (lambda m: score(m, [1] * 9, stride=2.5), TypeError, "stride must be an integer, got 2.5"),
         (lambda m: score(m, [1, 1024]), IndexError, r"text\[1\] is 1024"),
     ],
 )
@@ -327,6 +417,69 @@ def test_score_of_text_is_that_of_its_ids():
     one, other = score(MODEL, text), MODEL.score(MODEL.tokenizer.encode(text))
     assert one.ids == other.ids
     assert_same_bits(one.log_probabilities, other.log_probabilities)
+
+
+LONG = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer " * 18
+
+
+def windows(count, stride):
+    """transformers' guide, "Perplexity of fixed-length models": of each window begin, end, and tokens that are new."""
+    before = 0
+    for begin in range(0, count, stride):
+        end = min(begin + CONTEXT, count)
+        yield begin, end, end - before
+        before = end
+        if end == count:
+            break
+
+
+@pytest.mark.parametrize("stride", [CONTEXT - 1, CONTEXT // 2, 100])
+def test_a_long_text_is_scored_in_windows(stride):
+    """Each window once more by the oracle, from uncached logits."""
+    ids = MODEL.tokenizer.encode(LONG)
+    assert len(ids) > 2 * CONTEXT
+    result = score(MODEL, LONG, stride=stride)
+    parts = []
+    for begin, end, new in windows(len(ids), stride):
+        window = ids[begin:end]
+        new = min(new, len(window) - 1)  # nothing is before a text's first token
+        logits = MODEL.forward(window)[-new - 1 : -1]
+        parts.append(reference.log_probabilities(logits, window[-new:]))
+    assert_same_bits(result.log_probabilities, np.concatenate(parts))
+    assert result.ids == ids and len(result.log_probabilities) == len(ids) - 1
+
+
+def test_a_stride_changes_nothing_where_all_fits():
+    ids = MODEL.tokenizer.encode(LONG)[:CONTEXT]
+    assert_same_bits(score(MODEL, ids, stride=7).log_probabilities, score(MODEL, ids).log_probabilities)
+
+
+def test_windows_have_a_part():
+    """Negative control: another stride, other scores, and only where a window has begun anew."""
+    ids = MODEL.tokenizer.encode(LONG)[: CONTEXT + 60]
+    one, other = (score(MODEL, ids, stride=stride).log_probabilities for stride in (100, 200))
+    assert_same_bits(one[: CONTEXT - 1], other[: CONTEXT - 1])
+    assert (one[CONTEXT - 1 :] != other[CONTEXT - 1 :]).any()
+
+
+def test_scoring_needs_the_memory_of_one_window():
+    class Watched(Scripted):
+        caches, longest = 0, 0
+
+        def new_cache(self, capacity):
+            self.caches += 1
+            assert capacity <= CONTEXT
+            return MODEL.new_cache(capacity)
+
+        def forward(self, ids, cache):
+            self.longest = max(self.longest, len(ids))
+            return MODEL.forward(ids, cache)
+
+    model, calls = Watched([]), []
+    model.step = MODEL.step
+    score(model, [5] * 2000, stride=200, progress=lambda *call: calls.append(call))
+    assert model.caches == 1 and model.longest <= 64
+    assert calls == sorted(set(calls)) and calls[-1] == (1999, 1999)
 
 
 def test_scores_of_special_logits():
