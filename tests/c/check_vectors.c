@@ -11,11 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../csrc/llorch.h"
+#include "../../csrc/formats.h"
 
-enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, FAMILIES };
+enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, FAMILIES };
 static const char *const families[FAMILIES] = {"norm", "linear", "unary", "softmax", "attention", "argmax", "embedding",
-                                                 "gate", "cast", "rope", "rope_table"};
+                                                 "gate", "cast", "rope", "rope_table", "formats"};
 
 /* What a family's numbers are stands with its function; arrays follow, contiguous, the expected output last. */
 typedef struct header {
@@ -411,11 +411,35 @@ static void check_table(FILE *f, const header *h)
     free(f_hi), free(f_lo), free(sines), free(cosines), free(cos), free(sin);
 }
 
+/* format, K, N, bytes / 2; the blocks of N rows of K values; the values. Widened, and packed from the blocks. */
+static void check_formats(FILE *f, const header *h)
+{
+    const size_t K = h->n[1], N = h->n[2];
+    void *blocks = read_values(f, h->n[3], LL_F16);
+    float *wanted = read_wanted(f, K * N, LL_F32), *y = blank(K * N * sizeof *y);
+    const ll_format *format = &ll_formats[h->n[0]];
+    ll_dequantize(blocks, (int)h->n[0], K * N, y);
+    check(BLOCKS, y, wanted, K * N, LL_F32);
+    ll_weight w = {.data = blocks, .format = (int)h->n[0], .n_stride = (ptrdiff_t)(K / format->values * format->bytes), .K = K,
+                   .N = N};
+    void *packed = ll_memory_new(ll_packed_bytes(K, N, LL_F32));
+    if (!packed)
+        exit(2);
+    ll_pack(&w, LL_F32, packed);
+    w = (ll_weight){.data = packed, .format = LL_F32, .packed = 1, .K = K, .N = N};
+    memset(y, 0xff, K * N * sizeof *y);
+    for (size_t n = 0; n < N; n++)
+        ll_packed_column(&w, n, y + n * K);
+    check(BLOCKS, y, wanted, K * N, LL_F32);
+    ll_memory_free(packed);
+    free(blocks), free(wanted), free(y);
+}
+
 static int check_cases(const char *path)
 {
     static void (*const by_family[FAMILIES])(FILE *, const header *) = {
         check_norm, check_linear, check_unary, check_softmax, check_attention, check_argmax, check_embedding, check_gate,
-        check_cast, check_rope, check_table};
+        check_cast, check_rope, check_table, check_formats};
     header h;
     FILE *f = fopen(path, "rb");
     if (!f)

@@ -20,10 +20,11 @@ package.__path__ = [str(ROOT / "llorch")]
 sys.modules["llorch"] = package
 from llorch import reference  # noqa: E402
 from llorch.reference import _rope  # noqa: E402
+from llorch.reference._formats import SIZES  # noqa: E402
 from llorch.reference._unary import ONE  # noqa: E402
 
 # the numbers of check_vectors.c
-NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE = range(11)
+NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS = range(12)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # and of llorch.h
 OPERATIONS = (None, "exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "relu")  # and of llorch.h
 rng = np.random.default_rng(20261125)
@@ -141,6 +142,18 @@ def rope():
                 write(ROPE, (3, count, D, R, dtype), x, cos, sin, reference.rope(x, cos, sin))
 
 
+def formats():
+    """Random blocks, scales and all; the numbers of formats.h are the order of the oracle's table."""
+    order = ["F32", "F16", "BF16", *[name for name, (values, _) in SIZES.items() if values > 1]]
+    for number, name in enumerate(order):
+        values, size = SIZES[name]
+        if values > 1:
+            for K, N in ((values, 4), (512, 18)):
+                blocks = rng.integers(0, 256, N * K // values * size, np.uint8)
+                y = reference.dequantize(blocks, name, (N, K))
+                write(BLOCKS, (number, K, N, blocks.size // 2), blocks, y)
+
+
 def softmax_and_attention():
     vectors = np.load(DATA / "attention_vectors.npz")
     write(SOFTMAX, (*vectors["softmax/x"].shape, 0), vectors["softmax/x"], vectors["softmax/y"])
@@ -193,5 +206,5 @@ def argmax_and_embedding():
 
 
 with open(sys.argv[1], "wb") as file:
-    for cases in (norm, linear, unary, relu_gate_and_cast, rope, softmax_and_attention, argmax_and_embedding):
+    for cases in (norm, linear, unary, relu_gate_and_cast, rope, formats, softmax_and_attention, argmax_and_embedding):
         cases()
