@@ -162,11 +162,11 @@ static void attention_pack_queries(const ll_attention_args *a, const ll_attentio
 LL_INLINE void attention_scores_part(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride, size_t R,
                            size_t P)
 {
-    const size_t V = P * PANEL_VECTORS;
-    vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS], c = vf_set1(scale);
+    const size_t V = P * TILE_PANEL_VECTORS;
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], c = vf_set1(scale);
     for (size_t i = 0; i < R * V; i++)
         y[i] = vf_zero();
-    tile_dot(R, V, PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, NULL, 0, 0, y);
+    tile_dot(R, V, TILE_PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, NULL, 0, 0, y);
     for (size_t r = 0; r < R; r++)
         for (size_t v = 0; v < V; v++)
             vf_store(s + r * s_stride + v * LL_VL, vf_mul(y[r * V + v], c));
@@ -182,13 +182,13 @@ typedef struct attention_values {
 LL_INLINE void attention_values_part(const float *e, size_t e_stride, const attention_values *v, size_t column, size_t count,
                            float *o, size_t o_stride, size_t R, size_t P)
 {
-    const size_t V = P * PANEL_VECTORS;
-    vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS];
+    const size_t V = P * TILE_PANEL_VECTORS;
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
     for (size_t r = 0; r < R; r++)
         for (size_t i = 0; i < V; i++)
             y[r * V + i] = vf_load(o + r * o_stride + i * LL_VL);
-    tile_dot(R, V, PANEL_VECTORS, e, e_stride, 1, v->at + column * v->panel * sizeof(float), v->stride, v->panel, LL_F32,
-             count, NULL, 0, 0, y);
+    tile_dot(R, V, TILE_PANEL_VECTORS, e, e_stride, 1, v->at + column * v->panel * sizeof(float), v->stride, v->panel,
+             LL_F32, count, NULL, 0, 0, y);
     for (size_t r = 0; r < R; r++)
         for (size_t i = 0; i < V; i++)
             vf_store(o + r * o_stride + i * LL_VL, y[r * V + i]);
@@ -198,7 +198,7 @@ LL_INLINE void attention_values_part(const float *e, size_t e_stride, const atte
 LL_INLINE void attention_scores_panels(const float *q, const float *keys, size_t D, float scale, float *s, size_t s_stride,
                              size_t panels, size_t R)
 {
-    const size_t P = PANELS(R);
+    const size_t P = TILE_PANELS(R);
     size_t panel = 0;
     for (; panel + P <= panels; panel += P)
         attention_scores_part(q, keys + panel * LL_PANEL * D, D, scale, s + panel * LL_PANEL, s_stride, R, P);
@@ -209,7 +209,7 @@ LL_INLINE void attention_scores_panels(const float *q, const float *keys, size_t
 LL_INLINE void attention_values_panels(const float *e, size_t e_stride, const attention_values *v, size_t count, float *o,
                              size_t o_stride, size_t panels, size_t R)
 {
-    const size_t P = PANELS(R);
+    const size_t P = TILE_PANELS(R);
     size_t panel = 0;
     for (; panel + P <= panels; panel += P)
         attention_values_part(e, e_stride, v, panel, count, o + panel * LL_PANEL, o_stride, R, P);
@@ -279,16 +279,16 @@ LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_atten
 /* Whether the values at positions [begin, end) of a chunk are all finite: 0 times them is 0. */
 LL_INLINE int attention_finite(const attention_values *v, size_t panels, size_t begin, size_t end)
 {
-    vf sum[PANEL_VECTORS];
-    for (size_t i = 0; i < PANEL_VECTORS; i++)
+    vf sum[TILE_PANEL_VECTORS];
+    for (size_t i = 0; i < TILE_PANEL_VECTORS; i++)
         sum[i] = vf_zero();
     for (size_t t = begin; t < end; t++)
         for (size_t panel = 0; panel < panels; panel++)
             LL_UNROLL
-            for (size_t i = 0; i < PANEL_VECTORS; i++)
+            for (size_t i = 0; i < TILE_PANEL_VECTORS; i++)
                 sum[i] = vf_fma(vf_load(v->at + (t * v->stride + panel * v->panel + i * LL_VL) * sizeof(float)), vf_zero(),
                                 sum[i]);
-    for (size_t i = 1; i < PANEL_VECTORS; i++)
+    for (size_t i = 1; i < TILE_PANEL_VECTORS; i++)
         sum[0] = vf_add(sum[0], sum[i]);
     return vf_fold(sum[0]) == 0.0f;
 }

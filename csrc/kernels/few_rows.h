@@ -93,7 +93,7 @@ LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t tile_b
 {
     _Alignas(64) float p[LL_FEW_ROWS * FEW_STRIP], y[LL_FEW_ROWS * FEW_STRIP];
     const ll_weight *w = &a->weight;
-    const size_t M = a->M, K = w->K, tiles = tiles_of(M), size = ll_dtype_size(w->format);
+    const size_t M = a->M, K = w->K, tiles = tile_count(M), size = ll_dtype_size(w->format);
     const size_t first = tile_row(tile_begin, tiles, M), stop = tile_row(tile_end, tiles, M);
     const size_t step = FEW_STEP(tile_row(1, tiles, M)); /* of the tile with the most rows, which is the first */
     for (size_t n = begin; n < end; n += FEW_STRIP) {

@@ -45,15 +45,15 @@ typedef struct linear_part {
 /* Where vector i of a tile [R][V] waits. */
 LL_INLINE float *linear_sum(const linear_part *t, size_t V, size_t i)
 {
-    return t->sums + i % V / PANEL_VECTORS * t->sums_panel + i / V * LL_PANEL + i % PANEL_VECTORS * LL_VL;
+    return t->sums + i % V / TILE_PANEL_VECTORS * t->sums_panel + i / V * LL_PANEL + i % TILE_PANEL_VECTORS * LL_VL;
 }
 
 LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
 {
-    const size_t V = P * PANEL_VECTORS, N = t->args->weight.N;
+    const size_t V = P * TILE_PANEL_VECTORS, N = t->args->weight.N;
     const ll_linear_args *a = t->args;
     const int whole = t->n + V * LL_VL <= N; /* no column past N: constant loops, which keep to registers */
-    vf y[LL_TILE_ROWS * LL_TILE_PANELS * PANEL_VECTORS];
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
     if (!t->first) {
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
@@ -75,8 +75,8 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
         for (size_t r = R; r < 2 * R; r++)
             __builtin_prefetch(to + (ptrdiff_t)r * a->y_stride, 1, 3);
 
-    tile_dot(R, V, PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k, t->ahead_panel,
-             y);
+    tile_dot(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k,
+             t->ahead_panel, y);
 
     if (!t->last) {
         LL_UNROLL
@@ -102,7 +102,7 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
 LL_INLINE void linear_panels(const linear_part *part, size_t R, size_t panels, int dtype)
 {
     linear_part t = *part;
-    const size_t together = PANELS(R);
+    const size_t together = TILE_PANELS(R);
     while (panels) {
         size_t taken = panels >= together ? together : 1;
         if (taken == together)
@@ -130,12 +130,12 @@ static void (*const linear_tiles[LL_TILE_ROWS][LL_DTYPES])(const linear_part *, 
 
 /* x: the tiles of pack_x. */
 static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
-                              size_t panel_begin, size_t panel_end)
+                      size_t panel_begin, size_t panel_end)
 {
     _Alignas(64) float room[PACK_GROUP * LINEAR_DEPTH * LL_PANEL];
     _Alignas(64) float sums[PACK_GROUP * LINEAR_ROWS * LL_PANEL];
     const ll_weight *w = &a->weight;
-    const size_t tiles = tiles_of(a->M), K = w->K, size = ll_dtype_size(w->format);
+    const size_t tiles = tile_count(a->M), K = w->K, size = ll_dtype_size(w->format);
     const int by_rows = !w->packed && w->n_stride == (ptrdiff_t)size;
     if (ll_few_rows(a)) {
         few_rows(a, x, tile_begin, tile_end, panel_begin * LL_PANEL, ll_least(panel_end * LL_PANEL, w->N));
@@ -149,7 +149,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
         const int direct = w->packed && (count == 1 || w->format == LL_F32);
         const size_t depth = count == 1 && direct ? K : LINEAR_DEPTH;
-        const size_t together = PANELS(tile_row(block + 1, tiles, a->M) - m);
+        const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
             const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
             size_t k = 0;

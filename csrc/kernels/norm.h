@@ -122,7 +122,8 @@ LL_INLINE float norm_pass_sum(const char *x, const char *residual, char *sum, si
 
 /* The 64 lanes in strips of LL_STRIP registers: two sets of 64 lanes need not fit into the register file.
  * Without centring (RMSNorm) d is x itself and D isn't needed. */
-LL_INLINE void norm_pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype, const char *ahead)
+LL_INLINE void norm_pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype,
+                                 const char *ahead)
 {
     vf dsum[LL_REGS], qsum[LL_REGS], mu = vf_set1(mean);
     const size_t head = norm_way(x, n, dtype);
@@ -226,7 +227,8 @@ LL_INLINE vf norm_normalise(vf x, vf mean, vf r, vf s, int centre)
     return centre ? vf_fma(vf_sub(x, mean), r, s) : vf_mul(x, r);
 }
 
-LL_INLINE vf norm_output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre, int dtype)
+LL_INLINE vf norm_output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre,
+                         int dtype)
 {
     vf t = norm_normalise(row_load_n(row->x, j, m, dtype), vf_set1(row->mean), vf_set1(row->r), vf_set1(row->s), centre);
     return norm_scale_shift(t, weight, bias, j, m);
@@ -234,7 +236,7 @@ LL_INLINE vf norm_output(const norm_row *row, const char *weight, const char *bi
 
 /* weight and bias are NULL or not as constants: one loop for each case. */
 LL_INLINE void norm_apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
-                          int dtype)
+                               int dtype)
 {
     size_t j = norm_way(y, n, dtype);
     if (j)
@@ -276,7 +278,7 @@ LL_INLINE void norm_edge_store(norm_edge *edge, char *end)
 /* norm_pass_apply for float32 past the caches; y follows the row before without a gap, n >= NORM_ALIGN_FROM. A thread that
  * waits for the pool sees these stores: the pool counts its finished workers by a locked add, which drains them. */
 LL_INLINE void norm_pass_stream(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre,
-                           norm_edge *edge)
+                                norm_edge *edge)
 {
     size_t j = norm_way(y, n, LL_F32);
     if (j) {
@@ -299,7 +301,7 @@ LL_INLINE void norm_pass_stream(const norm_row *row, const char *w, const char *
 /* The row again with float64 elements, or NaN if it isn't finite. Rare, so one value at a time and one
  * instance for all types; the compiler may use vectors, it has no freedom that could change a bit. */
 LL_NOINLINE void norm_row_wide(const char *x, const char *weight, const char *bias, char *y, size_t n, double eps,
-                          int centre, int dtype)
+                               int centre, int dtype)
 {
     int finite = 1;
     float v[LL_VL];

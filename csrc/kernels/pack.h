@@ -19,12 +19,12 @@
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
-static size_t LL_SYMBOL(pack_tiles)(size_t M) { return tiles_of(M); }
+static size_t LL_SYMBOL(pack_tiles)(size_t M) { return tile_count(M); }
 
 /* Tiles [begin, end) of x: tile i, of R rows from row m on, is [K][R] float32 at packed + m * K. */
 static void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end)
 {
-    const size_t tiles = tiles_of(a->M), K = a->weight.K;
+    const size_t tiles = tile_count(a->M), K = a->weight.K;
     for (size_t tile = begin; tile < end; tile++) {
         size_t m = tile_row(tile, tiles, a->M), R = tile_row(tile + 1, tiles, a->M) - m;
         size_t k0 = 0;
@@ -64,7 +64,7 @@ static void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_t beg
 /* `panels` panels from column n on, of a weight whose rows are contiguous: rows [k, k + kc) as [panel][kc][16] of dtype,
  * panels to_panel values apart. Every column there is < N. */
 LL_INLINE void pack_rows(const ll_weight *w, int from, size_t n, size_t panels, size_t k, size_t kc, int dtype,
-                           char *to, size_t to_panel)
+                         char *to, size_t to_panel)
 {
     const char *row = (const char *)w->data + (ptrdiff_t)k * w->k_stride + n * ll_dtype_size(from);
     for (size_t i = 0; i < kc; i++, row += w->k_stride)
@@ -106,7 +106,7 @@ LL_INLINE void pack_panel(const ll_weight *w, int from, size_t n, size_t k, size
 
 /* The same for several panels, by whichever way the weight lies. The types are constants. */
 LL_INLINE void pack_panels(const ll_weight *w, int from, size_t panel, size_t panels, size_t k, size_t kc, int dtype,
-                      char *to, size_t to_panel)
+                           char *to, size_t to_panel)
 {
     size_t p = 0;
     if (w->n_stride == (ptrdiff_t)ll_dtype_size(from)) {

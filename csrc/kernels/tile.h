@@ -20,14 +20,13 @@
 
 /* Vectors of a panel; the most panels at once (chains enough for one row; 8 streams from memory are a tenth slower than
  * 4); how many panels R rows take together. */
-#define PANEL_VECTORS (LL_PANEL / LL_VL)
-#define MOST_PANELS (LL_VL == 4 ? 2 : 4)
-#define PANELS(R) \
-    (LL_TILE_ROWS * LL_TILE_PANELS / (R) < MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : MOST_PANELS)
-
+#define TILE_PANEL_VECTORS (LL_PANEL / LL_VL)
+#define TILE_MOST_PANELS (LL_VL == 4 ? 2 : 4)
+#define TILE_PANELS(R) \
+    (LL_TILE_ROWS * LL_TILE_PANELS / (R) < TILE_MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : TILE_MOST_PANELS)
 
 /* M rows in tiles: as even as can be, so that no tile has one row and waits for its own chains. */
-LL_INLINE size_t tiles_of(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
+LL_INLINE size_t tile_count(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
 LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + ll_least(tile, M % tiles); }
 
 /* X(1) X(2) .. for every number of rows that a tile may have. */
@@ -43,7 +42,7 @@ LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (
 
 /* Bytes ahead at which 16-bit values, which come straight from memory, are called for: fewer of them than of float32
  * are on their way by the loads alone, as each takes more instructions. Half a block of a panel. */
-#define STREAM_AHEAD ((size_t)(LL_BLOCK / 2 * LL_PANEL * 2))
+#define TILE_AHEAD ((size_t)(LL_BLOCK / 2 * LL_PANEL * 2))
 
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]
@@ -112,17 +111,17 @@ LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t
         const float *ak = a + k * a_k;
         const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
         if (K - k == LL_BLOCK && dtype != LL_F32 && V > panel) { /* what comes after these panels' ends are the next ones */
-            const size_t half = LL_BLOCK / 2, ends = STREAM_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, STREAM_AHEAD, p);
+            const size_t half = LL_BLOCK / 2, ends = TILE_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, TILE_AHEAD, p);
             next = next ? next + half * ahead_k : NULL;
             ak += half * a_k;
             bk += half * b_k * ll_dtype_size(dtype);
             tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, ends, p);
         } else if (K - k >= LL_BLOCK) { /* a constant length: fewer branches, and one that is foreseen */
             tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel,
-                     STREAM_AHEAD, p);
+                     TILE_AHEAD, p);
         } else {
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, STREAM_AHEAD,
+            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, TILE_AHEAD,
                      p);
         }
         LL_UNROLL

@@ -117,7 +117,7 @@ typedef float (*unary_exact)(float);
 
 /* Whether y = f(x), in float64 and off by at most 2^-margin of itself, may round to another float32 than it does.
  * NaN: yes. */
-LL_INLINE int vw_unsure(const vf x[2], vw y, int margin, vf rounded[2])
+LL_INLINE int unary_unsure(const vf x[2], vw y, int margin, vf rounded[2])
 {
 #ifdef LL_NEAR_TIE
     vw_narrow(y, rounded);
@@ -157,7 +157,7 @@ LL_NOINLINE void unary_repair(vf x[2], const vw *y, unary_exact exact)
 LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
 {
     vf rounded[2];
-    if (__builtin_expect(vw_unsure(x, y, UNARY_MARGIN, rounded), 0)) {
+    if (__builtin_expect(unary_unsure(x, y, UNARY_MARGIN, rounded), 0)) {
         vw given = y;
         vf repaired[2] = {x[0], x[1]}; /* copies, so that nothing lies in memory where all is sure */
         unary_repair(repaired, &given, exact);
@@ -173,9 +173,9 @@ LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
 #define UNARY_CHAIN(value, x, c) value = vw_fma(value, x, vw_set1(c))
 
 /* e^a = 2^k (1 + r q), k as vw_scale takes it. */
-typedef struct exp_parts { vw r, q, k; } exp_parts;
+typedef struct unary_parts { vw r, q, k; } unary_parts;
 
-LL_INLINE exp_parts exp_of(vw a)
+LL_INLINE unary_parts unary_exp_of(vw a)
 {
     vw k = vw_fma(a, vw_set1(UNARY_LOG2_E), vw_set1(UNARY_TO_INTEGER));
     vw r = vw_fma(vw_sub(k, vw_set1(UNARY_TO_INTEGER)), vw_set1(-UNARY_LN_2), a);
@@ -188,18 +188,18 @@ LL_INLINE exp_parts exp_of(vw a)
     UNARY_CHAIN(odd, s, EXPM1_P1);
     UNARY_CHAIN(q, s, EXPM1_P0);
     q = vw_fma(odd, r, q);
-    return (exp_parts){r, q, k};
+    return (unary_parts){r, q, k};
 }
 
 /* |a| < 700 */
-LL_INLINE vw exp_vw(vw a)
+LL_INLINE vw unary_exp(vw a)
 {
-    exp_parts e = exp_of(a);
+    unary_parts e = unary_exp_of(a);
     return vw_scale(vw_fma(e.r, e.q, vw_set1(1.0)), e.k);
 }
 
 /* x / (1 + e^a) */
-LL_INLINE vw gated(vw x, vw a) { return vw_div(x, vw_add(exp_vw(a), vw_set1(1.0))); }
+LL_INLINE vw unary_gated(vw x, vw a) { return vw_div(x, vw_add(unary_exp(a), vw_set1(1.0))); }
 
 /* ---- the functions: two vectors in place ------------------------------------------------------- */
 
@@ -214,7 +214,7 @@ LL_INLINE void ll_exp_vp(vf x[2])
 {
     vf c[2];
     UNARY_PAIR(c, UNARY_CLAMPED(-104.0f, 89.0f));
-    unary_round(x, exp_vw(vw_widen(c)), ll_exact_exp);
+    unary_round(x, unary_exp(vw_widen(c)), ll_exact_exp);
 }
 
 LL_INLINE void ll_tanh_vp(vf x[2])
@@ -222,7 +222,7 @@ LL_INLINE void ll_tanh_vp(vf x[2])
     vf c[2], sign[2] = {x[0], x[1]};
     UNARY_PAIR(c, UNARY_CLAMPED(-10.0f, 10.0f));
     UNARY_PAIR(c, vf_add(c[i], c[i]));
-    exp_parts e = exp_of(vw_widen(c));
+    unary_parts e = unary_exp_of(vw_widen(c));
     vw power = vw_scale(vw_set1(1.0), e.k);
     vw expm1 = vw_fma(power, vw_mul(e.r, e.q), vw_sub(power, vw_set1(1.0)));
     unary_round(x, vw_div(expm1, vw_add(expm1, vw_set1(2.0))), ll_exact_tanh);
@@ -233,7 +233,7 @@ LL_INLINE void ll_sigmoid_vp(vf x[2])
 {
     vf c[2];
     UNARY_PAIR(c, vf_sub(vf_zero(), UNARY_CLAMPED(-104.0f, 104.0f)));
-    unary_round(x, gated(vw_set1(1.0), vw_widen(c)), ll_exact_sigmoid);
+    unary_round(x, unary_gated(vw_set1(1.0), vw_widen(c)), ll_exact_sigmoid);
 }
 
 LL_INLINE void ll_silu_vp(vf x[2])
@@ -241,7 +241,7 @@ LL_INLINE void ll_silu_vp(vf x[2])
     vf c[2], a[2];
     UNARY_PAIR(c, vf_max(vf_set1(-112.0f), x[i])); /* from below alone: above, the result is x */
     UNARY_PAIR(a, vf_sub(vf_zero(), vf_min(vf_set1(112.0f), c[i])));
-    unary_round(x, gated(vw_widen(c), vw_widen(a)), ll_exact_silu);
+    unary_round(x, unary_gated(vw_widen(c), vw_widen(a)), ll_exact_silu);
 }
 
 LL_INLINE void ll_gelu_tanh_vp(vf x[2])
@@ -251,18 +251,18 @@ LL_INLINE void ll_gelu_tanh_vp(vf x[2])
     UNARY_PAIR(a, vf_min(vf_set1(11.0f), c[i]));
     vw z = vw_widen(a);
     z = vw_mul(z, vw_fma(vw_mul(z, z), vw_set1(-UNARY_GELU_TANH_B), vw_set1(-UNARY_GELU_TANH_A)));
-    unary_round(x, gated(vw_widen(c), z), ll_exact_gelu_tanh);
+    unary_round(x, unary_gated(vw_widen(c), z), ll_exact_gelu_tanh);
 }
 
 /* gelu anywhere. */
-LL_NOINLINE void gelu_far(vf x[2])
+LL_NOINLINE void unary_gelu_far(vf x[2])
 {
     vf c[2], t[2], above[2], sign[2] = {x[0], x[1]};
     UNARY_PAIR(c, vf_max(vf_set1(-14.5f), x[i]));
     UNARY_PAIR(t, vf_min(vf_set1(14.5f), vf_abs(c[i])));
     UNARY_PAIR(above, vf_max(vf_zero(), c[i]));
     vw w = vw_widen(t);
-    vw e = exp_vw(vw_mul(vw_mul(w, vw_set1(-0.5)), w)); /* the argument is exact */
+    vw e = unary_exp(vw_mul(vw_mul(w, vw_set1(-0.5)), w)); /* the argument is exact */
     vw p = vw_set1(MILLS_P7), q = vw_set1(MILLS_Q8);
     UNARY_CHAIN(q, w, MILLS_Q7);
     UNARY_CHAIN(p, w, MILLS_P6);
@@ -310,11 +310,11 @@ LL_INLINE void ll_gelu_vp(vf x[2])
     p = vw_mul(p, p);
     p = vw_mul(p, p);
     p = vw_mul(p, p);
-    int unsure = vw_unsure(x, vw_sub(vw_max(z, vw_set1(0.0)), vw_mul(w, p)), TAIL_MARGIN, y);
+    int unsure = unary_unsure(x, vw_sub(vw_max(z, vw_set1(0.0)), vw_mul(w, p)), TAIL_MARGIN, y);
     if (__builtin_expect(unsure | vf_differ(c[0], x[0]) | vf_differ(c[1], x[1]), 0)) {
         c[0] = x[0];
         c[1] = x[1];
-        gelu_far(c);
+        unary_gelu_far(c);
         x[0] = c[0];
         x[1] = c[1];
     } else {
