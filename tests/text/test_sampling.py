@@ -18,9 +18,9 @@ from llorch.text.sampling import SamplingParameters, next_token, uniform
 ALL = dict(temperature=0.8, top_k=5, top_p=0.7, repetition_penalty=1.3, seed=1)
 
 
-def oracle(logits, parameters, position, seen=()):
+def oracle(logits, parameters, position, seen=(), missing=()):
     options = {"seed": 0} | {k: v for k, v in vars(parameters).items() if v is not None}
-    return reference.next_token(logits, position, seen, **options)
+    return reference.next_token(logits, position, seen, missing=missing, **options)
 
 
 # ---- the generator ----------------------------------------------------------------------------------------
@@ -63,16 +63,18 @@ parameters = st.builds(
 @settings(max_examples=600)
 @given(logits, parameters, st.integers(0, 2**64 - 1), st.data())
 def test_is_the_oracle(l, parameters, position, data):
-    seen = data.draw(st.lists(st.integers(0, l.size - 1), max_size=5))
+    ids = st.integers(0, l.size - 1)
+    seen, missing = data.draw(st.lists(ids, max_size=5)), data.draw(st.lists(ids, max_size=9, unique=True))
+    places = np.array(missing, np.intp)
     try:
-        wanted = oracle(l, parameters, position, seen)
+        wanted = oracle(l, parameters, position, seen, missing)
     except ValueError as error:
         with pytest.raises(ValueError) as caught:
-            next_token(l, parameters, position, seen)
+            next_token(l, parameters, position, seen, places)
         assert str(caught.value) == str(error)
     else:
-        got = next_token(l, parameters, position, seen)
-        assert got == wanted and type(got) is int
+        got = next_token(l, parameters, position, seen, places)
+        assert got == wanted and type(got) is int and got not in missing
 
 
 def test_is_the_oracle_for_a_large_vocabulary():
@@ -140,6 +142,16 @@ def test_what_can_come(options, possible):
 def test_the_impossible_never_comes():
     l = np.float32([-np.inf, 0, -np.inf, -200, 0, -np.inf])
     assert {next_token(l, SamplingParameters(1.0, seed=0), t) for t in range(200)} == {1, 4}
+
+
+def test_what_is_missing_never_comes():
+    """Not where all else is -infinity either, and whatever stands there; the caller's logits are left alone."""
+    l = np.float32([np.nan, 2, np.inf, 1])
+    for parameters in (SamplingParameters(), SamplingParameters(1.0, seed=0)):
+        assert next_token(l, parameters, 4, missing=np.array([0, 1, 2])) == 3
+        with pytest.raises(ValueError, match=r"-infinity for every id that can come|must be finite"):
+            next_token(np.float32([-np.inf, 5]), parameters, 4, missing=np.array([1]))
+    assert np.isnan(l[0]) and l[2] == np.inf
 
 
 @settings(max_examples=200)
