@@ -166,24 +166,48 @@ typedef struct ll_attention_args {
 /* 0, or -1: no memory to work in, and nothing has been written. */
 int ll_attention(const ll_attention_args *a);
 
-/* ---- the cache of keys and values (ops/attention.c) ------------------------------------------- */
+/* ---- the cache of keys and values (ops/cache.c) ----------------------------------------------- */
 
-/* A block: LL_BLOCK positions of all heads, a chunk each. It begins with one owner; NULL without memory. */
-float *ll_block_new(size_t heads, size_t D);
-float *ll_block_share(float *block);   /* one owner more; block itself */
-void ll_block_release(float *block);   /* one less; the last frees it. NULL is fine */
-int ll_block_shared(const float *block);
+/* One layer of one sequence: blocks of LL_BLOCK positions, a chunk for each head. Caches share blocks (forks); one that
+ * is to be written becomes the writer's own first. One thread at a time may change a cache; who reads meanwhile needs a
+ * fork, which may be read and freed by any thread. */
+typedef struct ll_cache {
+    size_t heads, D, capacity; /* most positions */
+    size_t length;             /* positions */
+    size_t count;              /* blocks: those of its positions, and what is reserved */
+    float **blocks;            /* [capacity, in blocks] */
+} ll_cache;
+
+static inline size_t ll_cache_block_bytes(const ll_cache *c) { return c->heads * ll_chunk_floats(c->D) * sizeof(float); }
+
+/* The keys and values of a head, as attention takes them: its first Tk positions. */
+static inline ll_kv ll_cache_kv(const ll_cache *c, size_t head, size_t Tk)
+{
+    return (ll_kv){.blocks = c->blocks, .offset = head * ll_chunk_floats(c->D), .Tk = Tk};
+}
 
 typedef struct ll_cache_rows {
     const void *k, *v;                             /* [heads, T, D] of k_dtype and v_dtype */
     ptrdiff_t k_head, k_stride, v_head, v_stride;  /* bytes from head to head, from row to row */
     int k_dtype, v_dtype;
-    size_t heads, D, first, T;                     /* they become positions [first, first + T) */
+    size_t first, T;                               /* they become positions [first, first + T) */
 } ll_cache_rows;
 
-void ll_cache_append(const ll_cache_rows *rows, float *const *blocks);
-/* Positions [0, T) as float32 [heads, T, D]: the keys, or the values. */
-void ll_cache_read(float *const *blocks, size_t heads, size_t D, size_t T, int values, float *to);
+/* An empty cache; -1 without memory. A cache of zeros is one that was freed. */
+int ll_cache_init(ll_cache *c, size_t heads, size_t D, size_t capacity);
+void ll_cache_free(ll_cache *c);
+/* Makes ready for T more positions, length + T <= capacity: blocks, of which the one that is begun becomes its own. 0, or
+ * -1 without memory, and then nothing has changed. */
+int ll_cache_reserve(ll_cache *c, size_t T);
+/* To positions that were reserved, length <= first. length stays: who calls moves it when all is written. Positions that
+ * are written but not in the length are as if they weren't there. */
+void ll_cache_write(ll_cache *c, const ll_cache_rows *rows);
+/* Forgets positions, length <= c->length, and lets go of the blocks behind it, reserved ones too. */
+void ll_cache_truncate(ll_cache *c, size_t length);
+/* Makes `to` a cache of its own with the same positions; -1 without memory, and `to` is freed. */
+int ll_cache_fork(const ll_cache *from, ll_cache *to);
+/* All positions as float32 [heads, length, D]: the keys, or the values. */
+void ll_cache_read(const ll_cache *c, int values, float *to);
 
 /* ---- rows by number, the largest of a row (ops/select.c) -------------------------------------- */
 
@@ -313,6 +337,16 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
 /* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
  * thread may change. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
+/* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by
+ * the thread that called, between parts of the work and 50 ms apart, where that thread has switched it on; then what is
+ * left of the work is dropped, and every later call of ll_parallel_for on that thread does nothing, until
+ * ll_interrupted(), which tells whether that happened and switches it off. What the call should have written is then
+ * half written. A driver of many small steps looks between them with ll_interrupt_poll(). */
+void ll_set_interrupt_check(int (*check)(void));
+void ll_interrupts_on(void);
+int ll_interrupted(void);
+int ll_interrupt_poll(void);
+
 LL_EXPORT int llorch_get_num_threads(void);
 /* n >= 1; more than LL_MAX_THREADS is cut to it. */
 LL_EXPORT void llorch_set_num_threads(int n);

@@ -19,8 +19,13 @@
  * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
  * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
  *
- * One caller at a time has the pool; others, and calls from within a task, run on their own thread. A
- * forked child starts with no workers. Which thread computes what never changes a bit: a kernel computes
+ * One caller at a time has the pool; others, and calls from within a task, run on their own thread. Workers are made
+ * when a job first has work for them; where the system refuses one, those that are there do the work. A
+ * forked child starts with no workers.
+ *
+ * Interrupts. Where the caller has asked for them (ll_interrupts_on), it looks between its chunks whether the host wants
+ * the call to end, and no chunk is then larger than what takes CHUNK_NS. The first of a thread is small, as its time isn't
+ * known. What is left of an interrupted job, and later jobs of the same call, are dropped. Which thread computes what never changes a bit: a kernel computes
  * each row by itself. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -38,6 +43,9 @@
 #define SPIN_NS 50000
 #define STACK_BYTES (512 * 1024)
 #define SHARES_PER_THREAD 2
+#define CHUNK_NS 20000000
+#define ASK_NS 50000000
+#define FIRST_CHUNKS 64 /* the first is one of so many */
 
 #define SLOT ((uint64_t)1 << 10)
 #define GENERATION ((uint64_t)1 << 20)
@@ -47,6 +55,7 @@ static struct {
     ll_task task;
     void *context;
     size_t n, grain, shares;
+    int timed; /* chunks end in time for an interrupt */
     _Atomic size_t next;
     atomic_int finished;
 } job;
@@ -75,6 +84,44 @@ static int64_t now_ns(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* ---- interrupts -------------------------------------------------------------------------------- */
+
+static _Atomic(int (*)(void)) interrupt_check;
+static _Thread_local int interruptible, interrupted;
+static _Thread_local int64_t asked; /* when; 0: the call has only begun */
+
+void ll_set_interrupt_check(int (*check)(void)) { atomic_store(&interrupt_check, check); }
+
+void ll_interrupts_on(void)
+{
+    interruptible = 1;
+    interrupted = 0;
+    asked = 0;
+}
+
+int ll_interrupted(void)
+{
+    const int was = interrupted;
+    interruptible = interrupted = 0;
+    return was;
+}
+
+static int ask_at(int64_t now)
+{
+    int (*check)(void) = atomic_load_explicit(&interrupt_check, memory_order_relaxed);
+    if (!asked)
+        asked = now;
+    if (interruptible && !interrupted && now - asked > ASK_NS && check) {
+        interrupted = check() != 0;
+        asked = now_ns();
+    }
+    return interrupted;
+}
+
+int ll_interrupt_poll(void) { return interruptible ? ask_at(now_ns()) : 0; }
+
+/* ---- chunks ------------------------------------------------------------------------------------ */
+
 /* The one place where a task runs. */
 static void run(ll_task task, void *context, size_t begin, size_t end)
 {
@@ -83,20 +130,54 @@ static void run(ll_task task, void *context, size_t begin, size_t end)
     ll_fpenv_leave(saved);
 }
 
-/* Chunks become smaller towards the end, in whole grains: the first are large, and the last are over at about the same
- * time whatever the threads' speeds are. */
-static void take_chunks(void)
+/* How much of a job one thread takes at once, where chunks are timed; n: all. */
+static size_t first_most(size_t n, size_t grain, int timed) { return timed ? (n / FIRST_CHUNKS / grain + 1) * grain : n; }
+
+/* Runs a chunk; what the next may be at most. */
+static size_t run_timed(ll_task task, void *context, size_t begin, size_t end, size_t n, size_t grain, int64_t *now)
 {
-    size_t begin = atomic_load_explicit(&job.next, memory_order_relaxed);
+    const int64_t start = *now;
+    run(task, context, begin, end);
+    *now = now_ns();
+    const double most = (double)(end - begin) * CHUNK_NS / (double)(*now - start + 1);
+    return most >= (double)n ? n : ((size_t)most / grain + 1) * grain;
+}
+
+/* Chunks become smaller towards the end, in whole grains: the first are large, and the last are over at about the same
+ * time whatever the threads' speeds are. The caller of the job asks for interrupts. */
+static void take_chunks(int caller)
+{
+    size_t begin = atomic_load_explicit(&job.next, memory_order_relaxed), most = first_most(job.n, job.grain, job.timed);
+    int64_t now = job.timed && begin < job.n ? now_ns() : 0;
     while (begin < job.n) {
         size_t left = job.n - begin, chunk = (left / job.shares / job.grain + 1) * job.grain;
-        if (chunk > left)
-            chunk = left;
+        chunk = ll_least(ll_least(chunk, most), left);
         if (!atomic_compare_exchange_weak_explicit(&job.next, &begin, begin + chunk, memory_order_relaxed,
                                                    memory_order_relaxed))
             continue; /* begin is what it is now */
-        run(job.task, job.context, begin, begin + chunk);
+        if (job.timed)
+            most = run_timed(job.task, job.context, begin, begin + chunk, job.n, job.grain, &now);
+        else
+            run(job.task, job.context, begin, begin + chunk);
+        if (caller && job.timed && ask_at(now))
+            atomic_store_explicit(&job.next, job.n, memory_order_relaxed);
         begin = atomic_load_explicit(&job.next, memory_order_relaxed);
+    }
+}
+
+/* All of a job on the calling thread. */
+static void run_alone(size_t n, size_t grain, ll_task task, void *context)
+{
+    if (!interruptible || n <= grain) {
+        run(task, context, 0, n);
+        return;
+    }
+    size_t most = first_most(n, grain, 1);
+    int64_t now = now_ns();
+    for (size_t begin = 0; begin < n && !ask_at(now);) {
+        const size_t end = begin + ll_least(most, n - begin);
+        most = run_timed(task, context, begin, end, n, grain, &now);
+        begin = end;
     }
 }
 
@@ -126,7 +207,7 @@ static void *worker(void *unused)
             if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
                                                         memory_order_relaxed)) {
                 seen = s / GENERATION;
-                take_chunks();
+                take_chunks(0);
                 atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
                 rest_from = now_ns();
             }
@@ -179,12 +260,15 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context)
 
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
 {
-    if (!n)
+    if (!n || interrupted)
         return;
     if (n <= grain || threads == 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
-        run(task, context, 0, n);
+        run_alone(n, grain, task, context);
         return;
     }
+    const size_t items = (n - 1) / grain + 1; /* of work: more threads would have none */
+    if (items < (size_t)threads)
+        threads = (int)items;
     if (workers < threads - 1)
         make_workers(threads - 1);
 
@@ -193,6 +277,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
     job.n = n;
     job.grain = grain;
     job.shares = (size_t)threads * SHARES_PER_THREAD;
+    job.timed = interruptible;
     atomic_store_explicit(&job.next, 0, memory_order_relaxed);
     atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
     uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
@@ -203,7 +288,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
         pthread_mutex_unlock(&sleep_lock);
     }
 
-    take_chunks();
+    take_chunks(1);
 
     uint64_t last = atomic_exchange_explicit(&state, generation * GENERATION, memory_order_acq_rel);
     int joined = (int)(last & COUNT_MASK);
@@ -252,6 +337,17 @@ static int quota_of(const char *directory, const char *group, int limit)
     return cores < limit ? (int)cores : limit;
 }
 
+/* Whether `name` is in a list that commas divide and a colon ends. */
+static int is_listed(const char *list, const char *name)
+{
+    for (size_t length; *list && *list != ':'; list += length + (list[length] == ',')) {
+        length = strcspn(list, ",:");
+        if (length == strlen(name) && !strncmp(list, name, length))
+            return 1;
+    }
+    return 0;
+}
+
 /* Every group from the process's own up to the root can have a quota. */
 static int cgroup_quota(int limit)
 {
@@ -264,10 +360,10 @@ static int cgroup_quota(int limit)
         char *group = controllers ? strchr(controllers + 1, ':') : NULL;
         if (!group)
             continue;
-        *group++ = 0;
+        group++;
         group[strcspn(group, "\n")] = 0;
-        int unified = controllers[1] == 0;
-        if (!unified && !strstr(controllers, "cpu"))
+        int unified = controllers[1] == ':';
+        if (!unified && !is_listed(controllers + 1, "cpu"))
             continue;
         const char *directory = unified ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
         for (;;) {

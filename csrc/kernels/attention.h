@@ -134,11 +134,10 @@ static void LL_SYMBOL(attention_values)(const char *rows, ptrdiff_t stride, int 
 }
 #undef LL_CASE
 
-/* Row r of a group is query r / heads of its head r % heads: rows that see the same positions are neighbours. */
 LL_INLINE const char *attention_query(const ll_attention_group *g, size_t row)
 {
-    const ll_attention_head *h = &g->heads[row % g->count];
-    return (const char *)h->q + (ptrdiff_t)(row / g->count) * h->q_stride;
+    const ll_attention_head *h = ll_attention_head_of(g, row);
+    return (const char *)h->q + (ptrdiff_t)ll_attention_query(g, row) * h->q_stride;
 }
 
 /* q as the tile's products read it. */
@@ -324,9 +323,9 @@ static void attention_sum(const ll_attention_args *a, const ll_attention_group *
 static void attention_finish(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
     for (size_t r = 0; r < t->R; r++) {
-        const ll_attention_head *h = &g->heads[(t->row + r) % g->count];
+        const ll_attention_head *h = ll_attention_head_of(g, t->row + r);
         const float *o = t->o + r * ll_whole_panels(a->D);
-        char *y = (char *)h->y + (ptrdiff_t)((t->row + r) / g->count) * h->y_stride;
+        char *y = (char *)h->y + (ptrdiff_t)ll_attention_query(g, t->row + r) * h->y_stride;
         vf z = vf_set1(t->z[r]);
         for (size_t d = 0; d < a->D; d += LL_VL)
             row_store_n(y, d, vf_div(vf_load(o + d), z), ll_least(LL_VL, a->D - d), a->dtype);

@@ -38,12 +38,19 @@ typedef struct ll_span {
     size_t begin, end;
 } ll_span;
 
+/* Of a row: which query it is, of which head. A division takes as long as a row of a short product. */
+static inline size_t ll_attention_query(const ll_attention_group *g, size_t row) { return g->count == 1 ? row : row / g->count; }
+static inline const ll_attention_head *ll_attention_head_of(const ll_attention_group *g, size_t row)
+{
+    return g->count == 1 ? g->heads : &g->heads[row % g->count];
+}
+
 /* The positions that a row of a group sees. */
 static inline ll_span ll_attention_sees(const ll_attention_args *a, const ll_attention_group *g, size_t row)
 {
     if (!a->causal)
         return (ll_span){0, g->kv->Tk};
-    const size_t end = g->kv->Tk - g->Tq + row / g->count + 1;
+    const size_t end = g->kv->Tk - g->Tq + ll_attention_query(g, row) + 1;
     return (ll_span){a->window && end > a->window ? end - a->window : 0, end};
 }
 

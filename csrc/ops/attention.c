@@ -87,8 +87,8 @@ static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels 
 
 /* What a call needs. */
 typedef struct attention_plan {
-    size_t most;              /* tiles of a unit */
     size_t groups, units;
+    size_t together;          /* most tiles of a unit */
     size_t workspace;         /* floats, of a thread */
     size_t parts, packed;     /* groups whose keys are packed at a time, as many as the cache likes; floats of the largest */
     double work;
@@ -99,7 +99,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
                               float *packed)
 {
     const size_t chunk = ll_chunk_floats(a->D), limit = PACKED_BYTES / sizeof(float);
-    attention_plan p = {.most = most};
+    attention_plan p = {0};
     size_t filled = 0, items = 0; /* of the part */
     for (size_t head = 0; head < a->count;) {
         ll_attention_group g = group_at(a, kernels, head, most);
@@ -126,6 +126,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
             seen = (double)a->window;
         p.work += Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
         p.units += g.units;
+        p.together = g.together > p.together ? g.together : p.together;
         if (groups)
             groups[p.groups] = g;
         p.groups++;
@@ -138,13 +139,15 @@ int ll_attention(const ll_attention_args *a)
     if (!a->count || !a->D)
         return 0;
     attention_job job = {.args = a, .kernels = ll_table(), .threads = llorch_get_num_threads()};
-    size_t most = job.kernels->attention_together;
-    attention_plan plan = plan_of(a, job.kernels, most, NULL, NULL);
-    while (most > 1 && plan.units < UNITS_PER_THREAD * (size_t)job.threads)
-        plan = plan_of(a, job.kernels, --most, NULL, NULL);
+    attention_plan plan = plan_of(a, job.kernels, job.kernels->attention_together, NULL, NULL);
+    while (plan.together > 1 && plan.units < UNITS_PER_THREAD * (size_t)job.threads)
+        plan = plan_of(a, job.kernels, plan.together - 1, NULL, NULL);
     if (!plan.units)
         return 0;
 
+    /* no more workspaces than there is work */
+    const size_t grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
+    job.threads = (int)ll_least((size_t)job.threads, up(plan.units, grain));
     job.workspace_floats = (plan.workspace + 31) / 16 * 16;
     const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
     if (job.workspace_floats > SIZE_MAX / 16 / LL_MAX_THREADS || plan.packed > SIZE_MAX / 16)
@@ -155,11 +158,11 @@ int ll_attention(const ll_attention_args *a)
     ll_attention_group *groups = (ll_attention_group *)(void *)scratch;
     float *packed = (float *)(void *)(scratch + table);
     job.workspace = packed + plan.packed;
-    plan_of(a, job.kernels, most, groups, packed);
+    plan_of(a, job.kernels, plan.together, groups, packed);
     for (int i = 0; i < job.threads; i++)
         atomic_init(&job.taken[i], 0);
 
-    const size_t chunk = ll_chunk_floats(a->D), grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
+    const size_t chunk = ll_chunk_floats(a->D);
     for (size_t i = 0; i < plan.groups;) {
         size_t items = 0, units = 0;
         job.groups = &groups[i];

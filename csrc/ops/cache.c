@@ -1,5 +1,9 @@
-/* ops/cache.c: the blocks of a cache of keys and values. */
+/* ops/cache.c: keys and values of one layer of one sequence, in blocks that caches share until one of them writes.
+ *
+ * A block is LL_BLOCK positions of all heads, a chunk each (llorch.h). Its owners are counted. A cache writes only to blocks
+ * that it alone owns, so no cache ever changes another's bits, and who reads a fork is safe from what the original does. */
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "../kernels/table.h"
@@ -7,17 +11,20 @@
 /* Values from which on packing is shared. */
 #define PACK_VALUES 65536
 
+/* ---- blocks -------------------------------------------------------------------------------------- */
+
 /* The owners' count lies in front of a block, a cache line away. */
 #define HEADER 64
 
 static atomic_size_t *owners(const float *block) { return (atomic_size_t *)(uintptr_t)((const char *)block - HEADER); }
 
-float *ll_block_new(size_t heads, size_t D)
+/* With one owner; NULL without memory. */
+static float *block_new(const ll_cache *c)
 {
-    const size_t chunk = ll_chunk_floats(D);
-    if (heads && chunk > (SIZE_MAX - HEADER) / sizeof(float) / heads)
+    const size_t chunk = ll_chunk_floats(c->D);
+    if (c->heads && chunk > (SIZE_MAX - HEADER) / sizeof(float) / c->heads)
         return NULL;
-    char *memory = ll_memory_new(HEADER + heads * chunk * sizeof(float));
+    char *memory = ll_memory_new(HEADER + ll_cache_block_bytes(c));
     if (!memory)
         return NULL;
     float *block = (float *)(void *)(memory + HEADER);
@@ -25,58 +32,122 @@ float *ll_block_new(size_t heads, size_t D)
     return block;
 }
 
-float *ll_block_share(float *block)
+static float *block_share(float *block)
 {
     atomic_fetch_add_explicit(owners(block), 1, memory_order_relaxed);
     return block;
 }
 
-void ll_block_release(float *block)
+static void block_release(float *block)
 {
     if (block && atomic_fetch_sub_explicit(owners(block), 1, memory_order_acq_rel) == 1)
         ll_memory_free((char *)block - HEADER);
 }
 
-int ll_block_shared(const float *block) { return atomic_load_explicit(owners(block), memory_order_acquire) > 1; }
+static int block_is_shared(const float *block) { return atomic_load_explicit(owners(block), memory_order_acquire) > 1; }
 
-typedef struct append_job {
-    const ll_cache_rows *rows;
-    float *const *blocks;
-} append_job;
+/* ---- caches -------------------------------------------------------------------------------------- */
 
-static void append_task(void *context, size_t begin, size_t end)
+static size_t blocks_of(size_t T) { return (T + LL_BLOCK - 1) / LL_BLOCK; }
+
+int ll_cache_init(ll_cache *c, size_t heads, size_t D, size_t capacity)
 {
-    const append_job *job = context;
+    *c = (ll_cache){.heads = heads, .D = D, .capacity = capacity};
+    c->blocks = malloc((blocks_of(capacity) + 1) * sizeof *c->blocks);
+    return c->blocks ? 0 : -1;
+}
+
+void ll_cache_free(ll_cache *c)
+{
+    while (c->count)
+        block_release(c->blocks[--c->count]);
+    free(c->blocks);
+    *c = (ll_cache){0};
+}
+
+int ll_cache_reserve(ll_cache *c, size_t T)
+{
+    const size_t before = c->count, begun = c->length / LL_BLOCK, wanted = blocks_of(c->length + T);
+    float *own = NULL;
+    if (!T)
+        return 0;
+    const int copy = c->length % LL_BLOCK && block_is_shared(c->blocks[begun]);
+    if (copy && !(own = block_new(c)))
+        return -1;
+    while (c->count < wanted) {
+        float *block = block_new(c);
+        if (!block) {
+            while (c->count > before)
+                block_release(c->blocks[--c->count]);
+            block_release(own);
+            return -1;
+        }
+        c->blocks[c->count++] = block;
+    }
+    if (copy) {
+        memcpy(own, c->blocks[begun], ll_cache_block_bytes(c));
+        block_release(c->blocks[begun]);
+        c->blocks[begun] = own;
+    }
+    return 0;
+}
+
+typedef struct write_job {
+    const ll_cache *cache;
+    const ll_cache_rows *rows;
+    const ll_kernels *kernels;
+} write_job;
+
+static void write_task(void *context, size_t begin, size_t end)
+{
+    const write_job *job = context;
+    const ll_cache *c = job->cache;
     const ll_cache_rows *a = job->rows;
-    const ll_kernels *kernels = ll_table();
-    const size_t chunk = ll_chunk_floats(a->D);
+    const size_t chunk = ll_chunk_floats(c->D);
     for (size_t head = begin; head < end; head++)
         for (size_t done = 0; done < a->T;) {
             const size_t t = a->first + done, count = ll_least(a->T - done, LL_BLOCK - t % LL_BLOCK);
-            float *to = job->blocks[t / LL_BLOCK] + head * chunk;
+            float *to = c->blocks[t / LL_BLOCK] + head * chunk;
             const char *k = (const char *)a->k + (ptrdiff_t)head * a->k_head + (ptrdiff_t)done * a->k_stride;
             const char *v = (const char *)a->v + (ptrdiff_t)head * a->v_head + (ptrdiff_t)done * a->v_stride;
-            kernels->attention_keys(k, a->k_stride, a->k_dtype, a->D, t % LL_BLOCK, count, to);
-            kernels->attention_values(v, a->v_stride, a->v_dtype, a->D, t % LL_BLOCK, count, to + LL_BLOCK * a->D);
+            job->kernels->attention_keys(k, a->k_stride, a->k_dtype, c->D, t % LL_BLOCK, count, to);
+            job->kernels->attention_values(v, a->v_stride, a->v_dtype, c->D, t % LL_BLOCK, count, to + LL_BLOCK * c->D);
             done += count;
         }
 }
 
-void ll_cache_append(const ll_cache_rows *rows, float *const *blocks)
+void ll_cache_write(ll_cache *c, const ll_cache_rows *rows)
 {
-    append_job job = {rows, blocks};
-    if (rows->T && rows->D)
-        ll_parallel_for(rows->heads, PACK_VALUES / (2 * rows->T * rows->D) + 1, append_task, &job);
+    write_job job = {c, rows, ll_table()};
+    if (rows->T && c->D)
+        ll_parallel_for(c->heads, PACK_VALUES / (2 * rows->T * c->D) + 1, write_task, &job);
 }
 
-void ll_cache_read(float *const *blocks, size_t heads, size_t D, size_t T, int values, float *to)
+void ll_cache_truncate(ll_cache *c, size_t length)
 {
-    for (size_t head = 0; head < heads; head++)
-        for (size_t t = 0; t < T; t++) {
-            const float *chunk = blocks[t / LL_BLOCK] + head * ll_chunk_floats(D) + (values ? LL_BLOCK * D : 0);
+    c->length = length;
+    while (c->count > blocks_of(length))
+        block_release(c->blocks[--c->count]);
+}
+
+int ll_cache_fork(const ll_cache *from, ll_cache *to)
+{
+    if (ll_cache_init(to, from->heads, from->D, from->capacity))
+        return -1;
+    to->length = from->length;
+    for (; to->count < blocks_of(from->length); to->count++)
+        to->blocks[to->count] = block_share(from->blocks[to->count]);
+    return 0;
+}
+
+void ll_cache_read(const ll_cache *c, int values, float *to)
+{
+    for (size_t head = 0; head < c->heads; head++)
+        for (size_t t = 0; t < c->length; t++) {
+            const float *chunk = c->blocks[t / LL_BLOCK] + head * ll_chunk_floats(c->D) + (values ? LL_BLOCK * c->D : 0);
             const size_t at = t % LL_BLOCK;
-            for (size_t d = 0; d < D; d++)
+            for (size_t d = 0; d < c->D; d++)
                 *to++ = values ? chunk[(d / LL_PANEL * LL_BLOCK + at) * LL_PANEL + d % LL_PANEL]
-                               : chunk[at / LL_PANEL * LL_PANEL * D + d * LL_PANEL + at % LL_PANEL];
+                               : chunk[at / LL_PANEL * LL_PANEL * c->D + d * LL_PANEL + at % LL_PANEL];
         }
 }

@@ -1,4 +1,4 @@
-"""Threads, instruction sets, and what the environment says of them."""
+"""Threads, interrupts, instruction sets, and what the environment says of them."""
 
 cdef extern from "llorch.h" nogil:
     const char *ll_isa_name(int)
@@ -25,6 +25,61 @@ def _in_fpenv(function, *arguments):
     finally:
         ll_fpenv_leave(saved)
 
+
+# ---- interrupts -----------------------------------------------------------------------------------
+
+cdef extern from "llorch.h" nogil:
+    void ll_set_interrupt_check(int (*)() noexcept nogil)
+    void ll_interrupts_on()
+    int ll_interrupted()
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() noexcept
+    void *PyErr_Occurred() noexcept
+    unsigned long PyThread_get_thread_ident() noexcept nogil
+
+cdef unsigned long _main_thread = 0
+
+
+cdef int _signalled() noexcept nogil:
+    """Runs the handlers of signals that have come; what one raises stays set. Only the main thread may: others, which may
+    have no thread state, don't even look."""
+    cdef int raised
+    if PyThread_get_thread_ident() != _main_thread:
+        return 0
+    with gil:
+        raised = PyErr_CheckSignals()
+    return raised
+
+
+cdef int _check_interrupted() except -1:
+    """After a call that could be interrupted: raises what a signal's handler raised in its middle."""
+    if ll_interrupted():
+        if PyErr_Occurred() == NULL:
+            raise KeyboardInterrupt
+        return -1
+    return 0
+
+
+def _know_main_thread():
+    global _main_thread
+    import threading
+
+    _main_thread = threading.main_thread().ident
+
+
+def _without_interrupts():
+    """For a test: what happens where nobody asks."""
+    ll_set_interrupt_check(NULL)
+
+
+_know_main_thread()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_know_main_thread)  # which is the thread that forked
+ll_set_interrupt_check(_signalled)
+
+
+# ---- threads --------------------------------------------------------------------------------------
 
 def set_num_threads(n):
     """Let llorch use up to n threads (an int >= 1; above 256 it is 256). Changes no bit of any result."""

@@ -90,7 +90,9 @@ cdef object _linear(ll_linear_args *a, x, residual, out, Operand *oweight, Opera
                 failed = ll_linear(a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     failed = ll_linear(a)
+                _check_interrupted()
             if failed:
                 raise MemoryError(f"no memory for {ll_linear_scratch(a)} bytes of working space")
             if oout.scratch != NULL:
@@ -289,7 +291,9 @@ cdef class PackedLinear:
             if packed == NULL:
                 raise MemoryError(f"no memory for a packed weight of {bytes} bytes")
             with nogil:
+                ll_interrupts_on()
                 ll_pack(w, format, packed)
+            _check_interrupted()
             if self._packed != NULL:  # a product in another thread may be reading it
                 raise TypeError("a PackedLinear is made once: make another one")
             packed, self._packed = NULL, packed

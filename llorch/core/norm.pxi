@@ -86,7 +86,9 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
                 _run(op, &a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     _run(op, &a)
+                _check_interrupted()
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
             if osum.scratch != NULL:

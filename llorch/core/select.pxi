@@ -94,7 +94,9 @@ def embedding(table, ids):
             first = ll_embedding(&a)
         else:
             with nogil:
+                ll_interrupts_on()
                 first = ll_embedding(&a)
+            _check_interrupted()
         if first < a.rows:
             raise IndexError(f"ids{_at(first, shape)} is {given.reshape(-1)[first]}, the table has {a.table.N} rows: "
                              f"ids must be in [0, {a.table.N})")
@@ -155,7 +157,9 @@ def argmax(logits):
                 ll_argmax(&a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     ll_argmax(&a)
+                _check_interrupted()
             for row in range(a.rows):
                 if a.y[row] < 0:
                     raise ValueError(f"logits{_at(row * a.n + <size_t>(-1 - a.y[row]), shape)} is NaN: there is no "

@@ -71,7 +71,9 @@ def softmax(x, *, out=None):
                 ll_softmax(&a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     ll_softmax(&a)
+                _check_interrupted()
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:

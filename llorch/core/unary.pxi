@@ -51,7 +51,9 @@ cdef object _unary(int op, x, out):
                 ll_unary(&a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     ll_unary(&a)
+                _check_interrupted()
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:

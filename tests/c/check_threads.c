@@ -14,21 +14,20 @@ enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D =
 static float x[M * K], weight[K * N], q[HEADS * T * D], k[HEADS * T * D], v[HEADS * T * D], values[VALUES];
 
 typedef struct results {
-    float product[M * N], attended[HEADS * T * D], cached[HEADS * T * D], softmax[VALUES], gelu[VALUES];
+    float product[M * N], attended[HEADS * T * D], cached[HEADS * T * D], written[HEADS * T * D], softmax[VALUES], gelu[VALUES];
 } results;
 
-/* Blocks that all callers share, as forks of one cache do. */
-static float *shared[(T + LL_BLOCK - 1) / LL_BLOCK];
-enum { BLOCKS = sizeof shared / sizeof *shared };
+/* A cache whose blocks all callers share. */
+static ll_cache shared;
 
-static void attend(float *y, float *const *blocks)
+static void attend(float *y, const ll_cache *cache)
 {
     ll_attention_head head[HEADS];
     ll_kv kv[HEADS];
     const ptrdiff_t row = D * sizeof(float);
     for (size_t i = 0; i < HEADS; i++) {
-        kv[i] = (ll_kv){.k = k + i * T * D, .v = v + i * T * D, .k_stride = row, .v_stride = row, .blocks = blocks,
-                        .offset = i * ll_chunk_floats(D), .Tk = T};
+        kv[i] = cache ? ll_cache_kv(cache, i, T)
+                      : (ll_kv){.k = k + i * T * D, .v = v + i * T * D, .k_stride = row, .v_stride = row, .Tk = T};
         head[i] = (ll_attention_head){.q = q + i * T * D, .y = y + i * T * D, .q_stride = row, .y_stride = row, .Tq = T,
                                       .kv = i};
     }
@@ -38,12 +37,16 @@ static void attend(float *y, float *const *blocks)
         exit(2);
 }
 
-static void append(float *const *blocks)
+/* Positions [first, T) of k and v. */
+static void append(ll_cache *cache, size_t first)
 {
     const ptrdiff_t row = D * sizeof(float);
-    ll_cache_rows rows = {.k = k, .v = v, .k_head = T * row, .v_head = T * row, .k_stride = row, .v_stride = row,
-                          .heads = HEADS, .D = D, .T = T};
-    ll_cache_append(&rows, blocks);
+    ll_cache_rows rows = {.k = k + first * D, .v = v + first * D, .k_head = T * row, .v_head = T * row, .k_stride = row,
+                          .v_stride = row, .first = first, .T = T - first};
+    if (ll_cache_reserve(cache, rows.T))
+        exit(2);
+    ll_cache_write(cache, &rows);
+    cache->length += rows.T;
 }
 
 static void call_all(results *r)
@@ -55,18 +58,14 @@ static void call_all(results *r)
 
     attend(r->attended, NULL);
 
-    float *own[BLOCKS];
-    for (size_t i = 0; i < BLOCKS; i++)
-        if (!(own[i] = ll_block_new(HEADS, D)))
-            exit(2);
-    append(own);
-    for (size_t i = 0; i < BLOCKS; i++) {
-        ll_block_release(own[i]);
-        own[i] = ll_block_share(shared[i]);
-    }
-    attend(r->cached, own);
-    for (size_t i = 0; i < BLOCKS; i++)
-        ll_block_release(own[i]);
+    ll_cache own;
+    if (ll_cache_fork(&shared, &own))
+        exit(2);
+    attend(r->cached, &own);
+    ll_cache_truncate(&own, T - 50); /* within a block that the others read */
+    append(&own, T - 50);
+    attend(r->written, &own);
+    ll_cache_free(&own);
 
     ll_softmax_args s = {.x = values, .y = r->softmax, .x_stride = 400, .y_stride = 400, .rows = VALUES / 100, .n = 100};
     ll_softmax(&s);
@@ -106,10 +105,9 @@ int main(int argc, char **argv)
         for (size_t j = 0; j < sizes[i]; j++)
             inputs[i][j] = value(&state);
     race = argc > 1 && !strcmp(argv[1], "race");
-    for (size_t i = 0; i < BLOCKS; i++)
-        if (!(shared[i] = ll_block_new(HEADS, D)))
-            exit(2);
-    append(shared);
+    if (ll_cache_init(&shared, HEADS, D, T))
+        exit(2);
+    append(&shared, 0);
 
     size_t differ = 0;
     for (int isa = 0; ll_isa_name(isa); isa++) {
@@ -128,8 +126,7 @@ int main(int argc, char **argv)
             wrong[i] = 0;
         }
     }
-    for (size_t i = 0; i < BLOCKS; i++)
-        ll_block_release(shared[i]);
+    ll_cache_free(&shared);
     printf("%d callers at once, 3 threads: %zu results differ%s\n", CALLERS, differ, raced ? ", and one value was raced for" : "");
     return differ != 0;
 }

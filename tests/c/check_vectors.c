@@ -198,7 +198,7 @@ static void check_softmax(FILE *f, const header *h)
 typedef struct attention_case {
     size_t heads, Tq, Tk, D, kv_heads;
     const float *q, *k, *v, *wanted;
-    float *const *blocks;
+    ll_cache cache;
     ll_attention_head *head;
     ll_kv *kv;
     size_t *first; /* [head]: the query of the case that is its first */
@@ -217,9 +217,9 @@ static void add_sequence(attention_case *c, size_t first, size_t end, size_t Tk,
                                           .kv = c->args.kv_count + i / (c->heads / c->kv_heads)};
     }
     for (size_t i = 0; i < c->kv_heads; i++)
-        c->kv[c->args.kv_count++] = (ll_kv){.k = c->k + i * c->Tk * c->D, .v = c->v + i * c->Tk * c->D, .k_stride = row,
-                                            .v_stride = row, .blocks = chunks ? c->blocks : NULL,
-                                            .offset = i * ll_chunk_floats(c->D), .Tk = Tk};
+        c->kv[c->args.kv_count++] = chunks ? ll_cache_kv(&c->cache, i, Tk)
+                                           : (ll_kv){.k = c->k + i * c->Tk * c->D, .v = c->v + i * c->Tk * c->D,
+                                                     .k_stride = row, .v_stride = row, .Tk = Tk};
 }
 
 /* Calls, compares and begins anew. */
@@ -247,22 +247,21 @@ static void check_attention(FILE *f, const header *h)
     float *q = read_values(f, heads * Tq * D, LL_F32), *k = read_values(f, kv_heads * Tk * D, LL_F32);
     float *v = read_values(f, kv_heads * Tk * D, LL_F32), *wanted = read_wanted(f, heads * Tq * D, LL_F32);
     const ptrdiff_t row = (ptrdiff_t)(D * sizeof(float));
-    float *blocks[16];
-    const size_t count = (Tk + LL_BLOCK - 1) / LL_BLOCK, parts[] = {0, Tk / 3, Tk / 3 + (Tk > 1), Tk};
-    if (count > 16)
+    const size_t parts[] = {0, Tk / 3, Tk / 3 + (Tk > 1), Tk};
+    attention_case c = {.heads = heads, .Tq = Tq, .Tk = Tk, .D = D, .kv_heads = kv_heads, .q = q, .k = k, .v = v,
+                        .wanted = wanted, .head = blank(4 * heads * sizeof *c.head),
+                        .kv = blank(4 * kv_heads * sizeof *c.kv), .first = blank(4 * heads * sizeof *c.first)};
+    if (ll_cache_init(&c.cache, kv_heads, D, Tk))
         exit(2);
-    for (size_t i = 0; i < count; i++)
-        if (!(blocks[i] = ll_block_new(kv_heads, D)))
-            exit(2);
     for (size_t i = 0; i < 3; i++) {
         ll_cache_rows rows = {.k = k + parts[i] * D, .v = v + parts[i] * D, .k_stride = row, .v_stride = row,
-                              .k_head = (ptrdiff_t)Tk * row, .v_head = (ptrdiff_t)Tk * row, .heads = kv_heads, .D = D,
-                              .first = parts[i], .T = parts[i + 1] - parts[i]};
-        ll_cache_append(&rows, blocks);
+                              .k_head = (ptrdiff_t)Tk * row, .v_head = (ptrdiff_t)Tk * row, .first = parts[i],
+                              .T = parts[i + 1] - parts[i]};
+        if (ll_cache_reserve(&c.cache, rows.T))
+            exit(2);
+        ll_cache_write(&c.cache, &rows);
+        c.cache.length += rows.T;
     }
-    attention_case c = {.heads = heads, .Tq = Tq, .Tk = Tk, .D = D, .kv_heads = kv_heads, .q = q, .k = k, .v = v,
-                        .wanted = wanted, .blocks = blocks, .head = blank(4 * heads * sizeof *c.head),
-                        .kv = blank(4 * kv_heads * sizeof *c.kv), .first = blank(4 * heads * sizeof *c.first)};
     const int causal = h->n[6] != 0;
     const size_t half = (Tq + 1) / 2, fewer = causal ? Tk - Tq + half : Tk;
     c.args = (ll_attention_args){.heads = c.head, .kv = c.kv, .D = D, .default_scale = 1, .causal = causal,
@@ -287,8 +286,7 @@ static void check_attention(FILE *f, const header *h)
         }
         attend(&c);
     }
-    for (size_t i = 0; i < count; i++)
-        ll_block_release(blocks[i]);
+    ll_cache_free(&c.cache);
     free(q), free(k), free(v), free(wanted), free(c.head), free(c.kv), free(c.first);
 }
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -155,6 +156,199 @@ used = time.process_time()
 time.sleep(0.5)
 used = time.process_time() - used
 assert used < 0.05, f"{{used}} s of processor time in 0.5 s of rest"
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- interrupts -----------------------------------------------------------------------------------------
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+import numpy as np, llorch
+from llorch import _core
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may ignore it
+llorch.set_num_threads({threads})
+r = np.random.default_rng(0)
+x, w = (r.standard_normal((3000, 3000)).astype(np.float32) for _ in range(2))
+q = r.standard_normal((24, 3000, 64)).astype(np.float32)
+packed = llorch.PackedLinear(w)
+cache = llorch.KVCache(24, 64, 3000)
+cache.append(q, q)
+calls = dict(
+    linear=lambda x=x: llorch.linear(x, w),
+    packed=lambda x=x: packed(x),
+    attention=lambda q=q: llorch.attention(q, q, q, causal=False),
+    cache=lambda q=q: cache.attention(q, causal=False),
+)
+call = calls[{name!r}]
+small = dict(linear=x[:50], packed=x[:50], attention=q[:2, :50], cache=q[:, -50:])[{name!r}]
+wanted = call(small).tobytes()
+{before}
+start = time.process_time()  # whatever else the machine does
+call()
+whole = time.process_time() - start
+
+def press():
+    time.sleep(0.04)
+    os.kill(os.getpid(), signal.SIGINT)
+
+presser = threading.Thread(target=press)
+start = time.process_time()
+presser.start()
+try:
+    call()
+    print("not interrupted")
+except KeyboardInterrupt:
+    print("interrupted", whole, time.process_time() - start)
+presser.join()
+assert call(small).tobytes() == wanted, "other bits after an interrupt"
+assert call(small).tobytes() == wanted
+"""
+
+
+def interrupted(name, threads, before=""):
+    done = run(INTERRUPTED.format(name=name, threads=threads, before=before))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("name", ("linear", "packed", "attention", "cache"))
+def test_ctrl_c_ends_a_long_call(name, threads):
+    """Well before its end, on one thread too; the same process computes right bits afterwards."""
+    word, whole, took = interrupted(name, threads)
+    assert word == "interrupted"
+    assert float(took) < 0.8 * float(whole), f"{took} s of {whole}"
+
+
+def test_the_interrupt_check_can_fail():
+    """Negative control: without a hook a call goes on to its end; Python raises only then."""
+    word, whole, took = interrupted("linear", 1, "_core._without_interrupts()")
+    assert word == "interrupted" and float(took) > 0.8 * float(whole), f"{took} s of {whole}"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_a_handler_that_returns_stops_nothing_and_one_that_raises_is_heard():
+    x, w = normal(2000, 2000), normal(2000, 2000, seed=1)
+    wanted = llorch.linear(x, w)
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def handler(*_):
+        seen.append(1)
+        if raises:
+            raise Stop
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with num_threads(1):
+            raises = False
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            assert_same_bits(llorch.linear(x, w), wanted, "a handler that returns")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert seen
+            raises = True
+            with pytest.raises(Stop):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                for _ in range(100):
+                    llorch.linear(x, w)
+            assert_same_bits(llorch.linear(x, w), wanted, "after it")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_other_threads_are_not_interrupted():
+    """Python gives signals to the main thread; what a worker thread of the host computes goes on."""
+    code = """
+import os, signal, threading, time
+import numpy as np, llorch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+llorch.set_num_threads(1)
+x = np.random.default_rng(0).standard_normal((1500, 1500)).astype(np.float32)
+wanted, results = llorch.linear(x, x).tobytes(), []
+worker = threading.Thread(target=lambda: results.extend(llorch.linear(x, x).tobytes() for _ in range(5)))
+worker.start()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+worker.join()
+assert results == [wanted] * 5
+"""
+    done = run(code)
+    assert done.returncode == 0 and done.stdout.strip() == "interrupted", done.stderr
+
+
+def test_an_interrupted_append_leaves_the_cache_as_it_was():
+    """The check is asked in the middle of a write of many heads; a cache that is half written keeps its length."""
+    code = """
+import os, signal, threading, time
+import numpy as np, llorch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+llorch.set_num_threads(1)
+r = np.random.default_rng(0)
+k = r.standard_normal((400, 2600, 64)).astype(np.float16)
+cache = llorch.KVCache(400, 64, 3000)
+cache.append(k[:, :100], k[:, :100])
+keys, used = cache.keys.tobytes(), cache.nbytes
+def press():
+    time.sleep(0.06)
+    os.kill(os.getpid(), signal.SIGINT)
+presser = threading.Thread(target=press)
+try:
+    presser.start()
+    cache.append(k[:, 100:], k[:, 100:])
+except KeyboardInterrupt:
+    pass
+presser.join()
+if len(cache) == 100:
+    print("interrupted")
+    assert cache.nbytes == used
+assert cache.keys[:, :100].tobytes() == keys
+cache.truncate(100)
+cache.append(k[:, 100:300], k[:, 100:300])
+assert cache.keys.tobytes() == k[:, :300].astype(np.float32).tobytes()
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc to count threads")
+def test_many_threads_allowed_make_no_more_than_there_is_work():
+    code = f"""
+import numpy as np, llorch
+wanted = llorch.layer_norm(np.ones((40, 1024), np.float32)).tobytes()
+before = {COUNT}
+llorch.set_num_threads(256)
+llorch.layer_norm(np.ones((40, 1024), np.float32))
+assert {COUNT} - before < 10, f"{{{COUNT} - before}} threads for 40 rows"
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
+def test_256_threads_and_little_memory():
+    """Where threads can't be made, those that are there do the work; small calls go on."""
+    code = """
+import resource
+import numpy as np, llorch
+x, w = (np.random.default_rng(i).standard_normal((600, 1500)).astype(np.float32) for i in range(2))
+q = x.reshape(12, 750, 100)
+llorch.set_num_threads(1)
+wanted = llorch.linear(x, w.T).tobytes(), llorch.attention(q, q, q).tobytes()
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)
+llorch.set_num_threads(256)
+for _ in range(3):
+    assert llorch.linear(x, w.T).tobytes() == wanted[0]
+    assert llorch.attention(q, q, q).tobytes() == wanted[1]
+    llorch.layer_norm(x[:3])
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
