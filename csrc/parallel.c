@@ -34,6 +34,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -43,6 +44,7 @@
 #define SPIN_NS 50000
 #define STACK_BYTES (512 * 1024)
 #define SHARES_PER_THREAD 2
+#define SPARE_BYTES ((size_t)64 << 20)
 #define CHUNK_NS 20000000
 #define ASK_NS 50000000
 #define FIRST_CHUNKS 64 /* the first is one of so many */
@@ -235,6 +237,13 @@ static void forget_workers(void)
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 static void handle_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
 
+/* Whether stacks may take more of a limited address space: the last of it is the host's. */
+static int space_is_left(void)
+{
+    void *space = mmap(NULL, SPARE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return space != MAP_FAILED && !munmap(space, SPARE_BYTES);
+}
+
 /* Fewer than wanted is no error. Signals stay with the host's threads. */
 static void make_workers(int wanted)
 {
@@ -247,7 +256,7 @@ static void make_workers(int wanted)
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     for (pthread_t id; workers < wanted; workers++)
-        if (pthread_create(&id, &attributes, worker, NULL))
+        if (!space_is_left() || pthread_create(&id, &attributes, worker, NULL))
             break;
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

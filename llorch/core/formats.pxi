@@ -60,7 +60,9 @@ def dequantize(data, format, shape):
     _take_bytes(&view, data, count // values * ll_formats[kind].bytes, f"{format} of shape {shape}")
     try:
         with nogil:
+            ll_interrupts_on()
             ll_dequantize(view.buf, kind, count, to)
+        _check_interrupted()
     finally:
         PyBuffer_Release(&view)
     return y

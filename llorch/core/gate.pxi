@@ -81,7 +81,9 @@ def gate(g, u, *, activation, out=None):
                 ll_gate(&a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     ll_gate(&a)
+                _check_interrupted()
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:
@@ -144,7 +146,9 @@ def cast(x, dtype, *, out=None):
                 ll_cast(&a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     ll_cast(&a)
+                _check_interrupted()
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:

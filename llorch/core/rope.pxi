@@ -149,7 +149,9 @@ def rope(x, cos, sin, positions=None, *, out=None):
                 ll_rope(&a)
             else:
                 with nogil:
+                    ll_interrupts_on()
                     ll_rope(&a)
+                _check_interrupted()
             if oout.scratch != NULL:
                 _copy_strided(&oout, <char *>oout.scratch, False)
     finally:
@@ -169,6 +171,7 @@ def _rope_rows(high, low, double factor_high, double factor_low, places, cos, si
     cdef float *s = <float *><uintptr_t>sin.ctypes.data
     cdef size_t half = high.shape[0], count = places.shape[0], first = 0, end, undecided = 0
     with nogil:
+        ll_interrupts_on()
         while first < count:  # positions that follow one another go together
             end = first + 1
             while end < count and p[end] == p[end - 1] + 1:
@@ -176,4 +179,5 @@ def _rope_rows(high, low, double factor_high, double factor_low, places, cos, si
             undecided += ll_rope_table(hi, lo, half, factor_high, factor_low, <size_t>p[first], end - first,
                                        c + first * half, s + first * half)
             first = end
+    _check_interrupted()
     return undecided
