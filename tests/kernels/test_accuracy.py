@@ -1,4 +1,4 @@
-"""How near the results are to the exact ones. The only tests with tolerances."""
+"""How near the results are to the exact ones."""
 
 import numpy as np
 import pytest
