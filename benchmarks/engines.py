@@ -113,6 +113,12 @@ class Llorch(Engine):
             model.step([[token]], [cache])
         return (time.perf_counter() - start) / count
 
+    def kernels(self, depth, repetitions):
+        """A step beside its kernels by themselves: see step_kernels.py."""
+        import step_kernels
+
+        return step_kernels.measure(self.model, depth, repetitions)
+
 
 # ---- transformers ----------------------------------------------------------------------------------------------
 

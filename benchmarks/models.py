@@ -235,7 +235,7 @@ def limit_table(result):
     lines += ["| | GB a token | at most, tokens/s | reached |", "| --- | ---: | ---: | ---: |"]
     for name, limit in result["limits"].items():
         got = rate(result, "decode", name)
-        lines += [f"| {name} | {limit['gb']:.2f} | {limit['tokens_per_s']:.1f} | {got / limit['tokens_per_s']:.0%} |"]
+        lines += [f"| {name} | {limit['gb']:.3f} | {limit['tokens_per_s']:.1f} | {got / limit['tokens_per_s']:.0%} |"]
     return lines
 
 
@@ -275,6 +275,7 @@ def plot(colours, result, path):
                 axis.plot([limit["tokens_per_s"]] * 2, [y - 0.45, y + 0.45], color="black", linewidth=1.5)
                 most = max(most, limit["tokens_per_s"])
         axis.set_xlim(0, most * 1.25)
+        axis.locator_params(axis="x", nbins=4)
         axis.set_yticks([])
         axis.invert_yaxis()
         axis.set_title(section["title"], loc="left", fontweight="bold")
