@@ -231,6 +231,73 @@ typedef struct ll_argmax_args {
 
 void ll_argmax(const ll_argmax_args *a);
 
+/* ---- the plan of a model (ops/plan.c) ----------------------------------------------------------- *
+ *   rows   positions of all sequences of a run together, one below the other                          */
+
+enum {
+    LL_CALL_EMBEDDING,  /* y = column id of weight, times number */
+    LL_CALL_PLACES,     /* y = y + row of weight, plain float32, that belongs to the position */
+    LL_CALL_LAYER_NORM, /* y = layer_norm(x), of each of `heads` parts of n values by itself; number is eps */
+    LL_CALL_RMS_NORM,
+    LL_CALL_LINEAR,     /* y = function(x @ weight + bias) + x2 */
+    LL_CALL_ROPE,       /* y = x with the first R values of `heads` parts of D rotated by table `table` */
+    LL_CALL_ATTENTION,  /* keys k and values v to the caches; y = attention of x; number is scale. last: of the last row
+                           of each sequence alone, to row i of y for sequence i */
+    LL_CALL_LAST,       /* the last row of each sequence of x's whole buffer moves to row i */
+    LL_CALL_FUNCTION,   /* y = function(x) */
+    LL_CALL_GATE,       /* y = function(x) * x2 */
+    LL_CALL_ADD,        /* y = x + x2 */
+    LL_CALL_MULTIPLY,   /* y = x * x2 */
+    LL_CALL_SOFTCAP,    /* y = number * tanh(x / number) */
+    LL_CALLS
+};
+
+/* Columns of a buffer from one on; buffer < 0 for none. */
+typedef struct ll_view {
+    int buffer;
+    size_t column;
+} ll_view;
+
+typedef struct ll_call {
+    int op, function;          /* LL_CALL_ and so on; LL_EXP and so on, or LL_NONE */
+    ll_view x, x2, k, v, y;
+    size_t n;                  /* values in a row of y */
+    ll_weight weight;
+    const float *scale, *bias; /* a norm's weight; its bias, or a linear layer's: [n] or NULL */
+    double number;
+    size_t heads, kv_heads, D, R;
+    int layer, table;
+    double softcap;            /* of attention, as ll_attention_args has them */
+    int default_scale, causal, last;
+    size_t window;
+} ll_call;
+
+typedef struct ll_plan {
+    const ll_call *calls;
+    size_t count;
+    const size_t *widths;      /* [buffers]: values in a row */
+} ll_plan;
+
+typedef struct ll_sequence {
+    size_t T, start;           /* its rows are the positions [start, start + T) */
+    ll_cache *caches;          /* one a layer, with room for them; NULL where start is 0 and nothing is kept */
+} ll_sequence;
+
+typedef struct ll_run {
+    const ll_plan *plan;
+    size_t rows;               /* becomes sequence_count when the last rows alone go on */
+    const int64_t *ids, *positions; /* [rows]; ids are in the table */
+    const ll_sequence *sequences;
+    size_t sequence_count;
+    float *const *buffers;     /* [rows][width] each */
+    const float *const *cos, *const *sin; /* tables of rotations, [position][R / 2] */
+    ll_attention_head *heads;  /* working memory: [sequence_count * heads], the most of any call */
+    ll_kv *kv;                 /* [sequence_count * kv_heads] */
+} ll_run;
+
+/* Calls [begin, end). 0, or -1: no memory to work in. The lengths of the caches stay as they are. */
+int ll_plan_run(ll_run *run, size_t begin, size_t end);
+
 /* ---- memory (memory.c) ------------------------------------------------------------------------ */
 
 /* A block of memory that is kept from call to call, so that each does not fault its pages in again: at least

@@ -44,7 +44,7 @@ class Frequencies(NamedTuple):
 
 
 def rope_table(
-    R: int, positions: Any, *, base: float = 10000.0, scaling: dict[str, Any] | None = None
+    R: int, positions: Any, *, base: float = 10000.0, scaling: Mapping[str, Any] | None = None
 ) -> tuple[Array, Array]:
     """``cos(p f_i)`` and ``sin(p f_i)`` of positions p, i = 0 .. R/2 - 1, each correctly rounded: what `rope` takes.
 

@@ -8,8 +8,9 @@ from helpers import rng
 from safetensors.numpy import save_file
 
 from llorch import GPT2
-from llorch.models.gpt2 import GPT2Config
-from llorch.models.loading import Reader, find_tensors, shapes
+from llorch.files import Reader, open_model
+from llorch.models import loading
+from llorch.models.gpt2 import GPT2Config, shapes
 
 NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 TINY = {"vocab_size": 61, "n_positions": 160, "n_embd": 24, "n_layer": 2, "n_head": 3}
@@ -53,5 +54,6 @@ def random_model(folder, entries=None, seed=0, *, dtype="float32", untied=False)
 
 
 def tensors_of(model):
-    """The tensors of a model's folder, in the file's types."""
-    return {name: Reader().array(entry, name) for name, entry in find_tensors(model.path).items()}
+    """The tensors of a model's file by the graph's names, in the file's types; without what was left out."""
+    found = loading.find(open_model(model.path), model.family, model.graph)
+    return {name: Reader().array(entry).copy() for name, entry in found.entries.items()}

@@ -22,8 +22,7 @@ import llorch
 from llorch import _progress
 from llorch.cli import COMMANDS, main
 from llorch.commands import common
-from llorch.models.gpt2 import GPT2Config
-from llorch.models.loading import shapes
+from llorch.models.gpt2 import GPT2Config, shapes
 from llorch.models.shapes import SHAPES, write_random
 from llorch.validate.kernels import determinism
 

@@ -135,11 +135,11 @@ def rope_entries(entries: Mapping[str, Any]) -> tuple[Any, Any]:
         return theta, None
     scaling = dict(found)
     inner = scaling.pop("rope_theta", None)
-    scaling.pop("partial_rotary_factor", None) if scaling.get("partial_rotary_factor") in (None, 1, 1.0) else None
-    theta = inner if inner is not None else theta
-    if "original_max_position_embeddings" not in scaling and "max_position_embeddings" in entries:
-        scaling["max_position_embeddings"] = entries["max_position_embeddings"]
-    return theta, scaling
+    if scaling.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
+        raise ValueError(f"partial_rotary_factor is {found['partial_rotary_factor']}: it isn't supported here")
+    if entries.get("original_max_position_embeddings") is not None:  # which some rules look at
+        scaling.setdefault("original_max_position_embeddings", entries["original_max_position_embeddings"])
+    return theta if inner is None else inner, scaling
 
 
 def rope_scaling(value: Any) -> Mapping[str, Any] | None:

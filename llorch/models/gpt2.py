@@ -231,6 +231,11 @@ def graph(c: GPT2Config) -> Graph:
     return Graph(sizes, before, blocks, after, PARAMETERS, BLOCK_PARAMETERS, "h.")
 
 
+def shapes(c: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model and its shape, without the LM head. Weights are (in, out) as GPT-2's Conv1D has them."""
+    return graph(c).shapes()
+
+
 FAMILY = Family(
     "GPT-2",
     ("gpt2",),

@@ -264,7 +264,8 @@ def graph(c: LlamaConfig) -> Graph:
         ),
     )  # fmt: skip
     outside, inside = parameters(c)
-    ropes = {"main": Rope(D, c.rope_theta, c.rope_scaling)}
+    scaling = c.rope_scaling and {"max_position_embeddings": c.max_position_embeddings, **c.rope_scaling}
+    ropes = {"main": Rope(D, c.rope_theta, scaling)}
     return Graph(sizes, before, (block(c),) * c.num_hidden_layers, after, outside, inside, "layers.", ropes)
 
 

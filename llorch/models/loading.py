@@ -1,229 +1,267 @@
 """From a model's files to packed weights: names and shapes are checked, then one tensor after the other is packed, so
 that no second copy of the model is ever there."""
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from time import monotonic
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llorch import _core
 from llorch._core import PackedLinear
-from llorch.files.folder import find_folder as find_folder
-from llorch.files.folder import find_tensors as files_tensors
-from llorch.files.safetensors import read_header as read_header
-from llorch.files.tensor import Entry
-from llorch.files.tensor import Reader as Reader
-from llorch.models.gpt2 import GPT2Config
+from llorch._progress import progress
+from llorch._text import printable
+from llorch.files import Source
+from llorch.files.tensor import BLOCKS, FORMATS, Entry, Reader
+from llorch.models.compile import Group, Weights, groups
+from llorch.models.graph import Graph, Parameter
+from llorch.models.registry import Family
 
+Array = NDArray[Any]
 DTYPES = ("float32", "bfloat16", "float16")
-NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old checkpoints carry along
+READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
+PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
-class Layer(NamedTuple):
-    """The weights of a block, in the order in which they are used. Vectors are float32."""
+@dataclass(frozen=True)
+class Found:
+    """The tensors of a file by the graph's names.
 
-    ln_1_weight: NDArray[Any]
-    ln_1_bias: NDArray[Any]
-    c_attn: PackedLinear
-    attn_c_proj: PackedLinear
-    ln_2_weight: NDArray[Any]
-    ln_2_bias: NDArray[Any]
-    c_fc: PackedLinear
-    mlp_c_proj: PackedLinear
-
-
-class Weights(NamedTuple):
-    """A whole model's weights. wte and lm_head are (n_embd, vocab_size), one object where they are tied."""
-
-    dtype: str
-    wte: PackedLinear
-    wpe: NDArray[Any]  # (n_positions, n_embd) float32
-    layers: tuple[Layer, ...]
-    ln_f_weight: NDArray[Any]
-    ln_f_bias: NDArray[Any]
-    lm_head: PackedLinear
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of all weights."""
-        parts = [
-            self.wpe,
-            self.ln_f_weight,
-            self.ln_f_bias,
-            self.wte,
-            *(part for layer in self.layers for part in layer),
-        ]
-        if self.lm_head is not self.wte:
-            parts.append(self.lm_head)
-        biases = [part.bias for part in parts if isinstance(part, PackedLinear) and part.bias is not None]
-        return sum(part.nbytes for part in [*parts, *biases])
-
-
-def shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a model and its shape, without the LM head. Weights are (in, out) as GPT-2's Conv1D has them."""
-    E, F = config.n_embd, config.inner
-    vector = {"ln_1.weight": (E,), "ln_1.bias": (E,), "ln_2.weight": (E,), "ln_2.bias": (E,)}
-    matrix = {"attn.c_attn": (E, 3 * E), "attn.c_proj": (E, E), "mlp.c_fc": (E, F), "mlp.c_proj": (F, E)}
-    block: dict[str, tuple[int, ...]] = {**vector}
-    for name, (inputs, outputs) in matrix.items():
-        block |= {f"{name}.weight": (inputs, outputs), f"{name}.bias": (outputs,)}
-    return {
-        "wte.weight": (config.vocab_size, E),
-        "wpe.weight": (config.n_positions, E),
-        **{f"h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in block.items()},
-        "ln_f.weight": (E,),
-        "ln_f.bias": (E,),
-    }
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def find_tensors(folder: Path) -> dict[str, Entry]:
-    """All tensors of a folder, without "transformer." before their names."""
-    tensors: dict[str, Entry] = {}
-    for name, entry in files_tensors(folder).items():
-        plain = name.removeprefix("transformer.")
-        if plain in tensors:
-            raise ValueError(f"{folder}: tensor {plain} is there twice, with and without transformer. before its name")
-        tensors[plain] = entry
-    return tensors
-
-
-def _check(folder: Path, tensors: dict[str, Entry], config: GPT2Config) -> None:
-    """Nothing is missing, nothing unknown, and all have the shapes and types of the configuration."""
-    wanted = shapes(config)
-    missing = [name for name in wanted if name not in tensors]
-    if missing:
-        raise ValueError(f"{folder}: tensors are missing: {_some(missing)}")
-    if "lm_head.weight" in tensors:
-        wanted["lm_head.weight"] = wanted["wte.weight"]
-    unknown = [name for name in tensors if name not in wanted]
-    if unknown:
-        raise ValueError(f"{folder}: tensors that a GPT-2 of this config.json doesn't have: {_some(unknown)}")
-    for name, shape in wanted.items():
-        if tensors[name].shape != shape:
-            raise ValueError(
-                f"{tensors[name].file}: tensor {name} has shape {tensors[name].shape}, config.json makes it {shape}"
-            )
-        if tensors[name].dtype not in NAMES:
-            raise TypeError(
-                f"{tensors[name].file}: tensor {name} is {tensors[name].dtype}, it must be F32, F16 or BF16"
-            )
-
-
-def load(folder: Path, config: GPT2Config, dtype: str | None = None) -> Weights:
-    """The packed weights of a folder's model.
-
-    dtype None keeps the file's type (float32 if it has several). A 16-bit dtype rounds every parameter once, to nearest
-    even: the same bits as loading a file of that type. Errors are raised before anything is packed.
+    entries : of every parameter that is there. buffers, heads : names that were recognised as none of the model's, the
+    latter of other tasks.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-    tensors = {name: entry for name, entry in find_tensors(folder).items() if not IGNORED.fullmatch(name)}
-    _check(folder, tensors, config)
-    if dtype is None:
-        kinds = {NAMES[entry.dtype] for entry in tensors.values()}
-        dtype = kinds.pop() if len(kinds) == 1 else "float32"
-    reader = Reader()
-    tied = "lm_head.weight" not in tensors or _same(reader, tensors["wte.weight"], tensors["lm_head.weight"])
 
-    with _progress(f"loading {folder.name}", sum(entry.nbytes for entry in tensors.values())) as advance:
-
-        def read(name: str) -> NDArray[Any]:
-            advance(tensors[name].nbytes)
-            return reader.array(tensors[name], name)
-
-        def vector(name: str) -> NDArray[Any]:
-            return PackedLinear(read(name)[None], dtype=dtype).row(0)
-
-        def matrix(name: str) -> PackedLinear:
-            bias = vector(f"{name}.bias")
-            return PackedLinear(read(f"{name}.weight"), bias, dtype=dtype)
-
-        def table(name: str) -> PackedLinear:
-            return PackedLinear(read(name), dtype=dtype, transposed=True)
-
-        def expect(block: int) -> None:
-            reader.expect(entry for name, entry in tensors.items() if name.startswith(f"h.{block}."))
-
-        def layer(i: int) -> Layer:
-            expect(i + 1)
-            block = f"h.{i}"
-            return Layer(
-                vector(f"{block}.ln_1.weight"),
-                vector(f"{block}.ln_1.bias"),
-                matrix(f"{block}.attn.c_attn"),
-                matrix(f"{block}.attn.c_proj"),
-                vector(f"{block}.ln_2.weight"),
-                vector(f"{block}.ln_2.bias"),
-                matrix(f"{block}.mlp.c_fc"),
-                matrix(f"{block}.mlp.c_proj"),
-            )
-
-        # The largest first, when there is nothing else in memory beside it.
-        expect(0)
-        wte = table("wte.weight")
-        lm_head = wte if tied else table("lm_head.weight")
-        positions = table("wpe.weight")
-        wpe = np.stack([positions.column(i) for i in range(config.n_positions)])
-        del positions
-        reader.forget()
-        layers = tuple(layer(i) for i in range(config.n_layer))
-        return Weights(dtype, wte, wpe, layers, vector("ln_f.weight"), vector("ln_f.bias"), lm_head)
+    entries: dict[str, Entry]
+    buffers: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
 
 
-def _same(reader: Reader, a: Entry, b: Entry) -> bool:
-    """True if two tensors have the same bytes: an LM head that was saved beside the embedding it is tied to."""
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    step = 1 << 24
-    for first in range(0, a.nbytes, step):
-        count = min(step, a.nbytes - first)
-        if bytes(reader.bytes_of(a, first, count, "wte.weight")) != bytes(
-            reader.bytes_of(b, first, count, "lm_head.weight")
-        ):
+def find(source: Source, family: Family, graph: Graph) -> Found:
+    """The file's tensors by the graph's names, checked: nothing is missing or unknown, all have the configuration's
+    shapes, and types that can be read. ValueError or TypeError names the tensor."""
+    where = printable(str(source.path))
+    parameters = {name: parameter for name, _, parameter in graph.all_parameters()}
+    names = {gguf if source.kind == "gguf" else name: name for name, gguf, _ in graph.all_parameters()}
+    entries: dict[str, Entry] = {}
+    sorts: dict[str, list[str]] = {"buffer": [], "head": [], "": []}
+    for given, entry in source.tensors.items():
+        plain = given
+        if source.kind == "hf":
+            for prefix in family.prefixes:
+                plain = plain.removeprefix(prefix)
+        name = names.get(plain)
+        if name is None:
+            kind = family.kind(plain) if source.kind == "hf" else "buffer" if plain in GGUF_OTHERS else ""
+            sorts[kind].append(given)
+        elif name in entries:
+            both = " and as ".join(printable(one) for one in (entries[name].name, given))
+            raise ValueError(f"{where}: tensor {printable(plain)} is there twice, as {both}")
+        else:
+            entries[name] = entry
+    missing = [
+        names_of(source, graph)[name] for name, p in parameters.items() if p.optional is None and name not in entries
+    ]
+    if missing:
+        raise ValueError(f"{where}: tensors are missing: {some(missing)}")
+    if sorts[""]:
+        raise ValueError(
+            f"{where}: tensors that a {family.name} of this {_config(source)} doesn't have: {some(sorts[''])}"
+        )
+    for name, entry in entries.items():
+        shape = wanted_shape(source, graph, parameters[name])
+        if entry.shape != shape:
+            raise ValueError(f"{entry.place} has shape {entry.shape}, {_config(source)} makes it {shape}")
+        if entry.format not in PLAIN and entry.format not in BLOCKS:
+            raise TypeError(f"{entry.place} is {printable(entry.format)}, it must be F32, F16 or BF16")
+        if not FORMATS[entry.format].read:
+            raise TypeError(f"{entry.place} is {entry.format}, which isn't supported: {', '.join(READABLE_BLOCKS)} are")
+    return Found(entries, tuple(sorts["buffer"]), tuple(sorts["head"]))
+
+
+GGUF_OTHERS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+
+
+def _config(source: Source) -> str:
+    return "metadata" if source.kind == "gguf" else "config.json"
+
+
+def names_of(source: Source, graph: Graph) -> dict[str, str]:
+    """The file's name of each parameter."""
+    return {name: gguf if source.kind == "gguf" else name for name, gguf, _ in graph.all_parameters()}
+
+
+def wanted_shape(source: Source, graph: Graph, parameter: Parameter) -> tuple[int, ...]:
+    """In the file, in NumPy's order: GGUF has all matrices as (out, in)."""
+    shape = graph.shape(parameter.axes)
+    return shape[::-1] if source.kind == "gguf" and parameter.conv1d else shape
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of them, and how many more."""
+    shown = [printable(name) for name in names]
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+class Loader:
+    """Reads and packs the tensors of one file."""
+
+    def __init__(self, source: Source, graph: Graph, found: Found, dtype: str | None) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
+        self.source, self.graph, self.entries, self.dtype = source, graph, found.entries, dtype
+        self.parameters = {name: parameter for name, _, parameter in graph.all_parameters()}
+        self.reader = Reader()
+        self.advance: Callable[[int], None] = lambda count: None
+
+    def kept(self, names: Iterable[str]) -> str:
+        """The type in which tensors are kept together: their own, or float32 if that differs or is of blocks."""
+        if self.dtype is not None:
+            return self.dtype
+        kinds = {PLAIN.get(self.entries[name].format, "float32") for name in names}
+        return kinds.pop() if len(kinds) == 1 else "float32"
+
+    def there(self, name: str) -> str:
+        """The parameter, or what stands for it where the file leaves it out; "" for nothing."""
+        return name if name in self.entries else self.parameters[name].optional or ""
+
+    def read(self, name: str) -> tuple[Array, str]:
+        """A tensor's values, or its blocks as bytes (rows, bytes of a row); and its format. Until the next call."""
+        entry, parameter = self.entries[name], self.parameters[name]
+        if entry.format in BLOCKS:
+            values = self.reader.read(entry)
+            values = values.reshape(entry.shape[0], -1) if len(entry.shape) > 1 else values.reshape(1, -1)
+        else:
+            values = self.reader.array(entry)
+        self.advance(entry.nbytes)
+        if self.source.kind == "gguf" and parameter.interleaved:
+            heads = self.graph.sizes[parameter.interleaved]
+            pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
+            values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+        return values, entry.format
+
+    def vector(self, name: str) -> Array:
+        """A vector as float32, rounded to the type that was asked for."""
+        values, format = self.read(name)
+        if format in BLOCKS:
+            values = _core.dequantize(values, format, self.entries[name].shape)
+        return self.rounded(values.reshape(-1))
+
+    def rounded(self, values: Array) -> Array:
+        """A float32 copy, rounded once to the type that was asked for."""
+        narrow = values if self.dtype is None else _core.cast(values, self.dtype)
+        return np.array(_core.cast(narrow, "float32"))
+
+    def matrix(self, names: tuple[str, ...]) -> tuple[PackedLinear, dict[str, int]]:
+        """Linear layers side by side, and the first column of each."""
+        weights = [self.there(f"{name}.weight") for name in names]
+        widths = [self._outputs(name) for name in weights]
+        K = self.graph.shape(self.parameters[weights[0]].axes)[0 if self.parameters[weights[0]].conv1d else 1]
+        packed = _core._packed_reserve(K, sum(widths), self.kept(weights))
+        columns, first = {}, 0
+        for name, weight, width in zip(names, weights, widths, strict=True):
+            values, format = self.read(weight)
+            transposed = not (self.parameters[weight].conv1d and self.source.kind == "hf")
+            self._fill(packed, first, values, format, transposed)
+            columns[name] = first
+            first += width
+        biases = [f"{name}.bias" for name in names]
+        if any(name in self.entries for name in biases):
+            parts = [
+                self.vector(name) if name in self.entries else np.zeros(width, np.float32)
+                for name, width in zip(biases, widths, strict=True)
+            ]
+            _core._packed_bias(packed, np.concatenate(parts))
+        return packed, columns
+
+    def _fill(self, packed: PackedLinear, first: int, values: Array, format: str, transposed: bool) -> None:
+        if format in BLOCKS:
+            _core._packed_fill_blocks(packed, first, values, format)
+        else:
+            _core._packed_fill(packed, first, values, transposed)
+
+    def _outputs(self, name: str) -> int:
+        parameter = self.parameters[name]
+        return self.graph.shape(parameter.axes)[1 if parameter.conv1d else 0]
+
+    def load(self) -> Weights:
+        """Everything that the graph's steps take."""
+        weights = Weights()
+        embeddings = [step for step in self.graph.before if step.op == "embedding"]
+        for step in embeddings:
+            name = f"{step.weight}.weight"
+            if step.inputs[0] == "positions":
+                weights.tables[name] = self.rounded(self.read(name)[0])
+            else:
+                weights.tables[name] = self.table(name)
+        # The largest first, when there is little else in memory beside what it is read into.
+        for group in sorted(groups(self.graph), key=lambda group: -self._size(group)):
+            first, *others = group.names
+            tied = None if others else self._tied(first, weights)
+            weights.packed[first] = (tied, {first: 0}) if tied is not None else self.matrix(group.names)
+            if len(weights.packed) == 1:
+                self.reader.forget()
+        for name, parameter in self.parameters.items():
+            if len(parameter.axes) == 1 and name in self.entries and not self._of_a_matrix(name):
+                weights.vectors[name] = self.vector(name)
+        weights.dtype = self.kept(name for name in self.entries if len(self.parameters[name].axes) == 2)
+        return weights
+
+    def _size(self, group: Group) -> int:
+        return max(self.entries[self.there(f"{name}.weight")].nbytes for name in group.names)
+
+    def _tied(self, name: str, weights: Weights) -> PackedLinear | None:
+        """The embedding, for a head that is tied to it or was saved beside it with the same bytes."""
+        stands = self.there(f"{name}.weight")
+        if f"{name}.bias" in self.entries:
+            return None
+        for table, packed in weights.tables.items():
+            if isinstance(packed, PackedLinear) and self._same(table, stands):
+                return packed
+        return None
+
+    def _of_a_matrix(self, name: str) -> bool:
+        """Whether it is the bias of a linear layer."""
+        weight = name.removesuffix(".bias") + ".weight"
+        return name.endswith(".bias") and len(self.parameters[weight].axes) == 2
+
+    def table(self, name: str) -> PackedLinear:
+        """An embedding: a column a token."""
+        values, format = self.read(name)
+        packed = _core._packed_reserve(self.entries[name].shape[1], self.entries[name].shape[0], self.kept([name]))
+        self._fill(packed, 0, values, format, True)
+        return packed
+
+    def _same(self, a: str, b: str) -> bool:
+        """Whether two tensors have the same bytes."""
+        if a not in self.entries or b not in self.entries or a == b:
+            return a == b
+        one, other = self.entries[a], self.entries[b]
+        if (one.format, one.shape) != (other.format, other.shape):
             return False
-    return True
+        step = 1 << 24
+        for first in range(0, one.nbytes, step):
+            count = min(step, one.nbytes - first)
+            if bytes(self.reader.read(one, first, count)) != bytes(self.reader.read(other, first, count)):
+                return False
+        return True
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr from the second second on, where stderr is a terminal and rich is installed."""
-    started, bar, task, done = monotonic(), None, None, 0
+def load(source: Source, graph: Graph, found: Found, dtype: str | None = None) -> Weights:
+    """The packed weights of a file.
 
-    def advance(amount: int) -> None:
-        nonlocal bar, task, done
-        done += amount
-        if bar is None and monotonic() - started > 1:
-            bar = _bar()
-            if bar is not None:
-                bar.start()
-                task = bar.add_task(what, total=total)
-        if bar is not None:
-            bar.update(task, completed=done)
+    dtype None keeps each tensor in the type that the file has it in (blocks of integers as float32, whose values are
+    exact). A 16-bit dtype rounds every parameter once, to nearest even: the same bits as loading a file of that type.
+    """
+    loader = Loader(source, graph, found, dtype)
+    total = sum(entry.nbytes for entry in found.entries.values())
+    with progress(f"loading {printable(source.path.name)}", size=True) as show:
+        done = 0
 
-    try:
-        yield advance
-    finally:
-        if bar is not None:
-            bar.stop()
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            show(done, total)
 
-
-def _bar() -> Any:
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        return None
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        return None
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, transient=True)
+        loader.advance = advance
+        return loader.load()

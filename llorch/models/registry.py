@@ -10,9 +10,10 @@ import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llorch._text import printable
+from llorch._text import printable, shown
 from llorch.models.config import ModelConfig
 from llorch.models.graph import Graph
 
@@ -83,8 +84,9 @@ def family_of(source: Source) -> Family:
         known = {name: family for family in reversed(families()) for name in family.model_types}
         what = "model_type"
     if not isinstance(wanted, str) or wanted not in known:
-        shown = printable(repr(wanted))
-        raise ValueError(f"{printable(str(source.path))}: {what} is {shown}, llorch has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{printable(str(_place(source)))}: {what} is {shown(wanted)}, llorch has {', '.join(sorted(known))}"
+        )
     return known[wanted]
 
 
@@ -98,5 +100,9 @@ def config_of(source: Source, family: Family) -> ModelConfig:
             return family.config_of_gguf(source.config, shapes)
         return family.config(source.config)
     except (ValueError, TypeError) as error:
-        file = source.path if source.kind == "gguf" else source.path / "config.json"
-        raise type(error)(f"{printable(str(file))}: {error}") from None
+        raise type(error)(f"{printable(str(_place(source)))}: {error}") from None
+
+
+def _place(source: Source) -> Path:
+    """The file that has the configuration."""
+    return source.path if source.kind == "gguf" else source.path / "config.json"

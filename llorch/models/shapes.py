@@ -1,4 +1,4 @@
-"""The published sizes of GPT-2, and checkpoints of random weights in these shapes, for benchmarks and tests."""
+"""The published sizes of GPT-2, and checkpoints of random weights in any shape, for benchmarks and tests."""
 
 import dataclasses
 import json
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llorch.models import gpt2
+from llorch.models.config import ModelConfig
 from llorch.models.gpt2 import GPT2Config
-from llorch.models.loading import shapes
+from llorch.models.registry import Family
 
 SHAPES = {
     "tiny": GPT2Config(1024, 256, 128, 4, 4, bos_token_id=0, eos_token_id=0),
@@ -21,7 +23,12 @@ SHAPES = {
 
 
 def write_random(
-    folder: Path, config: GPT2Config, *, seed: int = 0, progress: Callable[[int, int], object] | None = None
+    folder: Path,
+    config: ModelConfig,
+    family: Family = gpt2.FAMILY,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> None:
     """A model of random float32 weights in Hugging Face's format, which is held in memory while it is written.
 
@@ -31,15 +38,15 @@ def write_random(
     from safetensors.numpy import save_file
 
     rng = np.random.default_rng(seed)
-    wanted, tensors = shapes(config), {}
+    wanted, tensors = family.graph(config).shapes(), {}
     for name, shape in wanted.items():
         values = rng.standard_normal(shape, np.float32)
         values *= np.float32(0.02)
-        if "ln_" in name and name.endswith("weight"):
+        if len(shape) == 1 and name.endswith("weight"):
             values += np.float32(1)
-        tensors[f"transformer.{name}"] = values
+        tensors[(family.prefixes or ("",))[0] * (name != "lm_head.weight") + name] = values
         if progress is not None:
             progress(len(tensors), len(wanted))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    entries = dataclasses.asdict(config) | {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    entries = dataclasses.asdict(config) | {"model_type": family.model_types[0]}  # type: ignore[call-overload]
     (folder / "config.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")

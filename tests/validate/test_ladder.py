@@ -84,7 +84,7 @@ def test_any_prompt_has_the_oracles_bits(ids):
 def test_a_trace_changes_no_bit_and_is_asked_in_order():
     model, ids, names = embedded().engine, [40, 409, 79], []
     assert_same_bits(model.forward(ids, trace=lambda name, values: names.append(name)), model.forward(ids))
-    assert names[:3] == ["embed", "h.0.ln_1", "h.0.attn.c_attn"] and names[-2:] == ["h.3", "ln_f"]
+    assert names[:4] == ["tokens", "embed", "h.0.ln_1", "h.0.attn.qkv"] and names[-3:] == ["h.3", "ln_f", "logits"]
     with pytest.raises(KeyError):
         model.forward(ids, trace=lambda name, values: {}[name])
 

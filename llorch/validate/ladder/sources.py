@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 
 import llorch
 from llorch import reference
-from llorch.models import loading as weights
+from llorch.files import Reader, open_model
+from llorch.models import loading, registry
 from llorch.models.gpt2 import GPT2Config
 from llorch.text.causal_lm import CausalLM
 from llorch.validate.ladder import rungs
@@ -43,8 +43,13 @@ class Model:
     """
 
     def __init__(self, path_or_hub_id: str | Path = "shakespeare-1m") -> None:
-        self.folder = weights.find_folder(path_or_hub_id)
-        self.config = GPT2Config.from_file(self.folder / "config.json")
+        self.source = open_model(path_or_hub_id)
+        self.folder = self.source.path
+        self.family = registry.family_of(self.source)
+        config = registry.config_of(self.source, self.family)
+        if not isinstance(config, GPT2Config):
+            raise ValueError(f"the ladder is of GPT-2, {self.folder} is a {self.family.name}")
+        self.config: GPT2Config = config
 
     @cached_property
     def engine(self) -> CausalLM:
@@ -53,13 +58,9 @@ class Model:
     @cached_property
     def tensors(self) -> Trace:
         """Every array of the file as float32, by its name without "transformer."."""
-        reader = weights.Reader()
-        found = weights.find_tensors(self.folder)
-        return {
-            name: reference.widen(reader.array(entry, name)).copy()
-            for name, entry in found.items()
-            if not weights.IGNORED.fullmatch(name)
-        }
+        reader, graph = Reader(), self.family.graph(self.config)
+        found = loading.find(self.source, self.family, graph).entries
+        return {name: reference.widen(reader.array(entry)).copy() for name, entry in found.items()}
 
     @cached_property
     def network(self) -> Network:
@@ -68,12 +69,7 @@ class Model:
     @cached_property
     def sha256(self) -> str:
         """Of the files of weights, one after the other in the order of their names."""
-        digest = hashlib.sha256()
-        for file in sorted({entry.file for entry in weights.find_tensors(self.folder).values()}):
-            with file.open("rb") as stream:
-                while piece := stream.read(1 << 22):
-                    digest.update(piece)
-        return digest.hexdigest()
+        return self.source.sha256
 
     def ids(self, prompt: str = PROMPT) -> list[int]:
         """Token ids of a text. A folder without a tokenizer, such as random weights, knows "Hello." alone."""
@@ -125,19 +121,14 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
     trace: Trace = {"ids": np.asarray(ids, np.int64)}
 
     def keep(name: str, values: Array) -> None:
-        if name.endswith("attn.c_attn"):
-            prefix = name.removesuffix("c_attn")
-            for part, heads in zip("qkv", split_heads(values, config.n_head), strict=True):
-                trace[prefix + part] = heads.copy()  # also where it lies in order already: T = 1
-        else:
-            trace[name] = values.copy()
+        trace[name] = values.copy()
 
     count = rungs.new_tokens(config, T)
     cache = engine.new_cache(T + max(count - 1, 0))
     trace["logits"] = engine.forward(ids, cache, trace=keep)
-    for i, layer in enumerate(cache._layers):
+    for i in range(config.n_layer):
         name = block_name(i, "attn.")
-        trace[name + "cache_k"], trace[name + "cache_v"] = layer.keys.copy(), layer.values.copy()
+        trace[name + "cache_k"], trace[name + "cache_v"] = cache.keys(i), cache.values(i)
         factor = np.float32(config.scale(i))
         pairs = zip(trace[name + "q"], trace[name + "cache_k"], strict=True)
         with np.errstate(all="ignore"):

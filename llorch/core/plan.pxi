@@ -1,0 +1,543 @@
+"""Plan: a model's kernel calls, run without Python between them; SequenceCache: the keys and values of all its layers."""
+
+cdef extern from "llorch.h" nogil:
+    ctypedef struct ll_view:
+        int buffer
+        size_t column
+    ctypedef struct ll_call:
+        int op, function
+        ll_view x, x2, k, v, y
+        size_t n
+        ll_weight weight
+        const float *scale
+        const float *bias
+        double number
+        size_t heads, kv_heads, D, R
+        int layer, table
+        double softcap
+        int default_scale, causal, last
+        size_t window
+    ctypedef struct ll_plan:
+        const ll_call *calls
+        size_t count
+        const size_t *widths
+    ctypedef struct ll_sequence:
+        size_t T, start
+        ll_cache *caches
+    ctypedef struct ll_run:
+        const ll_plan *plan
+        size_t rows
+        const int64_t *ids
+        const int64_t *positions
+        const ll_sequence *sequences
+        size_t sequence_count
+        float **buffers
+        const float **cos
+        const float **sin
+        ll_attention_head *heads
+        ll_kv *kv
+    int ll_plan_run(ll_run *run, size_t begin, size_t end)
+    enum:
+        LL_PANEL
+    int LL_CALL_EMBEDDING, LL_CALL_PLACES, LL_CALL_LAYER_NORM, LL_CALL_RMS_NORM, LL_CALL_LINEAR, LL_CALL_ROPE
+    int LL_CALL_ATTENTION, LL_CALL_LAST, LL_CALL_FUNCTION, LL_CALL_GATE, LL_CALL_ADD, LL_CALL_MULTIPLY, LL_CALL_SOFTCAP
+
+
+cdef dict _calls = {
+    "embedding": LL_CALL_EMBEDDING, "places": LL_CALL_PLACES, "layer_norm": LL_CALL_LAYER_NORM,
+    "rms_norm": LL_CALL_RMS_NORM, "linear": LL_CALL_LINEAR, "rope": LL_CALL_ROPE, "attention": LL_CALL_ATTENTION,
+    "last": LL_CALL_LAST, "function": LL_CALL_FUNCTION, "gate": LL_CALL_GATE, "add": LL_CALL_ADD,
+    "multiply": LL_CALL_MULTIPLY, "softcap": LL_CALL_SOFTCAP,
+}
+
+
+# ---- the cache of a sequence ------------------------------------------------------------------------------
+
+
+cdef class SequenceCache:
+    """Keys and values of one sequence in every layer of a model. Made by a model's `new_cache`.
+
+    Attributes
+    ----------
+    length, capacity : int
+        Positions it holds, and the most it can hold.
+    nbytes : int
+        Memory it has taken so far, that shared with forks included.
+
+    Notes
+    -----
+    Memory is taken in blocks of 128 positions as they arrive. Forks share blocks; who writes into a shared block copies it
+    first, so no cache ever changes another's bits. One thread at a time may use a cache: a second one gets a RuntimeError.
+    """
+    cdef ll_cache *_layers
+    cdef size_t _count
+    cdef bint _busy
+    cdef readonly size_t capacity
+    cdef readonly object model
+
+    def __cinit__(self, model, layers, heads, head_dim, capacity):
+        cdef size_t count = _natural(layers, "layers", 1), i
+        self.capacity = _natural(capacity, "capacity", 0)
+        self.model = model
+        self._layers = <ll_cache *>PyMem_Malloc(count * sizeof(ll_cache))
+        if self._layers == NULL:
+            raise MemoryError(f"no memory for {count} caches")
+        for i in range(count):
+            if ll_cache_init(&self._layers[i], heads, head_dim, self.capacity):
+                raise MemoryError(f"no memory for a table of blocks of {self.capacity} positions")
+            self._count += 1
+
+    def __dealloc__(self):
+        cdef size_t i
+        if self._layers != NULL:
+            for i in range(self._count):
+                ll_cache_free(&self._layers[i])
+            PyMem_Free(self._layers)
+
+    def __len__(self):
+        return self._layers[0].length
+
+    def __repr__(self):
+        return f"Cache: {self.length} of {self.capacity} positions"
+
+    def __reduce__(self):
+        raise TypeError("a cache can't be pickled or copied: use fork()")
+
+    @property
+    def length(self):
+        return self._layers[0].length
+
+    @property
+    def nbytes(self):
+        cdef size_t i, blocks = 0
+        for i in range(self._count):
+            blocks += self._layers[i].count
+        return blocks * self._layers[0].heads * ll_chunk_floats(self._layers[0].D) * sizeof(float)
+
+    cdef int _check_alone(self) except -1:
+        if self._busy:
+            raise RuntimeError("another thread is using this cache")
+        return 0
+
+    def truncate(self, length):
+        """Forget the positions from `length` on. ValueError unless 0 <= length <= self.length."""
+        cdef size_t wanted = _natural(length, "length", 0), i
+        with cython.critical_section(self):
+            self._check_alone()
+            if wanted > self._layers[0].length:
+                raise ValueError(f"length is {wanted}, the cache holds {self._layers[0].length} positions")
+            for i in range(self._count):
+                ll_cache_truncate(&self._layers[i], wanted)
+
+    def fork(self):
+        """A cache with the same positions that goes its own way; the memory of what both have is shared."""
+        cdef SequenceCache other = SequenceCache(self.model, self._count, self._layers[0].heads, self._layers[0].D,
+                                                 self.capacity)
+        cdef size_t i
+        with cython.critical_section(self):
+            self._check_alone()
+            for i in range(self._count):
+                ll_cache_fork(&self._layers[i], &other._layers[i])
+        return other
+
+    def keys(self, layer):
+        """The keys of a layer, a new float32 array (heads, length, head_dim), read-only."""
+        return self._read(layer, 0)
+
+    def values(self, layer):
+        """The values of a layer, a new float32 array (heads, length, head_dim), read-only."""
+        return self._read(layer, 1)
+
+    cdef object _read(self, layer, int values):
+        cdef size_t index = _index(layer, "layer", self._count, "layers")
+        cdef ll_cache *c = &self._layers[index]
+        a = _empty((c.heads, c.length, c.D), _float32)
+        with cython.critical_section(self):
+            self._check_alone()
+            ll_cache_read(c, values, <float *><uintptr_t>a.ctypes.data)
+        a.flags.writeable = False
+        return a
+
+
+# ---- the plan -----------------------------------------------------------------------------------------------
+
+
+cdef class Plan:
+    """An array of kernel calls on rows of all sequences, and the memory they work in.
+
+    calls : dicts, whose entries are those of ll_call in llorch.h: op by name; views (buffer, column) x, x2, k, v, y;
+    function by name; weight a PackedLinear or a float32 array (rows, n); scale and bias float32 arrays; the rest numbers.
+    widths : of the buffers. output : the buffer that is the result. layers : of the caches.
+    tables : (cos, sin) arrays by number, which may be replaced by longer ones between runs.
+    """
+    cdef ll_call *_calls
+    cdef ll_plan _plan
+    cdef size_t *_widths
+    cdef size_t _buffers, _output, _layers, _heads, _kv_heads, _row_floats
+    cdef list _keep
+    cdef void *_workspace       # of the last run, kept for the next
+    cdef size_t _workspace_bytes
+    cdef public tuple tables
+    cdef readonly tuple calls
+
+    def __cinit__(self, calls, widths, output, layers, tables=()):
+        cdef size_t i, count = len(calls)
+        cdef ll_call *c
+        self._keep = []
+        self.calls = tuple(calls)
+        self.tables = tables
+        self._layers, self._output, self._buffers = layers, output, len(widths)
+        self._calls = <ll_call *>PyMem_Malloc((count + 1) * sizeof(ll_call))
+        self._widths = <size_t *>PyMem_Malloc((self._buffers + 1) * sizeof(size_t))
+        if self._calls == NULL or self._widths == NULL:
+            raise MemoryError(f"no memory for a plan of {count} calls")
+        for i in range(self._buffers):
+            self._widths[i] = widths[i]
+            if i != self._output:
+                self._row_floats += self._widths[i]
+        self._heads = self._kv_heads = 1
+        for i, call in enumerate(calls):
+            c = &self._calls[i]
+            self._fill(c, dict(call))
+            if c.op == LL_CALL_ATTENTION:
+                self._heads = max(self._heads, c.heads)
+                self._kv_heads = max(self._kv_heads, c.kv_heads)
+        self._plan.calls = self._calls
+        self._plan.count = count
+        self._plan.widths = self._widths
+
+    def __init__(self, calls, widths, output, layers, tables=()):
+        pass
+
+    def __dealloc__(self):
+        PyMem_Free(self._calls)
+        PyMem_Free(self._widths)
+        ll_memory_free(self._workspace)
+
+    cdef ll_view _view(self, dict call, str name) except *:
+        cdef ll_view v
+        found = call.pop(name, None)
+        v.buffer, v.column = (-1, 0) if found is None else found
+        if v.buffer >= <int>self._buffers:
+            raise ValueError(f"{name} is in buffer {v.buffer}, the plan has {self._buffers}")
+        return v
+
+    cdef const float *_floats(self, dict call, str name, size_t n) except? NULL:
+        array = call.pop(name, None)
+        if array is None:
+            return NULL
+        if array.dtype != _float32 or not array.flags.c_contiguous or <size_t>array.size < n:
+            raise ValueError(f"{name} must be {n} contiguous float32, it is {array.dtype} of shape {array.shape}")
+        self._keep.append(array)
+        return <const float *><uintptr_t>array.ctypes.data
+
+    cdef int _fill(self, ll_call *c, dict call) except -1:
+        cdef PackedLinear packed
+        c.op = _calls[call.pop("op")]
+        c.function = _activation(call.pop("function", None))
+        c.x, c.x2 = self._view(call, "x"), self._view(call, "x2")
+        c.k, c.v, c.y = self._view(call, "k"), self._view(call, "v"), self._view(call, "y")
+        c.n = call.pop("n", 0)
+        c.number = call.pop("number", 1.0)
+        c.heads, c.kv_heads = call.pop("heads", 1), call.pop("kv_heads", 1)
+        c.D, c.R = call.pop("D", 0), call.pop("R", 0)
+        c.layer, c.table = call.pop("layer", 0), call.pop("table", 0)
+        c.softcap = call.pop("softcap", None) or 0.0
+        scale = call.pop("attention_scale", None)
+        c.default_scale = scale is None
+        if c.op == LL_CALL_ATTENTION:
+            c.number = scale or 0.0
+        c.causal, c.last = call.pop("causal", True), call.pop("last", False)
+        c.window = call.pop("window", None) or 0
+        c.scale = self._floats(call, "scale", c.n)
+        c.bias = self._floats(call, "bias", c.n)
+        weight = call.pop("weight", None)
+        if isinstance(weight, PackedLinear):
+            packed = weight
+            c.weight = packed._weight
+            if c.op == LL_CALL_LINEAR and packed.bias is not None:
+                c.bias = <const float *><uintptr_t>packed.bias.ctypes.data
+            self._keep.append(packed)
+        elif weight is not None:
+            c.weight.data = self._floats({"weight": weight}, "weight", weight.size)
+            c.weight.format = LL_F32
+            c.weight.packed = 0
+            c.weight.K, c.weight.N = weight.shape[1], weight.shape[0]
+            c.weight.k_stride, c.weight.n_stride = sizeof(float), weight.shape[1] * sizeof(float)
+        if call:
+            raise TypeError(f"a call has entries that a plan doesn't know: {', '.join(sorted(call))}")
+        return 0
+
+    def run(self, list chunks, caches, bint all_rows, size_t vocabulary, check, grow=None, trace=None):
+        """The output of every row of the chunks, or (all_rows false) as many rows as there are chunks: float32.
+
+        chunks : token ids of each sequence, in lists or arrays. caches : a SequenceCache each, whose positions they
+        follow and to which they are appended, or None. check : function of (ids, place) that returns an int64 array or
+        raises for ids that aren't. grow : function of the number of positions that makes the tables long enough. trace :
+        function of (number of the call, function of (buffer, column, n) that gives an array) after every call; the array's
+        memory is used again by later calls.
+
+        Whatever is raised, the caches are as they were.
+        """
+        cdef size_t count = len(chunks), rows = 0, i, j, row = 0, most = 0, bytes
+        cdef ll_run run
+        cdef ll_sequence *sequences = NULL
+        cdef int64_t *ids = NULL
+        cdef int64_t *positions
+        cdef float **buffers
+        cdef const float **tables
+        cdef SequenceCache cache
+        cdef list held = []
+        cdef void *workspace = NULL
+        cdef char *at
+        cdef int failed = 0
+        cdef size_t table_count
+        cdef object held_memory = None
+
+        for i in range(count):
+            rows += <size_t>len(chunks[i])
+        ids = <int64_t *>PyMem_Malloc((2 * rows + 1) * sizeof(int64_t))
+        sequences = <ll_sequence *>PyMem_Malloc((count + 1) * sizeof(ll_sequence))
+        try:
+            if ids == NULL or sequences == NULL:
+                raise MemoryError(f"no memory for {rows} token ids")
+            positions = ids + rows
+            for i in range(count):
+                sequences[i].T = len(chunks[i])
+                sequences[i].start = 0
+                sequences[i].caches = NULL
+                row = self._ids(chunks[i], i, ids, row, rows, vocabulary, check)
+            if caches is not None:
+                for i in range(count):
+                    cache = caches[i]
+                    with cython.critical_section(cache):
+                        cache._check_alone()
+                        cache._busy = True
+                    held.append(cache)
+                    sequences[i].start = cache._layers[0].length
+                    sequences[i].caches = cache._layers
+                    for j in range(cache._count):
+                        if ll_cache_reserve(&cache._layers[j], sequences[i].T):
+                            raise MemoryError(f"no memory for {sequences[i].T} more positions in a cache")
+            row = 0
+            for i in range(count):
+                for j in range(sequences[i].T):
+                    positions[row] = sequences[i].start + j
+                    row += 1
+                most = max(most, sequences[i].start + sequences[i].T)
+            if grow is not None:
+                grow(most)
+            held_tables = self.tables  # stay while this runs, whoever replaces them
+            table_count = len(held_tables)
+
+            out = _empty((rows if all_rows else count, self._widths[self._output]), _float32)
+            bytes = (rows * self._row_floats + 16 * self._buffers) * sizeof(float)
+            bytes += self._buffers * sizeof(float *) + 2 * table_count * sizeof(float *)
+            bytes += count * (self._heads * sizeof(ll_attention_head) + self._kv_heads * sizeof(ll_kv)) + 256
+            if trace is None:
+                workspace = self._take(bytes)
+            else:  # of Python's, so that an array which a trace keeps stays good
+                held_memory = np.empty(bytes + 64, np.uint8)
+                workspace = <void *><uintptr_t>held_memory.ctypes.data
+            at = <char *>workspace
+            buffers = <float **>at
+            at += self._buffers * sizeof(float *)
+            tables = <const float **>at
+            at += 2 * table_count * sizeof(float *)
+            run.heads = <ll_attention_head *>at
+            at += count * self._heads * sizeof(ll_attention_head)
+            run.kv = <ll_kv *>at
+            at += count * self._kv_heads * sizeof(ll_kv)
+            for i in range(self._buffers):
+                if i == self._output:
+                    buffers[i] = <float *><uintptr_t>out.ctypes.data
+                    continue
+                at = <char *>((<uintptr_t>at + 63) // 64 * 64)
+                buffers[i] = <float *>at
+                at += rows * self._widths[i] * sizeof(float)
+            for i in range(table_count):
+                tables[i] = <const float *><uintptr_t>held_tables[i][0].ctypes.data
+                tables[table_count + i] = <const float *><uintptr_t>held_tables[i][1].ctypes.data
+            run.cos = tables
+            run.sin = tables + table_count
+            run.plan = &self._plan
+            run.rows = rows
+            run.ids = ids
+            run.positions = positions
+            run.sequences = sequences
+            run.sequence_count = count
+            run.buffers = buffers
+            if trace is None:
+                with nogil:
+                    ll_interrupts_on()
+                    failed = ll_plan_run(&run, 0, self._plan.count)
+                _check_interrupted()
+                if failed:
+                    raise MemoryError(f"no memory to work in, with {rows} rows")
+            else:
+                seen = _Seen(held_memory, [<size_t>(<char *>buffers[i] - <char *>workspace) for i in range(self._buffers)],
+                             [self._widths[i] for i in range(self._buffers)], out, self._output)
+                for i in range(self._plan.count):
+                    with nogil:
+                        ll_interrupts_on()
+                        failed = ll_plan_run(&run, i, i + 1)
+                    _check_interrupted()
+                    if failed:
+                        raise MemoryError(f"no memory to work in, with {rows} rows")
+                    seen.rows = run.rows
+                    trace(i, seen)
+            for i in range(count):
+                if sequences[i].caches != NULL:
+                    for j in range(self._layers):
+                        sequences[i].caches[j].length += sequences[i].T
+        finally:
+            for cache in held:
+                for j in range(cache._count):
+                    ll_cache_truncate(&cache._layers[j], cache._layers[j].length)  # lets go of room that wasn't used
+                cache._busy = False
+            if held_memory is None:
+                self._give(workspace)
+            PyMem_Free(ids)
+            PyMem_Free(sequences)
+        return out
+
+    cdef size_t _ids(self, chunk, size_t place, int64_t *ids, size_t row, size_t rows, size_t vocabulary, check) except? 0:
+        """Checked ids of a chunk, from `row` on; where the next begin."""
+        cdef int64_t id
+        cdef list items
+        cdef size_t i
+        if type(chunk) is list:
+            items = <list>chunk
+            for i in range(<size_t>len(items)):
+                item = items[i]
+                if type(item) is not int or row + i >= rows:
+                    break
+                try:
+                    id = item
+                except OverflowError:
+                    break
+                if id < 0 or <uint64_t>id >= vocabulary:
+                    break
+                ids[row + i] = id
+            else:
+                if items:
+                    return row + <size_t>len(items)
+        array = check(chunk, place)
+        if row + <size_t>array.size > rows:
+            raise RuntimeError("token ids changed while they were read")
+        for value in array.tolist():
+            ids[row] = value
+            row += 1
+        return row
+
+    cdef void *_take(self, size_t bytes) except NULL:
+        """Workspace: what the run before left, if it is large enough and no other thread has it."""
+        cdef void *memory = NULL
+        cdef size_t have = 0
+        with cython.critical_section(self):
+            memory, have = self._workspace, self._workspace_bytes
+            self._workspace, self._workspace_bytes = NULL, 0
+        if have < bytes + 64:
+            ll_memory_free(memory)
+            have = bytes + 64
+            memory = ll_memory_new(have)
+            if memory == NULL:
+                raise MemoryError(f"no memory for {bytes} bytes of working space")
+        (<size_t *>memory)[0] = have
+        return <char *>memory + 64
+
+    cdef void _give(self, void *workspace) noexcept:
+        cdef void *memory
+        cdef size_t have
+        if workspace == NULL:
+            return
+        memory = <char *>workspace - 64
+        have = (<size_t *>memory)[0]
+        with cython.critical_section(self):
+            if have <= KEEP_WORKSPACE and have > self._workspace_bytes:
+                memory, self._workspace = self._workspace, memory
+                self._workspace_bytes = have
+        ll_memory_free(memory)
+
+
+class _Seen:
+    """Arrays of a plan's buffers while it runs: called with (buffer, column, n), (rows, n) float32."""
+
+    def __init__(self, memory, offsets, widths, out, output):
+        self.memory, self.offsets, self.widths, self.out, self.output, self.rows = memory, offsets, widths, out, output, 0
+
+    def __call__(self, buffer, column, n):
+        width, first = self.widths[buffer], self.offsets[buffer]
+        if buffer == self.output:
+            return self.out[: self.rows, column : column + n]
+        array = self.memory[first : first + 4 * self.rows * width].view(np.float32)
+        return array.reshape(self.rows, width)[:, column : column + n]
+
+
+cdef enum:
+    KEEP_WORKSPACE = 64 << 20   # bytes; a larger one goes back to the system
+
+
+# ---- a packed weight in parts ---------------------------------------------------------------------------------
+
+
+def _packed_reserve(K, N, dtype):
+    """A PackedLinear of this size whose columns are still to be filled in, by `_packed_fill`."""
+    cdef PackedLinear packed = PackedLinear.__new__(PackedLinear)
+    cdef ll_weight *w = &packed._weight
+    w.K, w.N = _natural(K, "K", 0), _natural(N, "N", 0)
+    w.format, w.packed = _format(dtype), 1
+    w.k_stride = w.n_stride = 0
+    packed._packed = ll_memory_new(ll_packed_bytes(w.K, w.N, w.format))
+    if packed._packed == NULL:
+        raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(w.K, w.N, w.format)} bytes")
+    w.data = packed._packed
+    return packed
+
+
+def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed):
+    """Columns [first, first + N) are those of weight (K, N), or (N, K) transposed; first is a multiple of 16, and so is N
+    unless these are the last columns."""
+    cdef Operand o
+    cdef ll_weight w
+    cdef list keep = []
+    cdef size_t at
+    _clear(&o)
+    try:
+        _take_weight(&o, &w, weight, transposed, keep)
+        if w.K != packed._weight.K or first % LL_PANEL or first + w.N > packed._weight.N:
+            raise ValueError(f"weight has shape {_shape(&o)}, it doesn't fit {packed!r} at column {first}")
+        at = ll_packed_bytes(w.K, first, packed._weight.format)
+        with nogil:
+            ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
+    finally:
+        _drop(&o)
+
+
+def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
+    """The same of a weight as GGUF files store it: rows of blocks, uint8 (N, bytes of a row)."""
+    cdef Py_buffer view
+    cdef ll_weight w
+    cdef int kind = _storage(format)
+    cdef size_t at
+    w.K, w.N, w.format, w.packed = packed._weight.K, blocks.shape[0], kind, 0
+    w.k_stride = ll_formats[kind].bytes
+    w.n_stride = w.K // ll_formats[kind].values * ll_formats[kind].bytes
+    if w.K % ll_formats[kind].values or first % LL_PANEL or first + w.N > packed._weight.N:
+        raise ValueError(f"blocks of {format} and shape {blocks.shape} don't fit {packed!r} at column {first}")
+    _take_bytes(&view, blocks, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
+    try:
+        w.data = view.buf
+        at = ll_packed_bytes(w.K, first, packed._weight.format)
+        with nogil:
+            ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def _packed_bias(PackedLinear packed, bias):
+    """Gives a PackedLinear its bias, a float32 array (N,) that it keeps."""
+    if bias.dtype != _float32 or bias.shape != (packed._weight.N,) or not bias.flags.c_contiguous:
+        raise ValueError(f"bias is {bias.dtype} of shape {bias.shape}, it must be float32 ({packed._weight.N},)")
+    bias.flags.writeable = False
+    packed.bias = bias

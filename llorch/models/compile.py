@@ -1,0 +1,401 @@
+"""A graph becomes a plan: an array of kernel calls, with neighbours fused and buffers shared.
+
+Fused, where nobody else looks at what is between: linear + activation, linear + residual, activation * up, several
+linear layers of one input (they become columns of one weight), and all of attention between the projections. None of it
+changes a bit: docs/numerics.md defines the fused forms by the steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch._core import PackedLinear, Plan
+from llorch.models.graph import Graph, Step
+
+Array = NDArray[Any]
+PANEL = 16  # columns: where a linear layer may be joined to the next
+BEFORE, AFTER = -1, 1 << 20  # as numbers of layers: what comes before the blocks, and after
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linear layers of one input, by the full names of their weights, side by side in one packed weight."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor of the graph on its way through the plan.
+
+    users : the steps that take it. left : how many of them are still to come. buffer, column : where it is; -1 where it
+    is nowhere yet. width : values in a row.
+    """
+
+    step: Step
+    layer: int
+    width: int
+    users: list["Value"] = field(default_factory=list)
+    left: int = 0
+    buffer: int = -1
+    column: int = 0
+
+    @property
+    def view(self) -> tuple[int, int]:
+        return self.buffer, self.column
+
+    def only(self, op: str) -> "Value | None":
+        """The one step that takes this, if it is one of this operation."""
+        return self.users[0] if len(self.users) == 1 and self.users[0].step.op == op else None
+
+
+def full_name(graph: Graph, layer: int, weight: str) -> str:
+    """The name of a step's weight in Hugging Face's files, without ".weight"."""
+    return weight if layer in (BEFORE, AFTER) else graph.prefix(layer) + weight
+
+
+def _values(graph: Graph) -> list[tuple[Value, list[Value | str]]]:
+    """Every step of the graph in order as a value, with its inputs: values, or "ids" and "positions"."""
+    found: list[tuple[Value, list[Value | str]]] = []
+    x: Value | None = None
+    for layer, steps in ((BEFORE, graph.before), *enumerate(graph.blocks), (AFTER, graph.after)):
+        names: dict[str, Value | str] = {"ids": "ids", "positions": "positions"}
+        if x is not None:
+            names["x"] = x
+        for step in steps:
+            width = int(np.prod(graph.shape(step.axes.replace("T", ""), 1))) if step.op != "scores" else 0
+            value = Value(step, layer, width)
+            inputs = [names[name] for name in step.inputs]
+            for one in inputs:
+                if isinstance(one, Value):
+                    one.users.append(value)
+                    one.left += 1
+            names[step.name] = value
+            found.append((value, inputs))
+            x = value
+    return found
+
+
+def groups(graph: Graph) -> list[Group]:
+    """The linear layers that share a packed weight, in the order in which they are needed."""
+    found: dict[tuple[int, str, str], list[str]] = {}
+    for value, inputs in _values(graph):
+        if value.step.op == "linear":
+            key = _group_key(value, inputs)
+            found.setdefault(key, []).append(full_name(graph, value.layer, value.step.weight))
+    return [Group(tuple(names)) for names in found.values()]
+
+
+def _group_key(value: Value, inputs: list[Value | str]) -> tuple[int, str, str]:
+    """What layers must have in common to be joined: the input, and what becomes of them."""
+    if value.width % PANEL or isinstance(inputs[0], str):
+        kind = value.step.name
+    elif value.users and all(user.step.op == "heads" for user in value.users):
+        kind = "heads"
+    elif _gate(value) is not None:
+        kind = "gate"
+    else:
+        kind = value.step.name
+    return value.layer, value.step.inputs[0], kind
+
+
+def _gate(value: Value) -> Value | None:
+    """The product of act(gate) and up that a linear layer is one side of."""
+    activation = value.only("activation")
+    return (activation or value).only("multiply")
+
+
+@dataclass(eq=False)
+class Weights:
+    """What a plan is made with, by the names of Hugging Face's files.
+
+    packed : of a group of linear layers, by its first name: the weight, and the layers' first columns.
+    vectors : float32. tables : of embeddings, (K, N) packed with a column a token, or float32 arrays with a row each.
+    """
+
+    packed: dict[str, tuple[PackedLinear, dict[str, int]]] = field(default_factory=dict)
+    vectors: dict[str, Array] = field(default_factory=dict)
+    tables: dict[str, PackedLinear | Array] = field(default_factory=dict)
+    dtype: str = "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all weights."""
+        packed = [weight for weight, _ in self.packed.values()]
+        tables = [table for table in self.tables.values() if not any(table is one for one in packed)]
+        biases = [weight.bias for weight in packed if weight.bias is not None]
+        return sum(part.nbytes for part in [*packed, *tables, *biases, *self.vectors.values()])
+
+
+class Compiler:
+    """One plan of a graph.
+
+    last : the last positions' rows alone go through the end of the last block. fuse : False keeps every tensor of the
+    graph, for a trace.
+    """
+
+    def __init__(self, graph: Graph, weights: Weights, *, last: bool, fuse: bool = True) -> None:
+        self.graph, self.weights, self.last, self.fuse = graph, weights, last, fuse
+        self.calls: list[dict[str, Any]] = []
+        self.widths: list[int] = []
+        self.free: list[int] = []
+        self.made: list[list[Value]] = []  # by call: the graph's tensors that are there after it, for a trace
+        self.holders: dict[int, int] = {}  # buffer: values in it that are still needed
+        self.joined: dict[tuple[int, str, str], tuple[int, dict[str, int]]] = {}
+        self.done: set[int] = set()  # values that a fused call has made already, by id
+        self.ropes = list(graph.ropes)
+        self.values = _values(graph)
+        self.inputs_of = {id(value): inputs for value, inputs in self.values}
+        self.widths.append(self.values[-1][0].width)
+        self.output = 0  # the result's buffer, whose memory is the caller's
+
+    # ---- buffers ----
+
+    def take(self, width: int) -> int:
+        for at, buffer in enumerate(self.free):
+            if self.widths[buffer] == width:
+                return self.free.pop(at)
+        self.widths.append(width)
+        return len(self.widths) - 1
+
+    def place(self, value: Value, buffer: int | None = None, column: int = 0) -> Value:
+        value.buffer = self.take(value.width) if buffer is None else buffer
+        value.column = column
+        if value.left:
+            self.holders[value.buffer] = self.holders.get(value.buffer, 0) + 1
+        return value
+
+    def use(self, *values: Value | str) -> None:
+        """Counts that a step has taken these; a buffer that nobody needs any more is free."""
+        for value in values:
+            if isinstance(value, str):
+                continue
+            value.left -= 1
+            if value.left == 0 and value.buffer >= 0:
+                self.holders[value.buffer] -= 1
+                if self.holders[value.buffer] == 0 and value.buffer != self.output:
+                    del self.holders[value.buffer]
+                    self.free.append(value.buffer)
+
+    def dies(self, value: Value) -> bool:
+        """Whether the step at hand is the last to need this and everything else in its buffer."""
+        return value.left == 1 and self.holders.get(value.buffer) == 1 and value.buffer != self.output
+
+    def emit(self, op: str, *made: Value, **entries: Any) -> None:
+        self.calls.append({"op": op, **entries})
+        self.made.append(list(made))
+
+    # ---- steps ----
+
+    def run(self) -> Plan:
+        for value, inputs in self.values:
+            if id(value) in self.done:
+                continue
+            handler: Callable[[Value, list[Any]], None] = getattr(self, f"_{value.step.op}")
+            handler(value, inputs)
+        return Plan(self.calls, self.widths, self.output, len(self.graph.blocks))
+
+    def put(self, value: Value, *, over: Value | None = None) -> Value:
+        """A place for a result: the output, the place of a value that dies here, or a fresh buffer."""
+        if not value.users and value.layer == AFTER:
+            return self.place(value, self.output)
+        if over is not None and self.dies(over) and over.width == value.width:
+            self.holders[over.buffer] += 1  # the new one; use() counts the old one off
+            value.buffer, value.column = over.view
+            if not value.left:
+                self.holders[over.buffer] -= 1
+            return value
+        return self.place(value)
+
+    def _embedding(self, value: Value, inputs: list[Any]) -> None:
+        name = full_name(self.graph, value.layer, value.step.weight) + ".weight"
+        factor = float(value.step.options.get("factor", 1.0))
+        table = self.weights.tables[name]
+        if inputs[0] == "positions":
+            user = value.only("add")
+            if user is not None and isinstance(table, np.ndarray) and factor == 1.0:
+                return  # the sum adds its rows by itself
+            raise ValueError(f"{name}: an embedding of positions must be added to one of tokens")
+        self.put(value)
+        self.emit("embedding", value, y=value.view, n=value.width, weight=table, number=factor)
+
+    def _layer_norm(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        step, name = value.step, full_name(self.graph, value.layer, value.step.weight)
+        weight, bias = self.weights.vectors.get(f"{name}.weight"), self.weights.vectors.get(f"{name}.bias")
+        if step.options.get("unit") and weight is not None:
+            weight = _unit(weight)
+        heads = self.graph.sizes[step.axes[0]] if step.axes[0] != "T" else 1
+        if heads > 1 and self.fuse and x.left == 1:
+            self.place(value, x.buffer, x.column)  # where it lies, among its neighbours
+        else:
+            self.put(value)
+        self.emit(
+            step.op, value, x=x.view, y=value.view, n=value.width // heads, heads=heads, scale=weight, bias=bias,
+            number=float(step.options["eps"]),
+        )  # fmt: skip
+        self.use(x)
+
+    _rms_norm = _layer_norm
+
+    def _linear(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        name = full_name(self.graph, value.layer, value.step.weight)
+        first = next((key for key, (_, columns) in self.weights.packed.items() if name in columns), None)
+        if first is None:
+            raise ValueError(f"no weight of the name {name}")
+        packed, columns = self.weights.packed[first]
+        if len(columns) > 1:
+            self._join(value, x, first, packed, columns)
+            return
+        result, function, residual = value, None, None
+        if self.fuse:
+            activation = value.only("activation")
+            if activation is not None:
+                result, function = activation, activation.step.options["function"]
+            user = result.only("add")
+            if user is not None and (other := self._other(user, result)) is not None:
+                result, residual = user, other
+        self.put(result, over=residual)
+        self.emit(
+            "linear", result, x=x.view, y=result.view, n=result.width, weight=packed, function=function,
+            x2=None if residual is None else residual.view,
+        )  # fmt: skip
+        self.use(x)
+        if residual is not None:
+            self.use(residual)
+        self.done |= {id(v) for v in (value, value.only("activation") if function else None, result) if v is not None}
+
+    def _other(self, user: Value, mine: Value) -> Value | None:
+        """The other side of a sum, if it has been made."""
+        others = [one for one in self.inputs_of[id(user)] if one is not mine]
+        return others[0] if len(others) == 1 and isinstance(others[0], Value) and others[0].buffer >= 0 else None
+
+    def _join(self, value: Value, x: Value, first: str, packed: PackedLinear, columns: dict[str, int]) -> None:
+        """One of the layers that share a packed weight: the first of them makes all."""
+        key = (value.layer, first, "")
+        if key not in self.joined:
+            members = [
+                v for v, _ in self.values
+                if v.layer == value.layer and v.step.op == "linear"
+                and full_name(self.graph, v.layer, v.step.weight) in columns
+            ]  # fmt: skip
+            buffer = self.take(sum(member.width for member in members))
+            for member in members:
+                self.place(member, buffer, columns[full_name(self.graph, member.layer, member.step.weight)])
+            self.emit("linear", *members, x=x.view, y=(buffer, 0), n=self.widths[buffer], weight=packed)
+            self.joined[key] = buffer, columns
+        self.use(x)
+
+    def _heads(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        D = self.graph.sizes["D"]
+        self.place(value, x.buffer, x.column + int(value.step.options["first"]) * D)
+        self.alias(value)
+        self.use(x)
+
+    def _cache(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        self.place(value, x.buffer, x.column)
+        self.alias(value)
+        self.use(x)
+
+    def alias(self, value: Value) -> None:
+        """A value that is there without a call: a trace sees it with the call before."""
+        if self.made:
+            self.made[-1].append(value)
+
+    def _rope(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        D, heads = self.graph.sizes["D"], self.graph.sizes[value.step.axes[0]]
+        table = value.step.options["table"]
+        over = self.fuse and x.left == 1
+        if over:
+            self.place(value, x.buffer, x.column)
+        else:
+            self.put(value)
+        before = self.calls[-1] if self.calls else {}
+        entries = {
+            "x": x.view, "y": value.view, "n": value.width, "heads": heads, "D": D,
+            "R": self.graph.ropes[table].width, "table": self.ropes.index(table),
+        }  # fmt: skip
+        behind = before.get("op") == "rope" and all(before[one] == entries[one] for one in ("D", "R", "table"))
+        if over and behind and before["y"] == before["x"] == (x.buffer, x.column - before["n"]):
+            before["heads"] += heads  # queries and keys side by side
+            before["n"] += value.width
+            self.made[-1].append(value)
+        else:
+            self.emit("rope", value, **entries)
+        self.use(x)
+
+    def _scores(self, value: Value, inputs: list[Any]) -> None:
+        """Attention makes scores and context in one call, when it comes to the context."""
+
+    def _attend(self, value: Value, inputs: list[Any]) -> None:
+        scores, v = inputs
+        q, k = (one for one in self.inputs_of[id(scores)] if isinstance(one, Value))
+        options = scores.step.options
+        last = self.last and value.layer == len(self.graph.blocks) - 1
+        self.put(value)
+        self.emit(
+            "attention", value, x=q.view, k=k.view, v=v.view, y=value.view, n=value.width, layer=value.layer,
+            heads=self.graph.sizes["H"], kv_heads=self.graph.sizes["G"], D=self.graph.sizes["D"],
+            attention_scale=options["scale"], causal=options["causal"], window=options["window"],
+            softcap=options["softcap"], last=last,
+        )  # fmt: skip
+        self.use(q, k, v)
+        if last:
+            needed = {v.buffer for v, _ in self.values if v.left and v.buffer >= 0 and v is not value}
+            for buffer in sorted(needed):
+                self.emit("last", x=(buffer, 0))
+
+    def _activation(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        function = value.step.options["function"]
+        product = value.only("multiply") if self.fuse else None
+        up = self._other(product, value) if product is not None else None
+        if product is not None and up is not None:
+            self.put(product)
+            self.emit("gate", product, x=x.view, x2=up.view, y=product.view, n=product.width, function=function)
+            self.use(x, up)
+            self.done |= {id(value), id(product)}
+            return
+        self.put(value, over=x if self.fuse else None)
+        self.emit("function", value, x=x.view, y=value.view, n=value.width, function=function)
+        self.use(x)
+
+    def _two(self, op: str, value: Value, inputs: list[Any]) -> None:
+        a, b = inputs
+        self.put(value, over=a if self.fuse else None)
+        self.emit(op, value, x=a.view, x2=b.view, y=value.view, n=value.width)
+        self.use(a, b)
+
+    def _multiply(self, value: Value, inputs: list[Any]) -> None:
+        self._two("multiply", value, inputs)
+
+    def _add(self, value: Value, inputs: list[Any]) -> None:
+        tokens, places = inputs
+        if places.step.op == "embedding" and places.buffer < 0:
+            table = self.weights.tables[full_name(self.graph, places.layer, places.step.weight) + ".weight"]
+            value.buffer, value.column = tokens.view
+            self.holders[tokens.buffer] += 1
+            self.emit("places", value, y=value.view, n=value.width, weight=table)
+            self.use(tokens)
+            places.left = 0
+            return
+        self._two("add", value, inputs)
+
+    def _softcap(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        self.put(value, over=x if self.fuse else None)
+        self.emit("softcap", value, x=x.view, y=value.view, n=value.width, number=float(value.step.options["cap"]))
+        self.use(x)
+
+
+def _unit(weight: Array) -> Array:
+    """1 + w, as Gemma's norms have it: one addition in float32."""
+    one: Array = np.float32(1) + weight
+    return one

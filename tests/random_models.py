@@ -1,0 +1,115 @@
+"""Seeded random models of any family for the tests, on disk as Hugging Face has them, or as GGUF."""
+
+import json
+
+import numpy as np
+from gpt2_models import cast, tensors_of
+from helpers import rng
+from safetensors.numpy import save_file
+
+import llorch
+from llorch import reference
+from llorch.models import llama
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 67,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 300,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+
+
+def random_tensors(family, config, seed=0):
+    """float32 tensors by name, spread so that activations and logits are of the order of 1, as in a trained model."""
+    tensors = {}
+    graph = family.graph(config)
+    for i, (name, _, parameter) in enumerate(graph.all_parameters()):
+        if parameter.optional is not None:
+            continue
+        shape = graph.shape(parameter.axes)
+        values = rng(seed, i).standard_normal(shape)
+        if name.endswith("bias"):
+            values *= 0.1
+        elif len(shape) == 1:
+            values = 1 + 0.2 * values
+        elif "embed" in name:
+            values *= 0.5
+        else:
+            values *= shape[0 if parameter.conv1d else 1] ** -0.5
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def save(folder, entries, tensors, prefix="model."):
+    """A folder as Hugging Face has it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(entries))
+    names = {name: name if name.startswith("lm_head") else prefix + name for name in tensors}
+    save_file({names[name]: values for name, values in tensors.items()}, folder / "model.safetensors")
+    return folder
+
+
+def random_llama(folder, entries=None, seed=0, dtype="float32"):
+    entries = LLAMA | (entries or {})
+    config = llama.LlamaConfig.from_dict(entries)
+    tensors = cast(random_tensors(llama.FAMILY, config, seed), dtype)
+    return llorch.CausalLM.from_pretrained(save(folder, entries, tensors))
+
+
+def by_reference(model, ids):
+    """Logits by the family's text in llorch.reference."""
+    text = model.family.reference
+    text = getattr(reference, text) if isinstance(text, str) else text
+    return text(model.config, tensors_of(model)).forward(ids)
+
+
+def interleaved(values, heads):
+    """Rows of queries or keys as GGUF has them: the pairs of a head side by side."""
+    return values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+
+
+def write_gguf(path, family, config, tensors, architecture, metadata, quantise=lambda name, values: (values, None)):
+    """The same model as a GGUF file. quantise: (name, values) to (array, gguf's type or None)."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in metadata.items():
+        kind = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        kind(name, value)
+    graph = family.graph(config)
+    for name, short, parameter in graph.all_parameters():
+        if name not in tensors:
+            continue
+        values = tensors[name]
+        if parameter.interleaved:
+            values = interleaved(values, graph.sizes[parameter.interleaved])
+        if parameter.conv1d:
+            values = values.T
+        values, kind = quantise(name, np.ascontiguousarray(values))
+        writer.add_tensor(short, values, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def llama_metadata(config):
+    """What a GGUF file says of a Llama."""
+    return {
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.rope.freq_base": float(config.rope_theta),
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+    }
