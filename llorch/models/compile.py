@@ -144,11 +144,16 @@ class Compiler:
         self.free: list[int] = []
         self.made: list[list[Value]] = []  # by call: the graph's tensors that are there after it, for a trace
         self.holders: dict[int, int] = {}  # buffer: values in it that are still needed
-        self.joined: dict[tuple[int, str, str], tuple[int, dict[str, int]]] = {}
         self.done: set[int] = set()  # values that a fused call has made already, by id
         self.ropes = list(graph.ropes)
         self.values = _values(graph)
         self.inputs_of = {id(value): inputs for value, inputs in self.values}
+        self.group_of = {name: first for first, (_, columns) in weights.packed.items() for name in columns}
+        self.members: dict[tuple[int, str], list[Value]] = {}  # by layer and group: the linear layers side by side
+        for value, _ in self.values:
+            if value.step.op == "linear":
+                first = self.group_of[full_name(graph, value.layer, value.step.weight)]
+                self.members.setdefault((value.layer, first), []).append(value)
         self.widths.append(self.values[-1][0].width)
         self.output = 0  # the result's buffer, whose memory is the caller's
 
@@ -244,9 +249,7 @@ class Compiler:
     def _linear(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs
         name = full_name(self.graph, value.layer, value.step.weight)
-        first = next((key for key, (_, columns) in self.weights.packed.items() if name in columns), None)
-        if first is None:
-            raise ValueError(f"no weight of the name {name}")
+        first = self.group_of[name]
         packed, columns = self.weights.packed[first]
         if len(columns) > 1:
             self._join(value, x, first, packed, columns)
@@ -276,18 +279,12 @@ class Compiler:
 
     def _join(self, value: Value, x: Value, first: str, packed: PackedLinear, columns: dict[str, int]) -> None:
         """One of the layers that share a packed weight: the first of them makes all."""
-        key = (value.layer, first, "")
-        if key not in self.joined:
-            members = [
-                v for v, _ in self.values
-                if v.layer == value.layer and v.step.op == "linear"
-                and full_name(self.graph, v.layer, v.step.weight) in columns
-            ]  # fmt: skip
+        members = self.members[value.layer, first]
+        if value is members[0]:
             buffer = self.take(sum(member.width for member in members))
             for member in members:
                 self.place(member, buffer, columns[full_name(self.graph, member.layer, member.step.weight)])
             self.emit("linear", *members, x=x.view, y=(buffer, 0), n=self.widths[buffer], weight=packed)
-            self.joined[key] = buffer, columns
         self.use(x)
 
     def _heads(self, value: Value, inputs: list[Any]) -> None:
