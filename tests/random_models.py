@@ -46,6 +46,12 @@ def random_tensors(family, config, seed=0):
     return tensors
 
 
+def llama_tensors(entries=None, seed=0):
+    """A configuration, and float32 tensors by name."""
+    config = llama.LlamaConfig.from_dict(LLAMA | (entries or {}))
+    return config, random_tensors(llama.FAMILY, config, seed)
+
+
 def save(folder, entries, tensors, prefix="model."):
     """A folder as Hugging Face has it."""
     folder.mkdir(exist_ok=True)
@@ -56,10 +62,8 @@ def save(folder, entries, tensors, prefix="model."):
 
 
 def random_llama(folder, entries=None, seed=0, dtype="float32"):
-    entries = LLAMA | (entries or {})
-    config = llama.LlamaConfig.from_dict(entries)
-    tensors = cast(random_tensors(llama.FAMILY, config, seed), dtype)
-    return llorch.CausalLM.from_pretrained(save(folder, entries, tensors))
+    tensors = cast(llama_tensors(entries, seed)[1], dtype)
+    return llorch.CausalLM.from_pretrained(save(folder, LLAMA | (entries or {}), tensors))
 
 
 def by_reference(model, ids):

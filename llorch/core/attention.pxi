@@ -277,12 +277,7 @@ def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, ou
 
 
 cdef size_t _natural(value, str name, size_t least) except? 0:
-    import operator
-
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    number = _integer(value, name)
     if not least <= number <= LL_MAX_ROW:
         raise ValueError(f"{name} must be at least {least} and at most {LL_MAX_ROW} (2**24), got {number}")
     return number

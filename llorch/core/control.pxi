@@ -83,12 +83,7 @@ ll_set_interrupt_check(_signalled)
 
 def set_num_threads(n):
     """Let llorch use up to n threads (an int >= 1; above 256 it is 256). Changes no bit of any result."""
-    import operator
-
-    try:
-        value = operator.index(n)
-    except TypeError:
-        raise TypeError(f"n must be an int, got {type(n).__name__}") from None
+    value = _integer(n, "n")
     if value < 1:
         raise ValueError(f"n must be at least 1, got {value}")
     llorch_set_num_threads(min(value, LL_MAX_THREADS))

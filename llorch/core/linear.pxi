@@ -372,12 +372,7 @@ cdef class PackedLinear:
 
 
 cdef size_t _index(value, str name, size_t length, str what) except? 0:
-    import operator
-
-    try:
-        index = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
+    index = _integer(value, name)
     if not 0 <= index < length:
         raise IndexError(f"{name} is {index}, the weight has {length} {what}")
     return index

@@ -50,6 +50,7 @@ cdef object _float32 = np.dtype(np.float32)
 cdef object _float16 = np.dtype(np.float16)
 cdef object _empty = np.empty
 cdef object _ndarray = np.ndarray
+cdef object _as_index = operator.index
 cdef str _TYPES = "float32, float16 or bfloat16"
 
 
@@ -199,6 +200,14 @@ cdef inline Py_ssize_t _count(Operand *o) noexcept:
     for i in range(o.ndim):
         count *= o.shape[i]
     return count
+
+
+cdef object _integer(value, str name):
+    """An int, or whatever stands for one: the one check of every number of things."""
+    try:
+        return _as_index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}") from None
 
 
 # ---- layout ---------------------------------------------------------------------------------------

@@ -61,12 +61,9 @@ class ModelConfig:
 
 
 def integer(value: Any, name: str) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, got {_shown(value)}") from None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, got {_shown(value)}")
+    return operator.index(value)
 
 
 def size(value: Any, name: str, most: int = LARGEST) -> int:

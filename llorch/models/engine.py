@@ -73,7 +73,7 @@ class Decoder:
         self._tables = Tables(graph.ropes, config.context, (self._all, self._last))
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, *, dtype: str | None = None) -> Self:
+    def from_pretrained(cls, path_or_hub_id: str | Path, dtype: str | None = None) -> Self:
         """A model from a folder in Hugging Face's format, a GGUF file, or Hugging Face's hub.
 
         Parameters

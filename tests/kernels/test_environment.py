@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gpt2_models import TINY, random_tensors, save
 from helpers import assert_same_bits, normal, num_threads, rng, same_bits
-from llama_models import random_llama
+from random_models import llama_tensors
 
 import llorch
 from llorch import reference
@@ -173,7 +173,7 @@ def unguarded(public):
 
 UNGUARDED = SimpleNamespace(**{name: unguarded(getattr(reference, name)) for name in reference.__all__})
 SMALL, SMALL_TENSORS = GPT2Config.from_dict(TINY), random_tensors(TINY)
-LLAMA, LLAMA_TENSORS = random_llama()
+LLAMA, LLAMA_TENSORS = llama_tensors()
 S_LOGITS = S[:9, :60] * np.float32(0.1)
 S_FEW = normal(3000, scale=2)
 ROTATION, FAR = reference.rope_table(16, 150), [10**6 + i for i in range(300)]

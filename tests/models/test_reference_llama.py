@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 from helpers import assert_same_bits, rng, same_bits, smollm2
-from llama_models import TINY, random_llama
+from random_models import llama_tensors
 
+import llorch
 from llorch import reference
 from llorch.models.llama import LlamaConfig
 
+TINY = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": None, "max_position_embeddings": 256, "tie_word_embeddings": False}  # fmt: skip
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0 + i / 3 for i in range(8)],
@@ -54,7 +57,7 @@ def distance(got, wanted):
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_beside_transformers(switch):
     entries = TINY | SWITCHES[switch]
-    config, tensors = random_llama(entries)
+    config, tensors = llama_tensors(entries)
     ids = ids_of(config, 20)
     assert distance(reference.Llama(config, tensors).forward(ids), by_transformers(entries, tensors, ids)) < 2e-5
 
@@ -100,7 +103,7 @@ class SumBeforeNorm(reference.Llama):
 def test_a_wrong_network_is_seen(wrong):
     """Negative control: each of them is beyond the tolerance that the comparison has."""
     entries = TINY | SWITCHES["groups"]
-    config, tensors = random_llama(entries)
+    config, tensors = llama_tensors(entries)
     ids = ids_of(config, 20)
     wanted = reference.Llama(config, tensors).forward(ids)
     assert distance(wrong(config, tensors).forward(ids), wanted) > 1e-3
@@ -108,21 +111,21 @@ def test_a_wrong_network_is_seen(wrong):
 
 def test_each_switch_changes_something():
     """Negative control: a switch that were ignored by both would pass the comparison."""
-    config, tensors = random_llama(TINY)
+    config, tensors = llama_tensors(TINY)
     ids = ids_of(config, 9)
     plain = reference.Llama(config, tensors).forward(ids)
     for switch in set(SWITCHES) - {"plain", "groups", "head_dim", "biases"}:
         config = LlamaConfig.from_dict(TINY | SWITCHES[switch])
         kept = {name: value for name, value in tensors.items() if switch != "tied" or name != "lm_head.weight"}
         assert distance(reference.Llama(config, kept).forward(ids), plain) > 1e-4, switch
-    config, tensors = random_llama(TINY | SWITCHES["biases"])
+    config, tensors = llama_tensors(TINY | SWITCHES["biases"])
     kept = {name: value for name, value in tensors.items() if not name.endswith("bias")}
     assert distance(reference.Llama(config, kept).forward(ids), reference.Llama(config, tensors).forward(ids)) > 1e-4
 
 
 @pytest.mark.parametrize("switch", ("groups", "yarn", "biases"))
 def test_a_prefix_has_the_logits_of_the_whole(switch):
-    config, tensors = random_llama(TINY | SWITCHES[switch])
+    config, tensors = llama_tensors(TINY | SWITCHES[switch])
     ids = ids_of(config, 30)
     model = reference.Llama(config, tensors)
     whole = model.forward(ids)
@@ -138,7 +141,7 @@ class OrdinaryProduct(reference.Llama):
 def test_an_ordinary_product_would_be_seen():
     """Negative control: with NumPy's product a prefix has other bits."""
     entries = TINY | {"hidden_size": 192, "intermediate_size": 320}
-    config, tensors = random_llama(entries)
+    config, tensors = llama_tensors(entries)
     ids = ids_of(config, 30)
     model = OrdinaryProduct(config, tensors)
     whole = model.forward(ids)
@@ -146,7 +149,7 @@ def test_an_ordinary_product_would_be_seen():
 
 
 def test_factors_of_gguf_take_the_place_of_the_configs():
-    config, tensors = random_llama(TINY | SWITCHES["yarn"])
+    config, tensors = llama_tensors(TINY | SWITCHES["yarn"])
     ids = ids_of(config, 7)
     factors = np.linspace(1, 9, 8).astype(np.float32)
     got = reference.Llama(config, tensors | {"rope_freqs.weight": factors}).forward(ids)
@@ -156,7 +159,7 @@ def test_factors_of_gguf_take_the_place_of_the_configs():
 
 
 def test_16_bit_weights_widen():
-    config, tensors = random_llama(TINY)
+    config, tensors = llama_tensors(TINY)
     ids = ids_of(config, 5)
     half = {name: value.astype(np.float16) for name, value in tensors.items()}
     wide = {name: value.astype(np.float32) for name, value in half.items()}
@@ -221,6 +224,7 @@ def test_real_weights_beside_transformers():
     wanted = by_transformers(entries, tensors, ids)
     got = reference.Llama(LlamaConfig.from_dict(entries), tensors).forward(ids)
     assert np.abs(got - wanted).max() < 1e-3
+    assert_same_bits(llorch.CausalLM.from_pretrained(smollm2()).forward(ids), got)  # and the engine has its bits
     swapped = SwappedGroups(LlamaConfig.from_dict(entries | {"num_hidden_layers": 1}), tensors).forward(ids[:2])
     right = reference.Llama(LlamaConfig.from_dict(entries | {"num_hidden_layers": 1}), tensors).forward(ids[:2])
     assert np.abs(swapped - right).max() > 0.1  # negative control
