@@ -1,8 +1,11 @@
-"""The embedded model's network and its right dump, for the tests of the validator."""
+"""The networks of a GPT-2 and a Llama and their right dumps, for the tests of the validator."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 from gpt2_models import random_model
+from random_models import random_llama
 
 from llorch.validate.ladder import faults, selftest
 from llorch.validate.ladder.dumps import Dump
@@ -43,3 +46,13 @@ def tiny(folder, entries=None, **options):
     """A random model on disk: 2 blocks of 24, without a tokenizer."""
     random_model(folder, entries, **options)
     return Model(folder)
+
+
+@functools.cache
+def llama():
+    """A random Llama: 2 blocks, 6 heads, 2 of keys, read into memory from a folder that is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        random_llama(Path(folder, "model"), {"tie_word_embeddings": False, "attention_bias": True})
+        model = Model(Path(folder, "model"))
+        assert model.engine and model.network and model.sha256
+    return model

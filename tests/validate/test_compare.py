@@ -22,11 +22,13 @@ from llorch.validate.kernels import determinism
 from llorch.validate.ladder import dumps, faults, rungs, selftest
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
-from llorch.validate.ladder.names import canonical
+from llorch.validate.ladder.names import Names, canonical
 from llorch.validate.ladder.network import Kernels
 from llorch.validate.report import json as as_json
 
 E, H, D, N = 128, 4, 32, 4
+NAMES = Names.of(embedded().graph)
+NAMES = Names.of(embedded().graph)
 
 
 def against(arrays, names=None, diagnose=False):
@@ -79,12 +81,12 @@ def statuses(result):
     ],
 )
 def test_names_of_engines(theirs, ours):
-    assert canonical(theirs, N) == ours
+    assert canonical(theirs, NAMES) == ours
 
 
 def test_every_name_of_the_ladder_is_its_own():
-    for tensor in rungs.tensors(embedded().config, 4):
-        assert canonical(tensor.name, N) == tensor.name
+    for tensor in rungs.tensors(embedded(), 4):
+        assert canonical(tensor.name, NAMES) == tensor.name
 
 
 def test_a_map_goes_before_what_would_be_guessed():
@@ -220,7 +222,7 @@ def test_the_tolerance_that_was_used_is_the_one_that_is_shown():
     assert (row.status, row.allowed) == ("ok", 1e-4)
     assert as_json.of_row(row)["tolerance"] == 1e-4
     theirs = copied(right())
-    assert {row.allowed for row in compare_dumps(theirs, right()).rows if row.tensor.rung.number == 3} == {0.0}
+    assert {row.allowed for row in compare_dumps(theirs, right()).rows if row.tensor.rung.name == "cache"} == {0.0}
 
 
 # ---- partial dumps -------------------------------------------------------------------------------------------
@@ -774,7 +776,7 @@ def test_the_same_tensor_by_very_many_names_is_refused(tmp_path):
 def test_room_that_is_forgiven_is_room_for_the_context():
     """A cache and scores of the model's whole context are read; one more position is not."""
     a = right().arrays
-    context = embedded().config.n_positions
+    context = embedded().config.context
     for name, axis in (("h.1.attn.cache_k", 1), ("h.1.attn.scores", 2)):
         for length, read in ((context, True), (context + 1, False)):
             room = np.zeros(tuple(length if i == axis else n for i, n in enumerate(a[name].shape)), np.float32)
@@ -787,7 +789,7 @@ def test_room_that_is_forgiven_is_room_for_the_context():
 @pytest.mark.parametrize("digits", ["1" * 5000, "9" * 6, "١", "²", "-1", "0x1", "1_0"])
 @pytest.mark.parametrize("form", ["h.{}.ln_1", "ln_1-{}", "past_key_values.{}.key", "hidden_states.{}", "h[{}].ln_1"])
 def test_digits_that_are_no_number_of_a_block(form, digits):
-    assert canonical(form.format(digits), N) is None
+    assert canonical(form.format(digits), NAMES) is None
     result = against({form.format(digits): np.zeros(3), "ln_f": right().arrays["ln_f"]})
     assert result.unknown == [form.format(digits)] and result.holds
 
@@ -795,7 +797,7 @@ def test_digits_that_are_no_number_of_a_block(form, digits):
 def test_a_name_of_a_hundred_million_characters_takes_no_time():
     name = "model." * (10**8 // 6) + "h.0.ln_1"
     clock = time.process_time()
-    assert canonical(name, N) is None
+    assert canonical(name, NAMES) is None
     assert time.process_time() - clock < 0.1
 
 

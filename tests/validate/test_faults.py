@@ -23,7 +23,7 @@ N = 4
 def test_there_are_many_and_each_has_a_name():
     listed = faults.of(network())
     assert len(FAULTS) == len(listed) >= 28
-    kinds = {kind.name for kind in (*rungs.BEFORE, *rungs.BLOCK, *rungs.AFTER)}
+    kinds = {kind.name for kind in rungs.kinds(network().graph)}
     assert {fault.shows for fault in listed} <= kinds
     assert {"attn-c_proj-transposed", "split-kqv", "heads-interleaved", "no-scale", "mask-plus-1", "mask-minus-1",
             "no-mask", "eps-1e-06", "unbiased", "ln_1-no-weight", "ln_1-no-bias", "post-norm", "activation-gelu",

@@ -6,22 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llorch._text import shown
-from llorch.validate.ladder import dumps, layouts, rungs
+from llorch.validate.ladder import dumps, faults, layouts, rungs
 from llorch.validate.ladder.diagnose import Diagnosis, diagnose
-from llorch.validate.ladder.distance import Aligned
+from llorch.validate.ladder.distance import Aligned, Array
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.network import Float64, Network, Progress, silent
 from llorch.validate.ladder.rows import Row, measure
 from llorch.validate.ladder.rungs import Tensor
 from llorch.validate.ladder.sources import Model
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,8 @@ def compare(
     at_hand = model if isinstance(model, Model) else Model(model)
     sha256 = ours.metadata.get("model_sha256")
     if sha256 and at_hand.sha256 != sha256:
-        folder = shown(str(at_hand.folder))
-        raise ValueError(f"{ours.name} is of another model: {shown(sha256)}, not {at_hand.sha256}, which is {folder}")
+        place = shown(str(at_hand.path))
+        raise ValueError(f"{ours.name} is of another model: {shown(sha256)}, not {at_hand.sha256}, which is {place}")
     return compare_dumps(theirs, ours, at_hand.network, names, progress)
 
 
@@ -98,7 +94,8 @@ def compare_dumps(
     progress: Progress = silent,
 ) -> Comparison:
     """`compare` for what is in memory; faults are tried in `network`, if there is one."""
-    wanted = rungs.tensors(ours.config, len(ours.ids))
+    _ = ours.graph  # whose errors come first: what isn't llorch's has neither
+    wanted = rungs.tensors(ours, len(ours.ids))
     _check_ours(ours, wanted)
     reads, unknown = layouts.align(theirs, ours, names)
     if not reads:
@@ -106,7 +103,8 @@ def compare_dumps(
             f"{theirs.name} has no tensor whose name is known: it has {dumps.names_of(unknown)}; known are names such "
             "as h.0.ln_1, h.0.attn.c_attn, h.0, logits, and others can be given by a map (theirs=ours)"
         )
-    rows = [_row(tensor, reads, ours.arrays) for tensor in wanted]
+    ladder = {tensor.name: tensor for tensor in wanted}
+    rows = [_row(tensor, reads, ours.arrays, ladder) for tensor in wanted]
     first = next((row for row in rows if row.status == "diverges"), None)
     notes = []
     of = theirs.metadata.get("model_sha256"), ours.metadata.get("model_sha256")
@@ -124,6 +122,8 @@ def compare_dumps(
         pass  # no fault gives such a shape
     elif first is not None and network is None:
         notes.append("no model was given (--model), so no fault was tried")
+    elif first is not None and network is not None and not faults.of(network):
+        notes.append(f"no faults of {network.family} are known, so none was tried")
     elif first is not None and network is not None:
         diagnosis, tried = diagnose(network, ours, reads, rows, first, progress)
     return Comparison(theirs.name, ours.name, rows, first, diagnosis, unknown, notes, tried)
@@ -140,41 +140,47 @@ def _check_ours(ours: Dump, wanted: Sequence[Tensor]) -> None:
 # ---- rows ----------------------------------------------------------------------------------------------------
 
 
-def _row(tensor: Tensor, reads: Mapping[str, Aligned], ours: Mapping[str, Array]) -> Row:
+def _row(tensor: Tensor, reads: Mapping[str, Aligned], ours: Mapping[str, Array], ladder: Mapping[str, Tensor]) -> Row:
     read = reads.get(tensor.name)
     if read is None:
         return Row(tensor, "absent")
     if not read.fits:
         note = f"it has shape {shown(read.shape)}, it must be {tensor.shape} ({', '.join(tensor.axes)})"
         return Row(tensor, "diverges", read.source, note, absolute=math.inf, relative=math.inf, ulp=math.inf)
-    want, against, tolerance = _wanted(tensor, reads, ours)
+    want, against, tolerance = _wanted(tensor, reads, ours, ladder)
     return measure(tensor, read, want, tolerance, against)
 
 
-def _wanted(tensor: Tensor, reads: Mapping[str, Aligned], ours: Mapping[str, Array]) -> tuple[Array, str, float]:
-    """What a tensor is compared with. A rung checks its own step: the cache is compared with their own k and v, the
-    last logits and the probabilities with their own logits, if they are there; else with ours, as what they are made of
-    is."""
+def _wanted(
+    tensor: Tensor, reads: Mapping[str, Aligned], ours: Mapping[str, Array], ladder: Mapping[str, Tensor]
+) -> tuple[Array, str, float]:
+    """What a tensor is compared with. A rung checks its own step: the cache is compared with their own keys and values,
+    the last logits and the probabilities with their own logits, if they are there; else with ours, within the tolerance
+    of what they come from."""
+    derived = _derived(tensor, reads, ladder)
+    if derived is None:
+        return ours[tensor.name], "", tensor.loose
+    values, against = derived
+    if tensor.check != "softmax":
+        return values, against, tensor.tolerance
+    if not np.isfinite(values).all():
+        return ours[tensor.name], "", tensor.loose
+    with np.errstate(all="ignore"):
+        return Float64().softmax(values.astype(np.float64)), "the softmax of their logits", tensor.tolerance
 
-    def whole(name: str) -> Array | None:
-        read = reads.get(name)
-        return read.values if read is not None and read.fits and not read.last else None
 
-    mine = ours[tensor.name]
-    if tensor.rung.number == 3:
-        source = tensor.name.replace("cache_", "")
-        found = whole(source)
-        return (mine, "", rungs.RUNGS[2].tolerance) if found is None else (found, f"their {source}", rungs.EXACT)
-    if tensor.name == "last_logits":
-        found = whole("logits")
-        tolerance = rungs.RUNGS[8].tolerance
-        return (mine, "", tolerance) if found is None else (found[-1], "their logits' last row", rungs.EXACT)
-    if tensor.name == "probs":
-        found = whole("last_logits")
-        if found is None and (logits := whole("logits")) is not None:
-            found = logits[-1]
-        if found is not None and np.isfinite(found).all():
-            with np.errstate(all="ignore"):
-                right = Float64().softmax(found.astype(np.float64))
-            return right, "the softmax of their logits", tensor.tolerance
-    return mine, "", tensor.tolerance
+def _derived(tensor: Tensor, reads: Mapping[str, Aligned], ladder: Mapping[str, Tensor]) -> tuple[Array, str] | None:
+    """What a tensor must be by their own values of what it is checked against, and that in words; None if theirs isn't
+    there. The softmax is left to the caller."""
+    if not tensor.checked_against:
+        return None
+    source = ladder[tensor.checked_against]
+    read = reads.get(source.name)
+    if read is not None and read.fits and not read.last:
+        values, words = read.values, f"their {source.name}"
+    else:
+        found = _derived(source, reads, ladder)
+        if found is None:
+            return None
+        values, words = found
+    return (values[-1], "their logits' last row") if tensor.check == "last row" else (values, words)

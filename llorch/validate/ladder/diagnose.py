@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llorch.validate.ladder import faults, rungs
-from llorch.validate.ladder.distance import Aligned, comparable, relative
+from llorch.validate.ladder.distance import Aligned, Array, comparable, relative
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.network import (
     Arithmetic,
@@ -30,11 +28,8 @@ from llorch.validate.ladder.network import (
 )
 from llorch.validate.ladder.rows import Row, measure
 
-Array = NDArray[Any]
-
 EXPLAINED = 0.1  # a fault must bring their tensor this much nearer to the oracle
 NEAR = 1e-2  # and be no further from it than this, relative
-WHOLE = ("ids", "argmax", "generated")  # whole numbers: as far apart by one id as by all
 HALF = 0.5  # what it must explain of the next block, to be all that is wrong there
 NOISE = 1e-5  # relative: what float32 may do in some blocks
 TELLING = 2e-6  # relative: distances further apart than this are so by more than float32's noise
@@ -80,22 +75,23 @@ class _Bench:
         self.tensors = {row.tensor.name: row.tensor for row in rows}
         self.healthy = {name: self.distance(name, self.ours[name]) for name in reads}
         self.enough = min(NEAR, EXPLAINED * self.healthy[first.tensor.name])
-        n = network.config.n_layer
+        n = len(network.blocks)
         at = [row.tensor.name for row in rows].index(first.tensor.name)
         good = [row.tensor for row in rows[:at] if row.status == "ok" and row.tensor.name != "ids"]
         self.good = {tensor.name for tensor in good}
-        self.right = {row.tensor.name for row in rows if row.status == "ok"} - self.good - {*WHOLE}
+        self.right = {row.tensor.name for row in rows if row.status == "ok" and not row.tensor.whole} - self.good
         self.start = -1  # the first block that may be at fault; -1: the embeddings may be
         if good:
             last = good[-1]
             if last.layer is not None:
                 self.start = last.layer + (last.kind == "")
             else:
-                self.start = 0 if last.name == "embed" else n
+                self.start = 0 if last.part == "before" else n
         self.end = n - 1 if self.first.layer is None else self.first.layer
-        if self.first.name == "embed":
+        if self.first.part == "before":
             self.end = -1
-        self.after = self.first.layer is None and self.first.name != "embed"
+        self.after = self.first.part == "after"
+        self.before = {row.tensor.name for row in rows if row.tensor.part == "before"}
 
     def distance(self, name: str, values: Array) -> float:
         """Of their tensor from these values, relative L2."""
@@ -116,7 +112,7 @@ class _Bench:
                 if span:
                     inside.append(fault)
                     first.append((fault, span))
-            elif self.start < 0 if fault.shows == "embed" else self.after:
+            elif self.start < 0 if fault.shows in self.before else self.after:
                 first.append((fault, ()))
         second = [(fault, (layer,)) for layer in span for fault in inside] if len(span) > 1 else []
         return [
@@ -128,7 +124,7 @@ class _Bench:
         if layer < 0:
             return -1, None
         if layer == 0:
-            return 0, self.ours["embed"]
+            return 0, self.ours[self.network.graph.before[-1].name]
         return layer, self.ours[rungs.block_name(layer - 1)]
 
     def attempt(self, fault: faults.Fault, layers: tuple[int, ...]) -> _Trial:
@@ -147,8 +143,8 @@ class _Bench:
         distance = self.distance(name, window[name])
         if not distance <= self.enough:
             return _Trial(fault, layers, distance, math.inf)
-        behind = window | next(parts) if name == "embed" else window
-        shares = [self._share(name, window[name]) for name in window if name in self.reads and name not in WHOLE]
+        behind = window | next(parts) if self.first.part == "before" else window
+        shares = [self._share(name, window[name]) for name in window if self._counts(name)]
         if any(self._shows(name, window[name]) for name in self.good & {*window}):
             distance = math.inf  # it would have shown before
         if any(self._shows(x, behind[x]) and self._share(x, behind[x]) > 1 / EXPLAINED for x in self.right & {*behind}):
@@ -162,7 +158,7 @@ class _Bench:
     def parts(self, fault: faults.Fault, layers: tuple[int, ...], a: Arithmetic) -> Iterator[Trace]:
         """The tensors of a model with the fault, from the first block that has it on."""
         faulty = fault.inject(self.network, *layers)
-        start, x = self.begin(layers[0] if layers else -1 if fault.shows == "embed" else self.network.config.n_layer)
+        start, x = self.begin(layers[0] if layers else -1 if fault.shows in self.before else len(self.network.blocks))
         for part in faulty.parts(self.ids, a, start, x):
             yield {name: self._in_heads(name, values) for name, values in part.items()}
 
@@ -174,7 +170,7 @@ class _Bench:
         for one, all in zip(self.parts(fault, alone, Float64()), self.parts(fault, every, Float64()), strict=True):
             if self.first.name in one:
                 continue
-            names = [name for name in one if name in self.reads and name not in WHOLE]
+            names = [name for name in one if self._counts(name)]
             pairs = [
                 (self._share(name, one[name]), self._share(name, all[name]))
                 for name in names
@@ -188,14 +184,16 @@ class _Bench:
     def _shows(self, name: str, values: Array) -> bool:
         """Whether their tensor, which agrees with ours, disagrees with these."""
         tensor = self.tensors[name]
-        tolerance = tensor.tolerance or {3: rungs.RUNGS[2].tolerance, 9: rungs.RUNGS[8].tolerance}.get(
-            tensor.rung.number, rungs.EXACT
-        )
+        tolerance = tensor.tolerance or tensor.loose
         return values.shape != tensor.shape or measure(tensor, self.reads[name], values, tolerance).status != "ok"
+
+    def _counts(self, name: str) -> bool:
+        """Whether a distance from it says something: it is there, and no whole numbers."""
+        return name in self.reads and not self.tensors[name].whole
 
     def _in_heads(self, name: str, values: Array) -> Array:
         """q, k, v and the cache of another number of heads in the shape of the model's own."""
-        if self.tensors[name].axes != "HTD" or values.shape == self.tensors[name].shape:
+        if self.tensors[name].axes not in ("HTD", "GTD") or values.shape == self.tensors[name].shape:
             return values
         H, T, D = self.tensors[name].shape
         return merge_heads(values).reshape(T, H, D).transpose(1, 0, 2)
@@ -262,7 +260,7 @@ def _scope(bench: _Bench, best: _Trial) -> tuple[_Trial, str]:
     """Whether the fault is in one block or in every one from there on: which of the two gives their later tensors."""
     if not best.fault.in_block:
         return best, ""
-    first, n = best.layers[0], bench.network.config.n_layer
+    first, n = best.layers[0], len(bench.network.blocks)
     if len(best.layers) > 1:
         return best, f"in every block, {first} to {best.layers[-1]}"
     if bench.first.layer is None or first == n - 1:

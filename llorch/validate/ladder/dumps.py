@@ -12,24 +12,25 @@ import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 import llorch
 from llorch._text import printable, shown
 from llorch.files.safetensors import read_safetensors
 from llorch.files.tensor import Entry, Reader
-from llorch.models.gpt2 import GPT2Config
+from llorch.models.config import ModelConfig
+from llorch.models.graph import Graph
+from llorch.models.registry import Family, families
+from llorch.validate.ladder.distance import Array
 
 if TYPE_CHECKING:
     from llorch.validate.ladder.network import Trace
     from llorch.validate.ladder.sources import Model
 
-Array = NDArray[Any]
 VERSION = "1"  # of the dump's names and shapes
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
@@ -83,12 +84,24 @@ class Dump:
         """Of an array, which isn't read for it."""
         return self.arrays.shape(name) if isinstance(self.arrays, StoredArrays) else self.arrays[name].shape
 
-    @property
-    def config(self) -> GPT2Config:
+    @cached_property
+    def config(self) -> ModelConfig:
         """Of a dump of llorch. ValueError if the file doesn't have it."""
+        return self._family_and_config[1]
+
+    @cached_property
+    def graph(self) -> Graph:
+        """As config."""
+        family, config = self._family_and_config
+        return family.graph(config)
+
+    @cached_property
+    def _family_and_config(self) -> tuple[Family, ModelConfig]:
+        kind = self.metadata.get("model_type", "gpt2")  # dumps of before there were others don't say it
         try:
-            return GPT2Config.from_dict(json.loads(self.metadata["config"]))
-        except (KeyError, ValueError, TypeError, RecursionError):
+            family = next(family for family in families() if kind in family.model_types)
+            return family, family.config(json.loads(self.metadata["config"]))
+        except (StopIteration, KeyError, ValueError, TypeError, RecursionError):
             raise ValueError(
                 f"{self.name} has no configuration in its metadata: it must be a dump that llorch wrote"
             ) from None
@@ -100,6 +113,14 @@ class Dump:
         if ids is None or ids.dtype.kind not in "iu":
             raise ValueError(f"{self.name} has no tensor ids (T,): it must be a dump that llorch wrote")
         return [int(id) for id in ids]
+
+
+def family_named(name: str) -> Family:
+    """ValueError for one that isn't known."""
+    for family in families():
+        if family.name == name:
+            return family
+    raise ValueError(f"there is no family {name}")
 
 
 def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") -> dict[str, str]:
@@ -114,9 +135,10 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
         "llorch": llorch.__version__,
         "prompt": prompt,
         "generated_text": "" if text is None else text,
-        "model": model.folder.name,
+        "model": model.path.name,
+        "model_type": model.family.model_types[0],
         "model_sha256": model.sha256,
-        "config": json.dumps(dataclasses.asdict(model.config)),
+        "config": json.dumps(dataclasses.asdict(model.config)),  # type: ignore[call-overload]
     }
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llorch.models.config import ACTIVATIONS
+from llorch.models.gpt2 import GPT2Config
+from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.network import Block, Network, State, Tap, merge_heads, split_heads
 
-Array = NDArray[Any]
 OUTSIDE = -1  # the layer of a fault that isn't in a block
 
 
@@ -46,8 +47,21 @@ class Fault:
 
 
 def of(network: Network) -> list[Fault]:
-    """The faults that a model of this configuration can have."""
+    """The faults that a model of this configuration can have; none for a family that has no list."""
+    listed = FAMILIES.get(network.family)
+    return [] if listed is None else listed(network)
+
+
+def of_gpt2(network: Network) -> list[Fault]:
     return [*before(), *in_block(network), *after(network)]
+
+
+FAMILIES: dict[str, Callable[[Network], list[Fault]]] = {"GPT-2": of_gpt2}
+
+
+def gpt2_config(network: Network) -> GPT2Config:
+    assert isinstance(network.config, GPT2Config)
+    return network.config
 
 
 def by_key(network: Network) -> dict[str, Fault]:
@@ -73,6 +87,27 @@ def setting(**changes: Any) -> Callable[[Network, int], None]:
             setattr(network.blocks[layer], name, value)
 
     return put
+
+
+def options(step: str, **changes: Any) -> Callable[[Network, int], None]:
+    """Other options for a step of a block."""
+
+    def put(network: Network, layer: int) -> None:
+        network.blocks[layer].change(step, **changes)
+
+    return put
+
+
+def eps_of(block: Block) -> float:
+    found: float = block.options(block.step("ln_1"))["eps"]
+    return found
+
+
+def norms_eps(eps: float) -> Callable[[Network, int], None]:
+    return several(*(options(norm, eps=eps) for norm in NORMS))
+
+
+NORMS = "ln_1", "ln_2"
 
 
 def weight(name: str, change: Callable[[Array], Array]) -> Callable[[Network, int], None]:
@@ -176,8 +211,8 @@ def before() -> Iterator[Fault]:
 
 
 def rms_norm(right: Array, state: State) -> Array:
-    x, b = state.tensors["input"], block_of(state)
-    r = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(b.eps))
+    x, b = state.tensors["x"], block_of(state)
+    r = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + x.dtype.type(eps_of(b)))
     y: Array = (x * r * b.weights["ln_1.weight"] + b.weights["ln_1.bias"]).astype(x.dtype)
     return y
 
@@ -185,9 +220,11 @@ def rms_norm(right: Array, state: State) -> Array:
 def unbiased(network: Network, layer: int) -> None:
     """sum / (n - 1) for sum / n: with f = n / (n - 1), w / sqrt(f var + eps) is w / sqrt(f) / sqrt(var + eps / f)."""
     block = network.blocks[layer]
-    n = network.config.n_embd
-    block.eps = block.eps * (n - 1) / n
-    for name in ("ln_1.weight", "ln_2.weight"):
+    n = gpt2_config(network).n_embd
+    eps = eps_of(block) * (n - 1) / n
+    for norm in NORMS:
+        block.change(norm, eps=eps)
+        name = f"{norm}.weight"
         block.weights[name] = (block.weights[name] * np.sqrt((n - 1) / n)).astype(np.float32)
 
 
@@ -201,7 +238,7 @@ def post_norm(seen: bool) -> Callable[[Network, int], None]:
         return y
 
     return several(
-        tap("ln_1", earlier("input")),
+        tap("ln_1", earlier("x")),
         tap("residual", after_attention),
         tap("ln_2", earlier("residual")),
         tap("", lambda y, state: block_of(state).norm(y, "ln_2", state.arithmetic)),
@@ -276,8 +313,8 @@ def scaled(factor: Callable[[int, int], float]) -> Callable[[Network, int], None
     """Scores times factor(E, D), instead of the model's scale."""
 
     def put(network: Network, layer: int) -> None:
-        c = network.config
-        network.blocks[layer].scale = factor(c.n_embd, c.head_dim)
+        c = gpt2_config(network)
+        network.blocks[layer].change("attn.scores", scale=factor(c.n_embd, c.head_dim))
 
     return put
 
@@ -319,13 +356,13 @@ def unnormalised(s: Array) -> Array:
 def merged_without_transposing(context: Array, state: State) -> Array:
     """(H, T, D) taken for (T, E)."""
     T, E = context.shape
-    H = block_of(state).heads
+    H = state.network.graph.sizes["H"]
     return context.reshape(T, H, E // H).transpose(1, 0, 2).reshape(T, E)
 
 
 def parallel(kind: str) -> Tap:
     """The feed-forward layer beside attention: its norm is of the block's input."""
-    return lambda y, state: block_of(state).norm(state.tensors["input"], kind, state.arithmetic)
+    return lambda y, state: block_of(state).norm(state.tensors["x"], kind, state.arithmetic)
 
 
 def quick_gelu(y: Array, state: State) -> Array:
@@ -338,24 +375,26 @@ def quick_gelu(y: Array, state: State) -> Array:
 def head_count(heads: int) -> Callable[[Network, int], None]:
     def put(network: Network, layer: int) -> None:
         b = network.blocks[layer]
-        b.heads, b.scale = heads, b.scale * math.sqrt(heads / network.config.n_head)
+        scale = b.options(b.step("attn.scores"))["scale"]
+        b.heads = heads
+        b.change("attn.scores", scale=scale * math.sqrt(heads / gpt2_config(network).n_head))
 
     return put
 
 
 def in_block(network: Network) -> Iterator[Fault]:
-    config = network.config
+    config = gpt2_config(network)
     eps, H, E = config.layer_norm_epsilon, config.n_head, config.n_embd
     for wrong in (1e-12, 1e-6, 1e-5, 1e-4, 1e-3):
         if not math.isclose(wrong, eps, rel_tol=1e-3):
             named = "next to nothing (1e-8 or less)" if wrong < 1e-8 else f"{wrong:g}"  # no data tells those apart
-            yield Fault(f"eps-{wrong:g}", f"eps is {named}, not {eps:g}", "ln_1", setting(eps=wrong))
+            yield Fault(f"eps-{wrong:g}", f"eps is {named}, not {eps:g}", "ln_1", norms_eps(wrong))
     yield Fault("unbiased", "the variance is divided by n - 1, not n", "ln_1", unbiased)
     yield Fault("rms-norm", "ln_1 doesn't subtract the mean: it is an RMSNorm", "ln_1", tap("ln_1", rms_norm))
     for norm in ("ln_1", "ln_2"):
         yield Fault(f"{norm}-no-weight", f"{norm}.weight is not applied", norm, weight(f"{norm}.weight", np.ones_like))
         yield Fault(f"{norm}-no-bias", f"{norm}.bias is not added", norm, weight(f"{norm}.bias", np.zeros_like))
-        skipped = tap(norm, earlier("input" if norm == "ln_1" else "residual"))
+        skipped = tap(norm, earlier("x" if norm == "ln_1" else "residual"))
         yield Fault(f"{norm}-skipped", f"{norm} is skipped", norm, skipped)
     yield Fault("post-norm", "norms come after the residual sums (post-LN), not before", "ln_1", post_norm(False))
     yield Fault("post-norm-seen", "norms come after the residual sums (post-LN), not before", "ln_1", post_norm(True))
@@ -453,7 +492,9 @@ def in_block(network: Network) -> Iterator[Fault]:
         kind = {"gelu": "gelu (erf)", "gelu_new": "gelu_new (tanh)"}.get(other_name, other_name)
         if other_name != config.activation_function and other_name != config.activation:
             says = f"the activation is {kind}, not {config.activation_function}"
-            yield Fault(f"activation-{other_name}", says, "mlp.act", setting(activation=other_name))
+            yield Fault(
+                f"activation-{other_name}", says, "mlp.act", options("mlp.act", function=ACTIVATIONS[other_name])
+            )
     says = f"the activation is x sigmoid(1.702 x), not {config.activation_function}"
     yield Fault("activation-quick-gelu", says, "mlp.act", tap("mlp.act", quick_gelu))
     says = "the sum with what came before is missing after the feed-forward layer"
@@ -463,7 +504,7 @@ def in_block(network: Network) -> Iterator[Fault]:
         "residual-from-input",
         says,
         "",
-        tap("", lambda y, state: state.tensors["input"] + state.tensors["mlp.c_proj"]),
+        tap("", lambda y, state: state.tensors["x"] + state.tensors["mlp.c_proj"]),
     )
 
 
@@ -488,7 +529,7 @@ def after(network: Network) -> Iterator[Fault]:
     def outside(key: str, says: str, shows: str, change: Callable[[Network, int], None]) -> Fault:
         return Fault(key, says, shows, change, in_block=False)
 
-    yield outside("ln_f-skipped", "ln_f is skipped", "ln_f", tap("ln_f", earlier("input")))
+    yield outside("ln_f-skipped", "ln_f is skipped", "ln_f", tap("ln_f", earlier("x")))
     yield outside("ln_f-no-weight", "ln_f.weight is not applied", "ln_f", weight("ln_f.weight", np.ones_like))
     yield outside("ln_f-no-bias", "ln_f.bias is not added", "ln_f", weight("ln_f.bias", np.zeros_like))
     says = "the head is not tied to wte: a matrix that was never loaded, independent values of one spread"

@@ -5,20 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llorch._text import shown
-from llorch.models.gpt2 import GPT2Config
+from llorch.models.graph import Graph
 from llorch.validate.ladder import rungs
-from llorch.validate.ladder.distance import Aligned, comparable, relative, same_bits
+from llorch.validate.ladder.distance import Aligned, Array, comparable, relative, same_bits
 from llorch.validate.ladder.dumps import Dump, names_of
-from llorch.validate.ladder.names import canonical
+from llorch.validate.ladder.names import FUSED, Names, canonical
 from llorch.validate.ladder.rungs import Tensor, block_name
-
-Array = NDArray[Any]
 
 
 def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> tuple[dict[str, Aligned], list[str]]:
@@ -27,10 +24,11 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     names: theirs to the ladder's, before anything is guessed. ValueError for one that isn't there, isn't the ladder's,
     or is given twice.
     """
-    config, T = ours.config, len(ours.ids)
-    wanted = {tensor.name: tensor for tensor in rungs.tensors(config, T)}
+    layers, T = len(ours.graph.blocks), len(ours.ids)
+    wanted = {tensor.name: tensor for tensor in rungs.tensors(ours, T)}
     given = dict(names or {})
-    known = {*wanted, *(block_name(i, "attn.qkv") for i in range(config.n_layer))}
+    known = {*wanted, *(block_name(i, FUSED) for i in range(layers))}
+    theirs_to_ours = Names.of(ours.graph)
     first: dict[str, str] = {}
     for source, name in given.items():
         if source not in theirs.arrays:
@@ -42,16 +40,16 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     pieces: list[_Piece] = []
     unknown = []
     for source in theirs.arrays:
-        found: str | None = given.get(source) or canonical(source, config.n_layer)
+        found: str | None = given.get(source) or canonical(source, theirs_to_ours)
         shape = theirs.shape(source)
-        if found is None or (found.startswith("*.") and shape[:1] != (config.n_layer,)):
+        if found is None or (found.startswith("*.") and shape[:1] != (layers,)):
             unknown.append(source)
         else:
             pieces.append(_Piece(0 if source in given else 1 if source == found else 2, found, source, shape))
     _check_count(pieces, theirs.name)
     result: dict[str, Aligned] = {}
     for piece in sorted(pieces, key=lambda piece: piece.rank):
-        for name, read in _read(piece, theirs, ours.arrays, config, wanted):
+        for name, read in _read(piece, theirs, ours, wanted):
             chosen = result.setdefault(name, read)
             if chosen is not read and chosen.source not in given and not _alike(read, chosen):
                 chosen.passed.append(piece.source)
@@ -84,28 +82,30 @@ def _alike(a: Aligned, b: Aligned) -> bool:
     return a.unread is None and b.unread is None and same_bits(a.values, b.values)
 
 
-def most_values(tensor: Tensor, config: GPT2Config) -> int:
+def most_values(tensor: Tensor, context: int) -> int:
     """The most values that their array for a tensor can have: room in a cache and for scores up to the context, a
     padded vocabulary, new tokens behind the prompt. Any other axis is as long as llorch's, or 1."""
-    size, context = math.prod(tensor.shape), config.n_positions
-    if tensor.axes == "HTS" or (tensor.axes == "HTD" and "cache" in tensor.name):
+    size = math.prod(tensor.shape)
+    if tensor.axes == "HTS" or _cached(tensor):
         return size // tensor.shape[1] * max(context, tensor.shape[1])
     if tensor.axes in ("V", "TV"):
         return size // tensor.shape[-1] * (tensor.shape[-1] + max(tensor.shape[-1], 1024))
     return max(size, context + rungs.NEW_TOKENS) if tensor.axes == "N" else size
 
 
-def _read(
-    piece: _Piece, theirs: Dump, ours: Mapping[str, Array], config: GPT2Config, wanted: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Aligned]]:
+def _cached(tensor: Tensor) -> bool:
+    return tensor.rung.name == "cache"
+
+
+def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, Aligned]]:
     """The ladder's tensors of a piece, in llorch's shape; not read if they can't be."""
-    stacked = piece.name.startswith("*.")
+    graph, stacked = ours.graph, piece.name.startswith("*.")
     kind = piece.name[2:]
-    whole = [block_name(i, kind) for i in range(config.n_layer)] if stacked else [piece.name]
-    fused = piece.name.endswith("attn.qkv")
+    whole = [block_name(i, kind) for i in range(len(graph.blocks))] if stacked else [piece.name]
+    fused = piece.name.endswith(FUSED)
     parts = [[name[:-3] + letter for letter in "qkv"] if fused else [name] for name in whole]
     size = math.prod(piece.shape) // len(whole)
-    if size > sum(most_values(wanted[name], config) for name in parts[0]):
+    if size > sum(most_values(wanted[name], ours.config.context) for name in parts[0]):
         shape = piece.shape[1:] if stacked else piece.shape
         empty = np.empty((0,) * 9)  # a shape that no tensor of the ladder has
         yield from ((n, Aligned(empty, piece.source, fits=False, unread=shape)) for names in parts for n in names)
@@ -113,52 +113,55 @@ def _read(
     values = theirs.arrays[piece.source]
     for i, name in enumerate(whole):
         array = values[i] if stacked else values
-        split = _thirds(name, array, config, ours, wanted) if fused else [(name, array)]
+        split = _thirds(name, array, graph, ours.arrays, wanted) if fused else [(name, array)]
         for found, part in split:
-            if found == "logits" and len(ours["ids"]) > 1 and part.ndim and part.size == part.shape[-1]:
+            if found == "logits" and ours.shape("ids") != (1,) and part.ndim and part.size == part.shape[-1]:
                 found = "last_logits"
-            yield found, _line_up(part, wanted[found], ours[found], config, piece.source)
+            yield found, _line_up(part, wanted[found], ours.arrays[found], graph, piece.source)
 
 
 def _thirds(
-    name: str, values: Array, config: GPT2Config, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
+    name: str, values: Array, graph: Graph, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Array]]:
-    """q, k and v of one array: (T, 3E), (3, T, E), (3, H, T, D), (T, 3, H, D), with a batch axis or flat."""
-    prefix, E, T = name.removesuffix("qkv"), config.n_embd, len(ours["ids"])
+    """q, k and v of one array: (T, W), and where they have as many heads each (3, T, E), (3, H, T, D), (T, 3, H, D);
+    with a batch axis or flat."""
+    prefix, T = name.removesuffix("qkv"), len(ours["ids"])
+    widths = [math.prod(wanted[prefix + letter].shape) // T for letter in "qkv"]
+    W, alike = sum(widths), len({*widths}) == 1
     s: Array = values.reshape([n for n in values.shape if n != 1] or [1])
-    if s.shape == (3 * E, T) and T != 3 * E:
+    if s.shape == (W, T) and T != W:
         s = s.T
-    parts: Array
-    if s.size == 3 * E:
-        parts = s.reshape(3, E)
-    elif s.size != T * 3 * E:
-        parts = np.stack([values] * 3)  # no reading: three tensors of a shape that doesn't fit
-    elif s.shape[0] == 3 and s.ndim > 1 and s.shape[-1] != 3 * E:
-        parts = s
+    parts: Sequence[Array]
+    if s.size == W:
+        parts = np.split(s.reshape(W), np.cumsum(widths)[:-1])
+    elif s.size != T * W:
+        parts = [values] * 3  # no reading: three tensors of a shape that doesn't fit
+    elif alike and s.shape[0] == 3 and s.ndim > 1 and s.shape[-1] != W:
+        parts = list(s)
         if T == s.shape[1] == 3:  # either may be the positions: what is much nearer to ours is
-            near, other = (_apart(order, prefix, config, ours, wanted) for order in (s, s.swapaxes(0, 1)))
-            parts = s.swapaxes(0, 1) if other < 0.5 * near else s
+            near, other = (_apart(order, prefix, graph, ours, wanted) for order in (s, s.swapaxes(0, 1)))
+            parts = list(s.swapaxes(0, 1) if other < 0.5 * near else s)
     else:
-        parts = s.reshape(T, 3, E).transpose(1, 0, 2)
+        parts = np.split(s.reshape(T, W), np.cumsum(widths)[:-1], axis=1)
     for letter, part in zip("qkv", parts, strict=True):
         yield prefix + letter, part
 
 
-def _apart(
-    parts: Array, prefix: str, config: GPT2Config, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
-) -> float:
+def _apart(parts: Array, prefix: str, graph: Graph, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]) -> float:
     """The distance of q, k and v from ours."""
     found = 0.0
     for letter, part in zip("qkv", parts, strict=True):
         tensor, right = wanted[prefix + letter], ours[prefix + letter]
-        found += relative(*comparable(_line_up(part, tensor, right, config, ""), tensor, right)[:2])
+        found += relative(*comparable(_line_up(part, tensor, right, graph, ""), tensor, right)[:2])
     return found
 
 
-def _readings(values: Array, tensor: Tensor, config: GPT2Config) -> Iterator[tuple[Array, str, bool]]:
+def _readings(values: Array, tensor: Tensor, graph: Graph) -> Iterator[tuple[Array, str, bool]]:
     """Ways to see an array as the tensor: (array in its shape, what was done, whether it is the last row alone)."""
     shape, axes = tensor.shape, tensor.axes
-    E, H, D = config.n_embd, config.n_head, config.head_dim
+    in_heads = axes in ("HTD", "GTD")
+    H, D = shape[0] if in_heads else graph.sizes["H"], graph.sizes["D"]
+    E = H * D  # the heads side by side
     lean = tuple(n for n in shape if n != 1)
     s = values.reshape([n for n in values.shape if n != 1])
     if values.shape == shape:
@@ -181,10 +184,9 @@ def _readings(values: Array, tensor: Tensor, config: GPT2Config) -> Iterator[tup
         V = shape[-1]
         if s.ndim in (1, 2) and s.shape[-1] > V and s.shape[:-1] == tuple(n for n in shape[:-1] if n != 1):
             yield s[..., :V].reshape(shape), f"the first {V} of a padded vocabulary of {s.shape[-1]}", False
-    if axes == "HTD":
+    if in_heads:
         T = shape[1]
-        cached = "cache" in tensor.name
-        for part, what in _slots(s, T, E, H, D) if cached else ((s, ""),):
+        for part, what in _slots(s, T, E, H, D) if _cached(tensor) else ((s, ""),):
             if part.shape == (T, E) or (T == 1 and part.shape == (E,)):
                 yield part.reshape(T, H, D).transpose(1, 0, 2), f"{what}the heads were side by side", False
             elif part.shape == (E, T):
@@ -205,9 +207,9 @@ def _readings(values: Array, tensor: Tensor, config: GPT2Config) -> Iterator[tup
             yield t[..., :T], f"the first {T} of {t.shape[2]} positions", False
         if T > 1 and s.size == H * T:
             yield s.reshape(H, 1, T), "the last position alone", True
-    if axes in ("TE", "TF", "TV"):
+    if len(axes) == 2 and axes[0] == "T":
         T, W = shape
-        if axes == "TE" and s.ndim == 3 and s.size == T * E:
+        if W == E and axes != "TV" and s.ndim == 3 and s.size == T * E:
             if s.shape == (H, T, D):
                 yield s.transpose(1, 0, 2).reshape(shape), "the heads were apart", False
             if s.shape == (T, H, D):
@@ -229,10 +231,10 @@ def _slots(s: Array, T: int, E: int, H: int, D: int) -> Iterator[tuple[Array, st
         yield s[:T], f"the first {T} of {s.shape[0]} slots, "
 
 
-def _line_up(values: Array, tensor: Tensor, ours: Array, config: GPT2Config, source: str) -> Aligned:
+def _line_up(values: Array, tensor: Tensor, ours: Array, graph: Graph, source: str) -> Aligned:
     """The reading that stands first, unless another is much nearer to ours."""
     best: tuple[float, Aligned] | None = None
-    for array, note, last in _readings(values, tensor, config):
+    for array, note, last in _readings(values, tensor, graph):
         read = Aligned(array, source, note, last)
         distance = relative(*comparable(read, tensor, ours)[:2])
         if best is None or distance < 0.5 * best[0]:

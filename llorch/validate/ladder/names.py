@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from llorch.validate.ladder.rungs import block_name
+from llorch.models.graph import Graph, Parameter, Step
+from llorch.validate.ladder.rungs import block_name, kinds
 
 # Engines' names for a block's tensors, without case and punctuation: Hugging Face's modules, nanoGPT, llama.cpp's
 # graph and GGUF's tensors, llm.c's buffers, and what people call them in ports to Rust.
 KINDS = {
     "ln_1": "ln_1 ln1 attn_norm input_layernorm norm1 norm_1",
-    "attn.qkv": "attn.c_attn c_attn qkv attn_qkv attn.qkv wqkv bqkv attn.qkv_proj",
+    "attn.qkv": "attn.c_attn c_attn qkv attn_qkv attn.qkv wqkv bqkv attn.qkv_proj qkv_proj self_attn.qkv "
+    "self_attn.qkv_proj",
     "attn.q": "attn.q q attn_q Qcur query attn.query attn.q_proj q_proj",
     "attn.k": "attn.k k attn_k Kcur key attn.key attn.k_proj k_proj",
     "attn.v": "attn.v v attn_v Vcur value attn.value attn.v_proj v_proj",
@@ -21,11 +25,11 @@ KINDS = {
     "attn.scores": "attn.scores scores attn_scores preatt attention_scores",
     "attn.context": "attn.context context kqv_out atty attn.atty attn.heads attn.merged",
     "attn.c_proj": "attn.c_proj attn attn_out attn_output attproj attn.out attn.output attn.o_proj attn.resid_dropout "
-    "attention attention_output",
+    "self_attn attention attention_output",
     "residual": "residual ffn_inp residual2 resid_mid",
     "ln_2": "ln_2 ln2 ffn_norm post_attention_layernorm norm2 norm_2",
     "mlp.c_fc": "mlp.c_fc c_fc ffn_up fch mlp.fc1 mlp.fc_in",
-    "mlp.act": "mlp.act act ffn_gelu fch_gelu mlp.gelu gelu mlp.activation",
+    "mlp.act": "mlp.act act ffn_gelu fch_gelu mlp.gelu gelu mlp.activation mlp.act_fn act_fn",
     "mlp.c_proj": "mlp.c_proj mlp ffn ffn_out ffn_down fcproj mlp.fc2 mlp.fc_out mlp.dropout feed_forward mlp_out",
     "": "l_out residual3 out output block_output resid_post",
 }
@@ -57,13 +61,63 @@ def _squashed(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower()) if name.isascii() else ""
 
 
-_KINDS = {_squashed(alias): kind for kind, aliases in KINDS.items() for alias in aliases.split()}
-_GLOBAL = {_squashed(alias): name for name, aliases in GLOBAL.items() for alias in aliases.split()}
+def _aliases(table: Mapping[str, str]) -> dict[str, str]:
+    return {_squashed(alias): kind for kind, aliases in table.items() for alias in aliases.split()}
 
 
-def canonical(name: str, layers: int) -> str | None:
+_KINDS, _GLOBAL = _aliases(KINDS), _aliases(GLOBAL)
+FUSED = "attn.qkv"  # q, k and v in one
+
+
+@dataclass(frozen=True)
+class Names:
+    """What engines may call the tensors of a graph: kinds of a block and those outside, by their names without case and
+    punctuation.
+
+    To the names above come the ladder's own, and the modules and GGUF tensors of the family's weights: a linear layer's
+    output goes by the name of its weight.
+    """
+
+    layers: int
+    inside: Mapping[str, str]
+    outside: Mapping[str, str]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Names:
+        sorts = kinds(graph)
+        inside = {kind.name for kind in sorts.block} | {FUSED}
+        outside = {kind.name for kind in (*sorts.before, *sorts.after)}
+        found = _of_weights(graph.blocks[0], graph.block_parameters, inside)
+        around = _of_weights((*graph.before, *graph.after), graph.parameters, outside)
+        static = dict(_KINDS)
+        if any(step.op == "rope" for step in graph.blocks[0]):  # llama.cpp has one name for them before and after
+            static = {alias: kind for alias, kind in static.items() if alias not in ("qcur", "kcur")}
+        return cls(
+            len(graph.blocks),
+            {a: k for a, k in static.items() if k in inside} | found | {_squashed(k): k for k in inside if k},
+            {a: k for a, k in _GLOBAL.items() if k in outside} | around | {_squashed(k): k for k in outside},
+        )
+
+
+def _of_weights(steps: Sequence[Step], parameters: Sequence[Parameter], known: Collection[str]) -> dict[str, str]:
+    """The names of the weights in both sorts of files, for what they make: a tensor of the ladder, or the heads
+    cut from it."""
+    gguf = {p.name: p.gguf for p in parameters}
+    found = {}
+    for step in steps:
+        heads = [one.name for one in steps if one.op == "heads" and one.inputs == (step.name,)]
+        kind = step.name if step.name in known else heads[0] if len(heads) == 1 else FUSED if len(heads) == 3 else None
+        if step.weight and kind is not None:
+            for name in (step.weight, gguf.get(f"{step.weight}.weight", "").removesuffix(".weight")):
+                if name:
+                    found[_squashed(name)] = kind
+    return found
+
+
+def canonical(name: str, names: Names) -> str | None:
     """The ladder's name for an engine's, None if it isn't known; "h.3.attn.qkv" for q, k and v in one; "*.ln_1" for a
     kind of all blocks in one array."""
+    layers = names.layers
     if len(name) > LONGEST:
         return None
     plain = name
@@ -74,16 +128,17 @@ def canonical(name: str, layers: int) -> str | None:
         number = int(match[1])
         if number > layers:
             return None
-        return "embed" if number == 0 else "ln_f" if number == layers else block_name(number - 1)
+        found = "embed" if number == 0 else "ln_f" if number == layers else block_name(number - 1)
+        return found if 0 < number < layers or found in names.outside.values() else None
     for i, pattern in enumerate(LAYER):
         if match := pattern.fullmatch(plain):
             layer, kind = int(match["layer"]), match["kind"] or ""
             if i == 1:
                 kind = "attn.cache_" + kind[0].lower()
             elif kind:
-                kind = _KINDS.get(_squashed(kind), "?")
+                kind = names.inside.get(_squashed(kind), "?")
             return None if kind == "?" or layer >= layers else block_name(layer, kind)
     squashed = _squashed(plain)
-    if squashed in _GLOBAL:
-        return _GLOBAL[squashed]
-    return f"*.{_KINDS[squashed]}" if squashed in _KINDS else None
+    if squashed in names.outside:
+        return names.outside[squashed]
+    return f"*.{names.inside[squashed]}" if squashed in names.inside else None

@@ -1,30 +1,29 @@
-"""A model as settings and taps, and the arithmetics that it runs in.
+"""A model's graph as a network of settings and taps, and the arithmetics that it runs in.
 
-It is the forward pass of `llorch.reference.GPT2` written as a network of settings and taps, so that each
-tensor can be seen and each step be broken on purpose (llorch.validate.ladder.faults). It runs in two arithmetics: the
-specified one, whose bits are `llorch.reference.GPT2`'s own, and plain float64, which is fast, and so exact beside
-float32 that the distance from it is an engine's error.
+It walks the steps of the family's graph one by one, so that each tensor can be seen and each step be broken on
+purpose (llorch.validate.ladder.faults). It runs in two arithmetics: the specified one, whose bits are those of the
+family's own text in `llorch.reference`, and plain float64, which is fast, and so exact beside float32 that the distance
+from it is an engine's error.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 import llorch
 from llorch import reference
-from llorch.models.config import ACTIVATIONS
-from llorch.models.gpt2 import GPT2Config
-from llorch.reference._gate import activation as specified_activation
+from llorch.models.config import ModelConfig
+from llorch.models.graph import Graph, Rope, Step
+from llorch.reference._gate import ACTIVATIONS as SPECIFIED_ACTIVATIONS
 from llorch.validate.ladder import rungs
+from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.rungs import block_name
 
-Array = NDArray[Any]
 Trace = dict[str, Array]
 Progress = Callable[[int, int], object]  # done, of how many
 
@@ -37,13 +36,16 @@ def silent(done: int, of: int) -> None:
 
 
 class Arithmetic(Protocol):
-    """What a forward pass is made of. Arrays come and go in `dtype`; weights are float32."""
+    """What a forward pass is made of. Arrays come and go in `dtype`; weights are float32, matrices (in, out)."""
 
     dtype: Any
 
-    def norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array: ...
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array: ...
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array: ...
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array: ...
-    def activation(self, x: Array, name: str) -> Array: ...
+    def activation(self, x: Array, function: str) -> Array: ...
+    def rope(self, x: Array, rope: Rope, positions: Array) -> Array: ...
+    def softcap(self, x: Array, cap: float) -> Array: ...
     def scores(self, q: Array, k: Array, scale: float) -> Array: ...
     def attend(self, scores: Array, v: Array) -> Array: ...
     def softmax(self, x: Array) -> Array: ...
@@ -54,14 +56,24 @@ class Specified:
 
     dtype = np.float32
 
-    def norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array:
         return reference.layer_norm(x, weight, bias, eps=eps)
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        return reference.rms_norm(x, weight, eps=eps)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return reference.linear(x, weight, bias)
 
-    def activation(self, x: Array, name: str) -> Array:
-        return specified_activation(x, name)
+    def activation(self, x: Array, function: str) -> Array:
+        return SPECIFIED_ACTIVATIONS[function](x)
+
+    def rope(self, x: Array, rope: Rope, positions: Array) -> Array:
+        return reference.rope(x, *rotations(reference.rope_table, rope, positions))
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        c = np.float32(cap)
+        return self.activation(x / c, "tanh") * c
 
     def scores(self, q: Array, k: Array, scale: float) -> Array:
         """(H, T, D), (H, S, D) to (H, T, S), without a mask."""
@@ -94,14 +106,17 @@ class Specified:
 class Kernels(Specified):
     """The same bits by llorch's kernels, for where an oracle's time is too long."""
 
-    def norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array:
         return llorch.layer_norm(x, weight, bias, eps=eps)
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        return llorch.rms_norm(x, weight, eps=eps)
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return llorch.linear(x, np.ascontiguousarray(weight), bias)
 
-    def activation(self, x: Array, name: str) -> Array:
-        match ACTIVATIONS[name]:
+    def activation(self, x: Array, function: str) -> Array:
+        match function:
             case "gelu_tanh":
                 return llorch.gelu(x, approximate="tanh")
             case "gelu":
@@ -110,7 +125,10 @@ class Kernels(Specified):
                 return llorch.silu(x)
             case "tanh":
                 return llorch.tanh(x)
-        return super().activation(x, name)
+        return super().activation(x, function)
+
+    def rope(self, x: Array, rope: Rope, positions: Array) -> Array:
+        return llorch.rope(x, *rotations(llorch.rope_table, rope, positions))
 
     def product(self, a: Array, b: Array) -> Array:
         return llorch.linear(np.ascontiguousarray(a), np.ascontiguousarray(b))
@@ -123,33 +141,53 @@ class Kernels(Specified):
 
 
 class Float64:
-    """Plain NumPy in float64. The formulas are written out once more on purpose: a second opinion."""
+    """Plain NumPy in float64. The formulas are written out once more on purpose: a second opinion. Only the table of
+    rotations is the specified one, each value rounded once to float32."""
 
     dtype = np.float64
 
-    def norm(self, x: Array, weight: Array, bias: Array, eps: float) -> Array:
+    def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array:
         d = x - x.mean(axis=-1, keepdims=True)
-        y: Array = d / np.sqrt((d * d).mean(axis=-1, keepdims=True) + float(np.float32(eps))) * weight + bias
-        return y
+        y: Array = d / np.sqrt((d * d).mean(axis=-1, keepdims=True) + float(np.float32(eps)))
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+    def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array:
+        y: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + float(np.float32(eps)))
+        return y if weight is None else y * weight
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         y: Array = x @ weight.astype(np.float64)
         return y if bias is None else y + bias
 
-    def activation(self, x: Array, name: str) -> Array:
+    def activation(self, x: Array, function: str) -> Array:
         y: Array
         with np.errstate(over="ignore"):
-            match ACTIVATIONS[name]:
+            match function:
                 case "gelu_tanh":
                     y = x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
                 case "gelu":
                     y = x * 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2)))
                 case "silu":
                     y = x / (1 + np.exp(-x))
+                case "sigmoid":
+                    y = 1 / (1 + np.exp(-x))
                 case "tanh":
                     y = np.tanh(x)
-                case _:
+                case "relu":
                     y = np.where(x <= 0, 0.0, x)
+                case _:
+                    raise ValueError(f"there is no function {function}")
+        return y
+
+    def rope(self, x: Array, rope: Rope, positions: Array) -> Array:
+        cos, sin = (a.astype(np.float64) for a in rotations(llorch.rope_table, rope, positions))
+        half = rope.width // 2
+        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+
+    def softcap(self, x: Array, cap: float) -> Array:
+        y: Array = np.tanh(x / cap) * cap
         return y
 
     def scores(self, q: Array, k: Array, scale: float) -> Array:
@@ -176,6 +214,21 @@ class Rough(Float64):
         return y if bias is None else y + bias
 
 
+def rotations(make: Callable[..., tuple[Array, Array]], rope: Rope, positions: Array) -> tuple[Array, Array]:
+    """cos and sin of positions by `make`, the oracle's rope_table or llorch's; every block asks for the same."""
+    scaling = None if rope.scaling is None else dict(rope.scaling)
+    key = make.__module__, rope.width, rope.base, repr(scaling), positions.tobytes()
+    if key not in _tables:
+        if len(_tables) >= KEPT_TABLES:
+            _tables.clear()
+        _tables[key] = make(rope.width, positions, base=rope.base, scaling=scaling)
+    return _tables[key]
+
+
+KEPT_TABLES = 16
+_tables: dict[tuple[Any, ...], tuple[Array, Array]] = {}
+
+
 def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
     """exp(score - largest), +0 where masked; a row that sees nothing weighs all alike, as a finite mask would."""
     blind = ~(scores > -np.inf).any(axis=-1, keepdims=True) & ~np.isnan(scores).any(axis=-1, keepdims=True)
@@ -184,12 +237,13 @@ def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
         return exp(s - s.max(axis=-1, keepdims=True))
 
 
-# ---- the network: a model as settings that can be changed ----------------------------------------------------
+# ---- the network: a graph whose steps can be changed -----------------------------------------------------------
 
 
 @dataclass
 class State:
-    """What a tap may look at: the tensors of the block so far (and its "input"), its settings, the arithmetic."""
+    """What a tap may look at: the tensors of this part of the graph so far, by the names of its steps ("x" is what came
+    in), the block's settings, the arithmetic."""
 
     tensors: Trace
     block: Block | None
@@ -198,123 +252,192 @@ class State:
 
 
 Tap = Callable[[Array, State], Array]
+Split = Callable[[Array, int], tuple[Array, ...]]
 
 
 @dataclass
 class Block:
-    """The settings of one block.
+    """The steps of one part of the graph, a block or what comes before or after all of them, and what is changed.
 
-    weights : arrays by their names within the block, "ln_1.weight". taps : what is made of a tensor as it appears, by
-    its kind; "*" for every one. visible : for T positions, bool (T, T), whether query t sees position s. split : of
-    the c_attn output (T, 3E), into q, k, v (H, T, D).
+    weights : float32 arrays by their names within the block, "ln_1.weight", as Hugging Face's files have them.
+    changed : options of a step, by its name, that aren't the graph's. taps : what is made of a tensor as it appears, by
+    its name; "*" for every one of the ladder. visible : for T positions, bool (T, T), whether query t sees position s;
+    None for what the scores' options say. split : of the output (T, W) of a fused projection, into the tensors that its
+    "heads" steps make; None for the columns that they name. heads : how many heads there are, None for as many as the
+    graph has.
     """
 
+    steps: tuple[Step, ...]
     weights: Trace
-    eps: float
-    heads: int
-    scale: float
-    activation: str
+    changed: dict[str, dict[str, Any]] = field(default_factory=dict)
     taps: dict[str, Tap] = field(default_factory=dict)
-    visible: Callable[[int], Array] = lambda T: np.tri(T, dtype=bool)
-    split: Callable[[Array, int], tuple[Array, Array, Array]] = lambda x, heads: split_heads(x, heads)
+    visible: Callable[[int], Array] | None = None
+    split: Split | None = None
+    heads: int | None = None
+
+    def copy(self) -> Block:
+        changed = {name: dict(options) for name, options in self.changed.items()}
+        return replace(self, weights=dict(self.weights), changed=changed, taps=dict(self.taps))
+
+    def step(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
+    def options(self, step: Step) -> Mapping[str, Any]:
+        return {**step.options, **self.changed.get(step.name, {})}
+
+    def change(self, name: str, **options: Any) -> None:
+        """Other options for a step."""
+        self.changed.setdefault(name, {}).update(options)
 
     def norm(self, x: Array, name: str, a: Arithmetic) -> Array:
-        return a.norm(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.eps)
-
-    def linear(self, x: Array, name: str, a: Arithmetic) -> Array:
-        return a.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+        """x through the norm of this name."""
+        step = self.step(name)
+        options = self.options(step)
+        weight, bias = (self.weights.get(f"{step.weight}.{part}") for part in ("weight", "bias"))
+        if weight is not None and options.get("unit"):
+            weight = np.float32(1) + weight
+        if step.op == "rms_norm":
+            return a.rms_norm(x, weight, options["eps"])
+        return a.layer_norm(x, weight, bias, options["eps"])
 
 
 @dataclass
 class Network:
-    """A model as settings. weights : wte, wpe, ln_f and the head, by name. taps : as a block's, outside the blocks.
+    """A model as settings. before, after : what isn't in a block; they share weights and taps.
 
-    later : what is added to the positions of tokens behind the prompt, 0 in a right model.
+    family : its name. later : what is added to the positions of tokens behind the prompt, 0 in a right model.
     """
 
-    config: GPT2Config
-    weights: Trace
+    family: str
+    config: ModelConfig
+    graph: Graph
+    before: Block
     blocks: list[Block]
-    eps: float
-    taps: dict[str, Tap] = field(default_factory=dict)
+    after: Block
     later: int = 0
 
     @classmethod
-    def of(cls, config: GPT2Config, tensors: Trace) -> Network:
-        """tensors: float32, by the names of model.safetensors without "transformer."."""
-        inner = {
-            i: {name.removeprefix(f"h.{i}."): values for name, values in tensors.items() if name.startswith(f"h.{i}.")}
-            for i in range(config.n_layer)
-        }
-        blocks = [
-            Block(
-                inner[i],
-                config.layer_norm_epsilon,
-                config.n_head,
-                config.scale(i),
-                config.activation_function,
-            )
-            for i in range(config.n_layer)
-        ]
-        outer = {name: values for name, values in tensors.items() if not name.startswith("h.")}
-        outer.setdefault("lm_head.weight", outer["wte.weight"])
-        return cls(config, outer, blocks, config.layer_norm_epsilon)
+    def of(cls, family: str, config: ModelConfig, graph: Graph, tensors: Mapping[str, Array]) -> Network:
+        """tensors: float32, by the names of the graph's parameters."""
+        outer = {parameter.name: tensors[parameter.name] for parameter in graph.parameters if parameter.name in tensors}
+        for parameter in graph.parameters:
+            if parameter.optional and parameter.name not in outer:
+                outer[parameter.name] = outer[parameter.optional]
+        blocks = []
+        for layer, steps in enumerate(graph.blocks):
+            names = {p.name: graph.prefix(layer) + p.name for p in graph.block_parameters}
+            blocks.append(Block(steps, {name: tensors[full] for name, full in names.items() if full in tensors}))
+        before = Block(graph.before, outer)
+        return cls(family, config, graph, before, blocks, Block(graph.after, outer, taps=before.taps))
+
+    @property
+    def weights(self) -> Trace:
+        """Outside the blocks, before and after them."""
+        return self.before.weights
+
+    @property
+    def taps(self) -> dict[str, Tap]:
+        """Outside the blocks, before and after them."""
+        return self.before.taps
 
     def copy(self) -> Network:
         """A network whose settings can be changed without changing this one's; arrays are shared."""
-        blocks = [replace(block, weights=dict(block.weights), taps=dict(block.taps)) for block in self.blocks]
-        return replace(self, weights=dict(self.weights), blocks=blocks, taps=dict(self.taps))
+        before, after = self.before.copy(), self.after.copy()
+        after.weights, after.taps = before.weights, before.taps
+        return replace(self, before=before, blocks=[block.copy() for block in self.blocks], after=after)
 
     def embed(self, ids: Array, a: Arithmetic, prompt: int | None = None) -> Trace:
-        """ids and embed; `prompt` of the tokens are the prompt's (None: all)."""
-        state = State({"ids": ids}, None, self, a)
+        """ids and what comes before the blocks; `prompt` of the tokens are the prompt's (None: all)."""
         positions = np.arange(len(ids))
         if prompt is not None:
             positions[prompt:] += self.later
-        wte, wpe = self.weights["wte.weight"], self.weights["wpe.weight"]
-        self._put(state, "embed", wte[ids].astype(a.dtype) + wpe[positions].astype(a.dtype))
-        return state.tensors
+        return self._walk(self.before, {"ids": ids, "positions": positions}, a, None)
 
-    def block(self, layer: int, x: Array, a: Arithmetic) -> Trace:
-        """The tensors of block `layer` on x (T, E), by kind; its output is "", x itself "input"."""
-        b = self.blocks[layer]
-        state = State({"input": x}, b, self, a)
-        t = state.tensors
-
-        def put(kind: str, value: Array) -> Array:
-            return self._put(state, kind, value, b.taps)
-
-        with np.errstate(all="ignore"):
-            put("ln_1", b.norm(x, "ln_1", a))
-            q, k, v = b.split(b.linear(t["ln_1"], "attn.c_attn", a), b.heads)
-            put("attn.q", q)
-            put("attn.k", k)
-            put("attn.v", v)
-            put("attn.cache_k", t["attn.k"])
-            put("attn.cache_v", t["attn.v"])
-            s = a.scores(t["attn.q"], t["attn.cache_k"], b.scale)
-            put("attn.scores", np.where(b.visible(len(x)), s, a.dtype(-np.inf)))
-            put("attn.context", merge_heads(a.attend(t["attn.scores"], t["attn.cache_v"])))
-            put("attn.c_proj", b.linear(t["attn.context"], "attn.c_proj", a))
-            put("residual", x + t["attn.c_proj"])
-            put("ln_2", b.norm(t["residual"], "ln_2", a))
-            put("mlp.c_fc", b.linear(t["ln_2"], "mlp.c_fc", a))
-            put("mlp.act", a.activation(t["mlp.c_fc"], b.activation))
-            put("mlp.c_proj", b.linear(t["mlp.act"], "mlp.c_proj", a))
-            put("", t["residual"] + t["mlp.c_proj"])
-        return t
+    def block(self, layer: int, x: Array, a: Arithmetic, positions: Array | None = None) -> Trace:
+        """The tensors of block `layer` on x (T, E), by the names of its steps; its output is "", x itself "x"."""
+        return self._walk(self.blocks[layer], self._given(x, positions), a, self.blocks[layer])
 
     def head(self, x: Array, a: Arithmetic) -> Trace:
-        """ln_f, logits, last_logits, argmax and probs of the last block's output x (T, E)."""
-        state = State({"input": x}, None, self, a)
-        t = state.tensors
+        """What comes after the blocks, of the last one's output x (T, E); then last_logits, argmax and probs."""
+        t = self._walk(self.after, self._given(x, None), a, None)
+        state = State(t, None, self, a)
         with np.errstate(all="ignore"):
-            self._put(state, "ln_f", a.norm(x, self.weights["ln_f.weight"], self.weights["ln_f.bias"], self.eps))
-            self._put(state, "logits", a.linear(t["ln_f"], self.weights["lm_head.weight"].T))
-            self._put(state, "last_logits", t["logits"][-1])
-            self._put(state, "argmax", np.array(np.argmax(t["last_logits"]), np.int64))
-            self._put(state, "probs", a.softmax(t["last_logits"]))
+            self._put(state, "last_logits", t["logits"][-1], self.after.taps, True)
+            self._put(state, "argmax", np.array(np.argmax(t["last_logits"]), np.int64), self.after.taps, True)
+            self._put(state, "probs", a.softmax(t["last_logits"]), self.after.taps, True)
         return t
+
+    def _given(self, x: Array, positions: Array | None) -> Trace:
+        return {"x": x, "positions": np.arange(len(x)) if positions is None else positions}
+
+    def _walk(self, part: Block, given: Trace, a: Arithmetic, block: Block | None) -> Trace:
+        """The tensors of a part of the graph, by the names of its steps, and what was given."""
+        state = State(dict(given), block, self, a)
+        with np.errstate(all="ignore"):
+            for step in part.steps:
+                value = self._compute(part, step, state)
+                self._put(state, step.name, value, part.taps, bool(step.rung))
+        return state.tensors
+
+    def _compute(self, part: Block, step: Step, state: State) -> Array:
+        """One step; the table of operations is in llorch.models.graph."""
+        a, t, options = state.arithmetic, state.tensors, part.options(step)
+        x = t[step.inputs[0]]
+        match step.op:
+            case "embedding":
+                rows = part.weights[f"{step.weight}.weight"][x].astype(a.dtype)
+                factor = options.get("factor", 1.0)
+                return rows if factor == 1.0 else rows * np.float32(factor).astype(a.dtype)
+            case "layer_norm" | "rms_norm":
+                return part.norm(x, step.name, a)
+            case "linear":
+                weight = part.weights[f"{step.weight}.weight"]
+                conv1d = self._conv1d(f"{step.weight}.weight", part)
+                return a.linear(x, weight if conv1d else weight.T, part.weights.get(f"{step.weight}.bias"))
+            case "heads":
+                return self._heads(part, step, x, options)
+            case "rope":
+                return a.rope(x, self.graph.ropes[options["table"]], t["positions"])
+            case "cache":
+                return x
+            case "scores":
+                return self._scores(part, x, t[step.inputs[1]], options, a)
+            case "attend":
+                v = t[step.inputs[1]]
+                return merge_heads(a.attend(x, shared_heads(v, len(x))))
+            case "activation":
+                return a.activation(x, options["function"])
+            case "add":
+                return x + t[step.inputs[1]]
+            case "multiply":
+                return x * t[step.inputs[1]]
+            case "softcap":
+                return a.softcap(x, options["cap"])
+        raise ValueError(f"step {step.name} has the operation {step.op}, which the validator doesn't know")
+
+    def _conv1d(self, name: str, part: Block) -> bool:
+        inside = part is not self.before and part is not self.after
+        parameters = self.graph.block_parameters if inside else self.graph.parameters
+        return next(parameter.conv1d for parameter in parameters if parameter.name == name)
+
+    def _heads(self, part: Block, step: Step, x: Array, options: Mapping[str, Any]) -> Array:
+        """(T, width) to the (heads, T, D) of this step."""
+        first, count, D = options["first"], options["count"], self.graph.sizes["D"]
+        heads = count if part.heads is None else part.heads
+        if part.split is not None:
+            fellows = [one.name for one in part.steps if one.op == "heads" and one.inputs == step.inputs]
+            return part.split(x, heads)[fellows.index(step.name)]
+        columns = x[:, first * D : (first + count) * D]
+        return columns.reshape(len(x), heads, columns.shape[1] // heads).transpose(1, 0, 2)
+
+    def _scores(self, part: Block, q: Array, k: Array, options: Mapping[str, Any], a: Arithmetic) -> Array:
+        """(H, T, D), (G, S, D) to (H, T, S); -inf where query t may not see position s."""
+        scale, T = options["scale"], q.shape[1]
+        s = a.scores(q, shared_heads(k, len(q)), 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        if options["softcap"] is not None:
+            s = a.softcap(s, options["softcap"])
+        seen = visible(T, options["causal"], options["window"]) if part.visible is None else part.visible(T)
+        return np.where(seen, s, a.dtype(-np.inf))
 
     def parts(
         self,
@@ -324,23 +447,25 @@ class Network:
         x: Array | None = None,
         prompt: int | None = None,
     ) -> Iterator[Trace]:
-        """The tensors by the ladder's names: embeddings, each block, the head; each when it is asked for.
+        """The ladder's tensors by their names: embeddings, each block, the head; each when it is asked for.
 
         start: the first block to compute, with its input x; -1 begins at the embeddings.
         """
         tokens = np.asarray(ids, np.int64)
+        positions = np.arange(len(tokens))
         if start < 0 or x is None:
             t = self.embed(tokens, a, prompt)
-            yield t
-            start, x = 0, t["embed"]
+            positions = t["positions"]
+            yield {"ids": tokens} | {s.name: t[s.name] for s in self.before.steps if s.rung}
+            start, x = 0, t[self.before.steps[-1].name]
         x = x.astype(a.dtype)
         for layer in range(start, len(self.blocks)):
-            t = self.block(layer, x, a)
-            yield {block_name(layer, kind): values for kind, values in t.items() if kind != "input"}
-            x = t[""]
+            t = self.block(layer, x, a, positions)
+            yield {block_name(layer, s.name): t[s.name] for s in self.blocks[layer].steps if s.rung}
+            x = t[self.blocks[layer].steps[-1].name]
         t = self.head(x, a)
-        del t["input"]
-        yield t
+        named = [s.name for s in self.after.steps if s.rung] + ["last_logits", "argmax", "probs"]
+        yield {name: t[name] for name in named}
 
     def run(
         self, ids: Sequence[int] | Array, a: Arithmetic, progress: Progress = silent, prompt: int | None = None
@@ -352,26 +477,35 @@ class Network:
             progress(done, len(self.blocks) + 2)
         return trace
 
-    def _put(self, state: State, kind: str, value: Array, taps: dict[str, Tap] | None = None) -> Array:
-        taps = self.taps if taps is None else taps
-        for key in (kind, "*"):
+    def _put(self, state: State, name: str, value: Array, taps: Mapping[str, Tap], on_ladder: bool) -> None:
+        for key in (name, "*") if on_ladder else (name,):
             if key in taps and not (key == "*" and value.dtype.kind != "f"):
                 value = taps[key](value, state)
-        state.tensors[kind] = value
-        return value
+        state.tensors[name] = value
 
 
 def split_heads(x: Array, heads: int) -> tuple[Array, Array, Array]:
-    """c_attn's output (T, 3E) as q, k, v (H, T, D)."""
+    """A fused projection's output (T, 3E) as q, k, v (H, T, D)."""
     T, width = x.shape
     q, k, v = x.reshape(T, 3, heads, width // (3 * heads)).transpose(1, 2, 0, 3)
     return q, k, v
 
 
 def merge_heads(x: Array) -> Array:
-    """(H, T, D) as (T, E), the heads side by side."""
+    """(H, T, D) as (T, H D), the heads side by side."""
     H, T, D = x.shape
     return x.transpose(1, 0, 2).reshape(T, H * D)
+
+
+def shared_heads(x: Array, heads: int) -> Array:
+    """(G, T, D) as (H, T, D): head h has keys and values of group h div (H / G)."""
+    return x if len(x) == heads else np.repeat(x, heads // len(x), axis=0)
+
+
+def visible(T: int, causal: bool, window: int | None) -> Array:
+    """bool (T, T): whether query t sees position s."""
+    seen = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
+    return seen if window is None else seen & ~np.tri(T, k=-window, dtype=bool)
 
 
 # ---- greedy tokens ---------------------------------------------------------------------------------------------
@@ -389,10 +523,8 @@ def greedy(
     guesses = [] if expected is None else [int(id) for id in expected][:count]
     fed = [*ids, *guesses][: T + max(count - 1, 0)]
     whole = network.run(fed, a, progress, T)
-    trace = {
-        name: values[..., :T, :T] if name.endswith("scores") else _rows(name, values, T)
-        for name, values in whole.items()
-    }
+    square = {block_name(i, s.name) for i, steps in enumerate(network.graph.blocks) for s in steps if s.op == "scores"}
+    trace = {n: values[..., :T, :T] if n in square else _rows(n, values, T) for n, values in whole.items()}
     trace["last_logits"] = whole["logits"][T - 1]
     trace["argmax"] = np.array(np.argmax(trace["last_logits"]), np.int64)
     trace["probs"] = a.softmax(trace["last_logits"])

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llorch.validate.ladder import distance
-from llorch.validate.ladder.distance import Aligned
+from llorch.validate.ladder.distance import Aligned, Array
 from llorch.validate.ladder.rungs import Tensor
 
-Array = NDArray[Any]
 Status = Literal["ok", "diverges", "absent"]
 
 

@@ -28,6 +28,7 @@ from llorch.validate.ladder.sources import (
     trace_float64,
     trace_oracle,
     trace_transformers,
+    transformers_class,
 )
 
 
@@ -103,10 +104,14 @@ def error(tensor: Tensor, values: Any, exact: Any) -> Error:
     return Error(float(d[at]), float(d[at] / unit), distance.relative(theirs, right))
 
 
-def missing_peer() -> str:
-    """What is missing for transformers to run, "" if nothing is."""
+def missing_peer(model: Model) -> str:
+    """What is missing for transformers to run the model, "" if nothing is."""
     absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed" if absent else ""
+    if absent:
+        return f"{' and '.join(absent)} not installed"
+    if model.source.kind != "hf":
+        return "it reads folders, this is a GGUF file"
+    return "" if transformers_class(model) is not None else f"it has no {model.family.name}"
 
 
 def versions() -> dict[str, str]:
@@ -134,7 +139,7 @@ def prepare(model: str | Path | Model, prompt: str, ids: Sequence[int] | None) -
             raise ValueError(f"ids has {wrong[0]}, token ids must be in [0, {size})")
         text = at_hand.text(found)
         prompt = " ".join(map(str, found)) if text is None else text
-    most = at_hand.config.n_positions
+    most = at_hand.config.context
     if not 1 <= len(found) <= most:
         raise ValueError(f"the prompt has {len(found)} tokens, it must have at least 1 and at most {most}")
     return at_hand, prompt, found
@@ -182,7 +187,7 @@ def run_ladder(
     lap("oracle")
     exact = trace_float64(at_hand, tokens, engine["generated"])
     lap("float64")
-    missing, theirs, comparison = missing_peer() if peer else "not asked for", None, None
+    missing, theirs, comparison = missing_peer(at_hand) if peer else "not asked for", None, None
     if not missing:
         theirs = trace_transformers(at_hand, tokens)
         lap("transformers")
@@ -190,7 +195,7 @@ def run_ladder(
         comparison = compare_dumps(Dump(theirs, {}, "transformers"), ours, at_hand.network)
         lap("comparison")
     results = []
-    for i, tensor in enumerate(rungs.tensors(at_hand.config, len(tokens))):
+    for i, tensor in enumerate(rungs.tensors(at_hand, len(tokens))):
         name = tensor.name
         results.append(
             TensorResult(
@@ -198,11 +203,11 @@ def run_ladder(
                 differing_bits(engine[name], oracle[name]),
                 error(tensor, oracle[name], exact[name]),
                 comparison.rows[i] if comparison else None,
-                error(tensor, theirs[name], exact[name]) if theirs else None,
+                error(tensor, theirs[name], exact[name]) if theirs and name in theirs else None,
             )
         )
     return Ladder(
-        at_hand.folder.name,
+        at_hand.path.name,
         at_hand.sha256,
         prompt,
         tokens,

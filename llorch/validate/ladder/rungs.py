@@ -1,103 +1,171 @@
-"""The ladder: every tensor of GPT-2 inference that is compared, in the order in which it is computed.
+"""The ladder: every tensor of inference that is compared, in the order in which it is computed.
 
-T positions of the prompt, E n_embd, H n_head, D = E / H, F the feed-forward width, V vocab_size. docs/validator.md has
-the table.
+It is read from the graph of a model's family: each step that stands on a rung is a tensor of the ladder. What comes
+before and after a graph is the same for every family: the prompt's ids, and what is made of the logits.
+docs/validator.md has the table.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    from llorch.models.gpt2 import GPT2Config
+from llorch.models.config import ModelConfig
+from llorch.models.graph import Graph, Step
 
 NEW_TOKENS = 10
 EXACT = 0.0
 DEEP = 8  # blocks; PyTorch's own noise reaches 1.1e-5 after 15 of GPT-2 Medium's shape
 
+Part = Literal["before", "block", "after"]
+Check = Literal["", "same", "last row", "softmax"]
+
 
 @dataclass(frozen=True)
 class Rung:
-    """A checkpoint.
+    """A stage of the computation.
 
-    number : 1 .. 12; 0 is what comes before the first.
+    number : for people; 1 .. 12, 0 is what comes before the first.
+    title : {norm} is the kind of norm that the family has.
     tolerance : of the absolute difference, EXACT for equal values. Where `scaled`, it is multiplied by the root mean
         square of the row (the last axis) if that is more than 1: float32 itself gives an error in proportion.
+    deepens : it grows with the block, whose input brings the noise of all blocks before.
     """
 
+    name: str
     number: int
     title: str
     tolerance: float
     scaled: bool = True
+    deepens: bool = False
 
 
 RUNGS = (
-    Rung(0, "token ids and embeddings", 1e-5),
-    Rung(1, "LayerNorm before attention", 1e-5),
-    Rung(2, "Q, K, V", 1e-4),
-    Rung(3, "KV cache", EXACT),
-    Rung(4, "attention scores, scaled and masked", 1e-4),
-    Rung(5, "attention output", 1e-4),
-    Rung(6, "feed-forward output", 1e-4),
-    Rung(7, "block output", 1e-4),
-    Rung(8, "logits", 1e-3, scaled=False),
-    Rung(9, "logits of the last position", EXACT, scaled=False),
-    Rung(10, "argmax", EXACT),
-    Rung(11, "probabilities", 1e-6, scaled=False),
-    Rung(12, f"text of {NEW_TOKENS} greedy tokens", EXACT),
+    Rung("embed", 0, "token ids and embeddings", 1e-5),
+    Rung("norm", 1, "{norm} before attention", 1e-5, deepens=True),
+    Rung("qkv", 2, "Q, K, V", 1e-4),
+    Rung("cache", 3, "KV cache", EXACT),
+    Rung("scores", 4, "attention scores, scaled and masked", 1e-4),
+    Rung("attention", 5, "attention output", 1e-4),
+    Rung("feed_forward", 6, "feed-forward output", 1e-4),
+    Rung("block", 7, "block output", 1e-4),
+    Rung("logits", 8, "logits", 1e-3, scaled=False),
+    Rung("last_logits", 9, "logits of the last position", EXACT, scaled=False),
+    Rung("argmax", 10, "argmax", EXACT),
+    Rung("probs", 11, "probabilities", 1e-6, scaled=False),
+    Rung("generated", 12, f"text of {NEW_TOKENS} greedy tokens", EXACT),
 )
+_NAMED = {rung.name: rung for rung in RUNGS}
+# Names that graphs have for parts of a rung, and their tolerances where those aren't the rung's.
+_PARTS: dict[str, tuple[str, float | None]] = {"rotation": ("qkv", None), "final_norm": ("logits", 1e-4)}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One sort of tensor: `axes` are letters for its shape, `row` by row the last axis."""
+    """One sort of tensor: `axes` are letters for its shape, row by row the last axis.
 
-    name: str  # what follows "h.{layer}." in a block's
-    rung: int
+    name : in a block what follows "h.{layer}.", "" for its output. checked_against : the kind that a dump's own value
+    is compared with, in the place of llorch's, by `check`: the same bits, the last row's, the softmax of it. loose :
+    the tolerance where the dump doesn't have that.
+    """
+
+    name: str
+    rung: Rung
     axes: str
     what: str
-    tolerance: float | None = None  # where it isn't the rung's
+    tolerance: float
+    part: Part
     dtype: str = "float32"
+    title: str = ""
+    checked_against: str = ""
+    check: Check = ""
+    loose: float = EXACT
 
 
-BEFORE = (
-    Kind("ids", 0, "T", "token ids of the prompt", EXACT, "int64"),
-    Kind("embed", 0, "TE", "wte[id] + wpe[position]"),
-)
-BLOCK = (
-    Kind("ln_1", 1, "TE", "LayerNorm of the block's input"),
-    Kind("attn.q", 2, "HTD", "queries"),
-    Kind("attn.k", 2, "HTD", "keys"),
-    Kind("attn.v", 2, "HTD", "values"),
-    Kind("attn.cache_k", 3, "HTD", "keys in the cache after the prompt: attn.k, bit for bit"),
-    Kind("attn.cache_v", 3, "HTD", "values in the cache after the prompt: attn.v, bit for bit"),
-    Kind("attn.scores", 4, "HTS", "q k' scale; -inf where query t may not see position s"),
-    Kind("attn.context", 5, "TE", "softmax(scores) v, the heads side by side"),
-    Kind("attn.c_proj", 5, "TE", "attention output: context through c_proj"),
-    Kind("residual", 5, "TE", "the block's input + attn.c_proj"),
-    Kind("ln_2", 6, "TE", "LayerNorm of residual"),
-    Kind("mlp.c_fc", 6, "TF", "before the activation"),
-    Kind("mlp.act", 6, "TF", "after the activation"),
-    Kind("mlp.c_proj", 6, "TE", "feed-forward output"),
-    Kind("", 7, "TE", "the block's output: residual + mlp.c_proj"),
-)
-AFTER = (
-    Kind("ln_f", 8, "TE", "the final LayerNorm", 1e-4),
-    Kind("logits", 8, "TV", "ln_f through the head, which is wte where it is tied"),
-    Kind("last_logits", 9, "V", "logits of the last position: the last row of logits, bit for bit"),
-    Kind("argmax", 10, "", "lowest id among the largest of last_logits", EXACT, "int64"),
-    Kind("probs", 11, "V", "softmax(last_logits)"),
-    Kind("generated", 12, "N", f"{NEW_TOKENS} greedy tokens (as many as the context has room for)", EXACT, "int64"),
-)
+class HasGraph(Protocol):
+    """A model or a dump: what a ladder can be read from."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The sorts of tensors of a graph, in order: those of a block once."""
+
+    before: tuple[Kind, ...]
+    block: tuple[Kind, ...]
+    after: tuple[Kind, ...]
+
+    def __iter__(self) -> Iterator[Kind]:
+        return iter((*self.before, *self.block, *self.after))
+
+
+def kinds(graph: Graph) -> Kinds:
+    """Of a graph whose blocks have all the same steps, but for their options."""
+    found: dict[str, Kind] = {}
+
+    def of_step(step: Step, part: Part) -> Kind:
+        name, own = _PARTS.get(step.rung, (step.rung, None))
+        rung = _NAMED[name]
+        norm = "RMSNorm" if step.op == "rms_norm" else "LayerNorm"
+        against = found[step.checked_against] if step.checked_against else None
+        kind = Kind(
+            step.name,
+            rung,
+            step.axes,
+            step.what,
+            rung.tolerance if own is None else own,
+            part,
+            title=rung.title.format(norm=norm),
+            checked_against=step.checked_against,
+            check="same" if step.checked_against else "",
+            loose=EXACT if against is None else against.tolerance,
+        )
+        found[step.name] = kind
+        return kind
+
+    def of_steps(steps: tuple[Step, ...], part: Part) -> list[Kind]:
+        return [of_step(step, part) for step in steps if step.rung]
+
+    before = [
+        Kind("ids", _NAMED["embed"], "T", "token ids of the prompt", EXACT, "before", "int64", _NAMED["embed"].title),
+        *of_steps(graph.before, "before"),
+    ]
+    block = of_steps(graph.blocks[0], "block")
+    after = of_steps(graph.after, "after")
+    logits = next(kind for kind in after if kind.name == "logits")
+
+    def last(name: str, axes: str, what: str, dtype: str = "float32", against: str = "", check: Check = "") -> Kind:
+        rung = _NAMED[name]
+        loose = logits.tolerance if check == "last row" else rung.tolerance
+        return Kind(name, rung, axes, what, rung.tolerance, "after", dtype, rung.title, against, check, loose)
+
+    after += [
+        last(
+            "last_logits",
+            "V",
+            "logits of the last position: the last row of logits, bit for bit",
+            against="logits",
+            check="last row",
+        ),
+        last("argmax", "", "lowest id among the largest of last_logits", "int64"),
+        last("probs", "V", "softmax(last_logits)", against="last_logits", check="softmax"),
+        last("generated", "N", f"{NEW_TOKENS} greedy tokens (as many as the context has room for)", "int64"),
+    ]
+    return Kinds(tuple(before), tuple(block), tuple(after))
 
 
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of the ladder for one model and prompt.
 
-    shape : what a dump of llorch has. layer : None outside the blocks. kind : its name within the block.
+    shape : what a dump of llorch has. layer : None outside the blocks. kind : its name within the block. The others: as
+    Kind has them, checked_against by its whole name.
     """
 
     name: str
@@ -109,12 +177,22 @@ class Tensor:
     what: str
     tolerance: float
     dtype: str
+    part: Part
+    title: str
+    checked_against: str
+    check: Check
+    loose: float
 
     @property
     def place(self) -> str:
         """For people: "rung 4 (attention scores, scaled and masked), layer 3"."""
         layer = "" if self.layer is None else f", layer {self.layer}"
-        return f"rung {self.rung.number} ({self.rung.title}){layer}"
+        return f"rung {self.rung.number} ({self.title}){layer}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers, as far apart by one as by all."""
+        return self.dtype == "int64"
 
 
 def block_name(layer: int, kind: str = "") -> str:
@@ -122,46 +200,36 @@ def block_name(layer: int, kind: str = "") -> str:
     return f"h.{layer}.{kind}" if kind else f"h.{layer}"
 
 
-def split_name(name: str) -> tuple[int | None, str]:
-    """(3, "attn.q") of h.3.attn.q; (None, "logits") of logits."""
-    match = re.fullmatch(r"h\.(\d+)(?:\.(.*))?", name)
-    return (int(match[1]), match[2] or "") if match else (None, name)
-
-
-def new_tokens(config: GPT2Config, T: int) -> int:
+def new_tokens(config: ModelConfig, T: int) -> int:
     """How many tokens the last rung has: NEW_TOKENS, or what the context has room for."""
-    return max(0, min(NEW_TOKENS, config.n_positions - T))
+    return max(0, min(NEW_TOKENS, config.context - T))
 
 
-def tensors(config: GPT2Config, T: int) -> list[Tensor]:
-    """Every tensor for a prompt of T tokens, in the order in which it is computed."""
-    sizes = {
-        "T": T,
-        "S": T,
-        "E": config.n_embd,
-        "H": config.n_head,
-        "D": config.head_dim,
-        "F": config.inner,
-        "V": config.vocab_size,
-        "N": new_tokens(config, T),
-    }
+def tensors(of: HasGraph, T: int) -> list[Tensor]:
+    """Every tensor for a prompt of T tokens, in the order in which it is computed; of: a Model or a Dump."""
+    graph, new = of.graph, new_tokens(of.config, T)
+    sorts = kinds(graph)
 
     def make(kind: Kind, layer: int | None) -> Tensor:
-        rung = RUNGS[kind.rung]
-        tolerance = rung.tolerance if kind.tolerance is None else kind.tolerance
-        if kind.name == "ln_1" and layer:  # its input brings the noise of all blocks before
-            tolerance *= max(1.0, (layer + 1) / DEEP)
+        deeper = max(1.0, (layer + 1) / DEEP) if layer and kind.rung.deepens else 1.0
+        full = kind.name if layer is None else block_name(layer, kind.name)
+        against = kind.checked_against
         return Tensor(
-            kind.name if layer is None else block_name(layer, kind.name),
+            full,
             kind.name,
             layer,
-            rung,
+            kind.rung,
             kind.axes,
-            tuple(sizes[axis] for axis in kind.axes),
+            (new,) if kind.axes == "N" else graph.shape(kind.axes, T),
             kind.what,
-            tolerance,
+            kind.tolerance * deeper,
             kind.dtype,
+            kind.part,
+            kind.title,
+            block_name(layer, against) if against and layer is not None else against,
+            kind.check,
+            kind.loose or kind.tolerance * deeper,
         )
 
-    blocks = [make(kind, layer) for layer in range(config.n_layer) for kind in BLOCK]
-    return [*(make(kind, None) for kind in BEFORE), *blocks, *(make(kind, None) for kind in AFTER)]
+    blocks = [make(kind, layer) for layer in range(len(graph.blocks)) for kind in sorts.block]
+    return [*(make(kind, None) for kind in sorts.before), *blocks, *(make(kind, None) for kind in sorts.after)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import llorch
-from llorch.validate.ladder import faults, rungs
+from llorch.validate.ladder import dumps, faults, rungs
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.network import Float64, Kernels, Network, Progress, Trace, greedy, silent
@@ -50,14 +50,16 @@ def full_precision(network: Network) -> Network:
     copy = network.copy()
 
     def stir(weights: Trace) -> None:
-        for name in sorted(set(weights) - {"lm_head.weight"}):
+        for name in sorted(set(weights) - spared):
             noise = random.uniform(-(2.0**-9), 2.0**-9, weights[name].shape)
             weights[name] = (weights[name] * (1 + noise)).astype(np.float32)
 
-    tied = network.weights["lm_head.weight"] is network.weights["wte.weight"]
+    stand_ins = {p.name: p.optional for p in network.graph.parameters if p.optional}
+    spared = set(stand_ins)
     stir(copy.weights)
-    if tied:
-        copy.weights["lm_head.weight"] = copy.weights["wte.weight"]
+    for name, other in stand_ins.items():
+        if network.weights[name] is network.weights[other]:
+            copy.weights[name] = copy.weights[other]
     for block in copy.blocks:
         stir(block.weights)
     return copy
@@ -67,7 +69,12 @@ def right_dump(network: Network, ids: Sequence[int]) -> Dump:
     """Of a network that isn't on disk, in specified bits; the greedy tokens by float64."""
     trace = network.run(ids, Kernels())
     trace["generated"] = greedy(network, ids, Float64())["generated"]
-    return Dump(trace, {"config": json.dumps(dataclasses.asdict(network.config)), "llorch": llorch.__version__}, "ours")
+    about = {
+        "config": json.dumps(dataclasses.asdict(network.config)),  # type: ignore[call-overload]
+        "model_type": dumps.family_named(network.family).model_types[0],
+        "llorch": llorch.__version__,
+    }
+    return Dump(trace, about, "ours")
 
 
 def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> Iterator[Injection]:
@@ -75,7 +82,7 @@ def run(model: Model, prompt: str = PROMPT, *, progress: Progress = silent) -> I
     deeper one. Dumps are by llorch's kernels in float32, trials are in float64: two implementations."""
     network = full_precision(model.network)
     ours = right_dump(network, model.ids(prompt))
-    n = model.config.n_layer
+    n = len(network.blocks)
     deeper = min(n - 1, max(1, n // 2))
     jobs: list[tuple[faults.Fault | None, tuple[int, ...]]] = [(None, ())]
     for fault in faults.of(network):
@@ -100,8 +107,8 @@ def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: 
     start, x = -1, None
     if layers and layers[0]:
         start, x = layers[0], ours.arrays[rungs.block_name(layers[0] - 1)]
-        before = [t.name for t in rungs.tensors(ours.config, len(ours.ids))]
-        trace = {name: ours.arrays[name] for name in before[: before.index(rungs.block_name(start, "ln_1"))]}
+        before = [t.name for t in rungs.tensors(ours, len(ours.ids))]
+        trace = {name: ours.arrays[name] for name in before[: before.index(rungs.block_name(start - 1)) + 1]}
     for part in network.parts(ours.ids, Kernels(), start, x):
         trace |= part
     if decoding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ import numpy as np
 import llorch
 from llorch import reference
 from llorch.files import Reader, open_model
+from llorch.files.tensor import BLOCKS
+from llorch.models import engine as engines
 from llorch.models import loading, registry
-from llorch.models.gpt2 import GPT2Config
+from llorch.models.graph import Graph, Step
 from llorch.text.causal_lm import CausalLM
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.network import (
@@ -24,8 +26,9 @@ from llorch.validate.ladder.network import (
     Specified,
     Trace,
     greedy,
+    shared_heads,
     silent,
-    split_heads,
+    visible,
 )
 from llorch.validate.ladder.rungs import block_name
 
@@ -37,36 +40,50 @@ PROMPT = "Hello."
 
 
 class Model:
-    """A folder's model in all the forms that are compared; each is made when it is first used.
+    """A model's files in all the forms that are compared; each is made when it is first used.
 
-    path_or_hub_id : as `llorch.GPT2.from_pretrained` takes it. The errors are its own.
+    path_or_hub_id : as `llorch.CausalLM.from_pretrained` takes it. The errors are its own.
     """
 
     def __init__(self, path_or_hub_id: str | Path = "shakespeare-1m") -> None:
         self.source = open_model(path_or_hub_id)
-        self.folder = self.source.path
+        self.path = self.source.path
         self.family = registry.family_of(self.source)
-        config = registry.config_of(self.source, self.family)
-        if not isinstance(config, GPT2Config):
-            raise ValueError(f"the ladder is of GPT-2, {self.folder} is a {self.family.name}")
-        self.config: GPT2Config = config
+        self.config = engines._with_factors(self.source, registry.config_of(self.source, self.family))
+
+    @cached_property
+    def graph(self) -> Graph:
+        return self.family.graph(self.config)
 
     @cached_property
     def engine(self) -> CausalLM:
-        return CausalLM.from_pretrained(self.folder)
+        return CausalLM.from_pretrained(self.path)
 
     @cached_property
     def tensors(self) -> Trace:
-        """Every array of the file as float32, by its name without "transformer."."""
-        reader, graph = Reader(), self.family.graph(self.config)
-        found = loading.find(self.source, self.family, graph).entries
-        return {name: reference.widen(reader.array(entry)).copy() for name, entry in found.items()}
+        """Every array of the file as float32, by its name in Hugging Face's files without the family's prefix, and in
+        their layout."""
+        reader, gguf = Reader(), self.source.kind == "gguf"
+        parameters = {name: parameter for name, _, parameter in self.graph.all_parameters()}
+        found = {}
+        for name, entry in loading.find(self.source, self.family, self.graph).entries.items():
+            if entry.format in BLOCKS:
+                values = reference.dequantize(reader.read(entry), entry.format, entry.shape)
+            else:
+                values = reference.widen(reader.array(entry)).copy()
+            parameter = parameters[name]
+            if gguf and parameter.interleaved:  # pairs side by side, head by head: to the halves of each
+                heads = self.graph.sizes[parameter.interleaved]
+                pairs = values.reshape(heads, len(values) // heads // 2, 2, -1)
+                values = pairs.swapaxes(1, 2).reshape(values.shape)
+            found[name] = values.T if gguf and parameter.conv1d else values
+        return found
 
     @cached_property
     def network(self) -> Network:
-        return Network.of(self.config, self.tensors)
+        return Network.of(self.family.name, self.config, self.graph, self.tensors)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Of the files of weights, one after the other in the order of their names."""
         return self.source.sha256
@@ -86,7 +103,7 @@ class Model:
     def text(self, ids: Sequence[int] | Array) -> str | None:
         """The text of ids, None without a tokenizer."""
         try:
-            return self.engine.tokenizer.decode(int(id) for id in ids)
+            return self.engine.tokenizer.decode([int(id) for id in ids])
         except FileNotFoundError:
             return None
 
@@ -114,26 +131,26 @@ def trace_float64(
 def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
     """Every tensor by llorch's engine.
 
-    Its attention kernel doesn't keep scores: they are `llorch.linear` of its q and its cache's keys, times scale, which
-    is how the kernel's own are specified. Greedy tokens come one by one through the cache.
+    Its attention kernel doesn't keep scores: they are `llorch.linear` of its queries and its cache's keys, times scale,
+    which is how the kernel's own are specified. Greedy tokens come one by one through the cache.
     """
-    engine, config, T = model.engine, model.config, len(ids)
-    trace: Trace = {"ids": np.asarray(ids, np.int64)}
+    engine, graph, T = model.engine, model.graph, len(ids)
+    trace: Trace = {}
 
     def keep(name: str, values: Array) -> None:
         trace[name] = values.copy()
 
-    count = rungs.new_tokens(config, T)
+    count = rungs.new_tokens(model.config, T)
     cache = engine.new_cache(T + max(count - 1, 0))
     trace["logits"] = engine.forward(ids, cache, trace=keep)
-    for i in range(config.n_layer):
-        name = block_name(i, "attn.")
-        trace[name + "cache_k"], trace[name + "cache_v"] = cache.keys(i), cache.values(i)
-        factor = np.float32(config.scale(i))
-        pairs = zip(trace[name + "q"], trace[name + "cache_k"], strict=True)
-        with np.errstate(all="ignore"):
-            scores = np.stack([llorch.linear(q, np.ascontiguousarray(k.T)) * factor for q, k in pairs])
-        trace[name + "scores"] = np.where(np.tri(T, dtype=bool), scores, np.float32(-np.inf))
+    for i, steps in enumerate(graph.blocks):
+        kept = iter((cache.keys(i), cache.values(i)))
+        for step in steps:
+            if step.op == "cache":
+                trace[block_name(i, step.name)] = next(kept)
+            elif step.op == "scores":
+                q, k = (trace[block_name(i, name)] for name in step.inputs)
+                trace[block_name(i, step.name)] = _scores(q, k, step)
     logits = trace["last_logits"] = trace["logits"][-1].copy()
     trace["argmax"] = np.array(llorch.argmax(logits), np.int64)
     trace["probs"] = llorch.softmax(logits)
@@ -142,27 +159,70 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
         found.append(int(llorch.argmax(logits)))
         if len(found) < count:
             logits = engine.step([[found[-1]]], [cache])[0]
-    trace["generated"] = np.array(found, np.int64)
-    return trace
+    trace |= {"ids": np.asarray(ids, np.int64), "generated": np.array(found, np.int64)}
+    return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T)}
+
+
+def _scores(q: Array, k: Array, step: Step) -> Array:
+    """(H, T, D), (G, T, D) to (H, T, T), by llorch's kernels."""
+    options, T = step.options, q.shape[1]
+    scale = 1 / np.sqrt(np.float64(q.shape[2])) if options["scale"] is None else options["scale"]
+    factor = np.float32(scale)
+    pairs = zip(q, shared_heads(k, len(q)), strict=True)
+    with np.errstate(all="ignore"):
+        scores = np.stack([llorch.linear(a, np.ascontiguousarray(b.T)) * factor for a, b in pairs])
+        if options["softcap"] is not None:
+            cap = np.float32(options["softcap"])
+            scores = llorch.tanh(scores / cap) * cap
+    return np.where(visible(T, options["causal"], options["window"]), scores, np.float32(-np.inf))
+
+
+# ---- transformers --------------------------------------------------------------------------------------------
+
+ACTIVATION_MODULES = "mlp.act", "mlp.act_fn"  # their names for a block's activation, which has no weight
+
+
+def transformers_class(model: Model) -> Any:
+    """The class of transformers that reads the folder, None if it has none. ModuleNotFoundError without it."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    name = next((CLASSES[kind] for kind in model.family.model_types if kind in CLASSES), None)
+    return None if name is None else getattr(transformers, name)
 
 
 def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
-    """Every tensor by transformers, in float32 with eager attention, taken by forward hooks.
+    """The tensors of the ladder that transformers shows, in float32 with eager attention, taken by forward hooks.
 
-    Scores are what goes into its softmax. ModuleNotFoundError without torch or transformers.
+    A step with a weight is the output of the module of that name, and what goes into it is the step that it takes.
+    Queries and scores are what goes into its first product and its softmax. ModuleNotFoundError without torch or
+    transformers; ValueError for a model that it doesn't read.
     """
     import torch
     import transformers
     from torch.overrides import TorchFunctionMode
 
+    made = transformers_class(model) if model.source.kind == "hf" else None
+    if made is None:
+        raise ValueError(f"transformers doesn't read {model.path}")
     transformers.utils.logging.disable_progress_bar()
-    gpt2 = transformers.GPT2LMHeadModel.from_pretrained(model.folder, attn_implementation="eager").float().eval()
-    T, trace, scores = len(ids), {"ids": np.asarray(ids, np.int64)}, []
+    peer = made.from_pretrained(model.path, attn_implementation="eager").float().eval()
+    graph, T = model.graph, len(ids)
+    trace: Trace = {}
+    scores: list[Any] = []
+    queries: list[Any] = []
 
-    class SeeSoftmax(TorchFunctionMode):  # type: ignore[misc]
+    class SeeAttention(TorchFunctionMode):  # type: ignore[misc]
+        """Of each layer what goes into its softmax, and the queries of the product before it."""
+
+        product: Any = None
+
         def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__) and args[0].ndim == 4:
+                self.product = args[0]
             if function is torch.nn.functional.softmax:
                 scores.append(args[0])
+                queries.append(self.product)
             return function(*args, **(kwargs or {}))
 
     def numpy(value: Any) -> Array:
@@ -172,50 +232,63 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
     def keep(name: str, *, of_input: bool = False) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
             value = inputs[0] if of_input else output
-            value = numpy(value[0] if isinstance(value, tuple) else value)
-            if name.endswith("c_attn"):
-                for part, heads in zip("qkv", split_heads(value, model.config.n_head), strict=True):
-                    trace[name.removesuffix("c_attn") + part] = heads.copy()
-            else:
-                trace[name] = value
+            trace.setdefault(name, numpy(value[0] if isinstance(value, tuple) else value))
 
         return hook
 
-    base, hooks = gpt2.transformer, []
-    hooks.append(base.h[0].register_forward_hook(keep("embed", of_input=True)))
-    for i, block in enumerate(base.h):
-        places = {
-            "ln_1": block.ln_1,
-            "attn.c_attn": block.attn.c_attn,
-            "attn.c_proj": block.attn.c_proj,
-            "ln_2": block.ln_2,
-            "mlp.c_fc": block.mlp.c_fc,
-            "mlp.act": block.mlp.act,
-            "mlp.c_proj": block.mlp.c_proj,
-            "": block,
-        }
-        hooks += [module.register_forward_hook(keep(block_name(i, kind))) for kind, module in places.items()]
-        hooks += [
-            block.attn.c_proj.register_forward_hook(keep(block_name(i, "attn.context"), of_input=True)),
-            block.ln_2.register_forward_hook(keep(block_name(i, "residual"), of_input=True)),
-        ]
-    hooks += [base.ln_f.register_forward_hook(keep("ln_f")), gpt2.lm_head.register_forward_hook(keep("logits"))]
+    modules, hooks = dict(peer.named_modules()), []
+
+    def module_of(name: str) -> Any:
+        return next((modules[p + name] for p in ("", *model.family.prefixes) if p + name in modules), None)
+
+    def watch(steps: Sequence[Step], name_of: Callable[[str], str], prefix: str) -> None:
+        """Hooks on the modules of a part's steps. An embedding is looked up in one module, a tied head is another."""
+        for step in steps:
+            module = module_of(prefix + step.weight) if step.weight else None
+            if module is None and step.op == "activation":
+                module = next((m for n in ACTIVATION_MODULES if (m := module_of(prefix + n)) is not None), None)
+            if module is None:
+                continue
+            hooks.append(module.register_forward_hook(keep(name_of(step.name))))
+            if step.op != "embedding" and step.inputs[0] != "x":
+                hooks.append(module.register_forward_hook(keep(name_of(step.inputs[0]), of_input=True)))
+
+    watch(graph.before, str, "")
+    watch(graph.after, str, "")
+    for i, steps in enumerate(graph.blocks):
+        watch(steps, lambda name, i=i: block_name(i, name), graph.prefix(i))  # type: ignore[misc]
+        block = module_of(graph.prefix(i)[:-1])
+        hooks.append(block.register_forward_hook(keep(block_name(i, steps[-1].name))))
+        if i == 0:
+            hooks.append(block.register_forward_hook(keep(graph.before[-1].name, of_input=True)))
 
     def cache_of(out: Any) -> Any:
         return out.cache if getattr(out, "cache", None) is not None else out.past_key_values
 
     with torch.no_grad():
-        with SeeSoftmax():
-            out = gpt2(torch.tensor([list(ids)]), use_cache=True)
+        with SeeAttention():
+            out = peer(torch.tensor([list(ids)]), use_cache=True)
         for hook in hooks:
             hook.remove()
-        for i, value in enumerate(scores):
-            s = numpy(value)
-            # Its mask is the most negative float32, added: what that leaves is masked.
-            trace[block_name(i, "attn.scores")] = np.where(s <= np.finfo(np.float32).min / 2, np.float32(-np.inf), s)
-        for i, layer in enumerate(cache_of(out).layers):
-            trace[block_name(i, "attn.cache_k")] = numpy(layer.keys)
-            trace[block_name(i, "attn.cache_v")] = numpy(layer.values)
+        trace["logits"] = numpy(out.logits)
+        layers = cache_of(out).layers
+        for i, steps in enumerate(graph.blocks):
+            kept = iter((layers[i].keys, layers[i].values))
+            for step in steps:
+                name = block_name(i, step.name)
+                if step.op == "heads":
+                    flat = trace.get(block_name(i, step.inputs[0]))
+                    if flat is not None:
+                        trace[name] = _columns(flat, step, graph.sizes["D"])
+                elif step.op == "cache":
+                    trace[name] = numpy(next(kept))
+                    trace.setdefault(block_name(i, step.inputs[0]), trace[name].copy())
+                elif step.op == "scores":
+                    s = numpy(scores[i])
+                    # Its mask is the most negative float32, added: what that leaves is masked.
+                    trace[name] = np.where(s <= np.finfo(np.float32).min / 2, np.float32(-np.inf), s)
+                    if queries[i] is not None:
+                        trace.setdefault(block_name(i, step.inputs[0]), numpy(queries[i]))
         last = out.logits[0, -1]
         trace["last_logits"] = last.numpy().copy()
         trace["argmax"] = np.array(int(last.argmax()), np.int64)
@@ -224,6 +297,13 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
         argument = "cache" if getattr(out, "cache", None) is not None else "past_key_values"
         while len(found) < rungs.new_tokens(model.config, T):
             found.append(int(out.logits[0, -1].argmax()))
-            out = gpt2(torch.tensor([[found[-1]]]), use_cache=True, **{argument: cache_of(out)})
-    trace["generated"] = np.array(found, np.int64)
-    return trace
+            out = peer(torch.tensor([[found[-1]]]), use_cache=True, **{argument: cache_of(out)})
+    trace |= {"ids": np.asarray(ids, np.int64), "generated": np.array(found, np.int64)}
+    return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T) if tensor.name in trace}
+
+
+def _columns(flat: Array, step: Step, D: int) -> Array:
+    """The heads of a projection's output (T, width) that a step takes."""
+    first, count = step.options["first"], step.options["count"]
+    part = flat[:, first * D : (first + count) * D]
+    return part.reshape(len(flat), count, D).transpose(1, 0, 2).copy()
