@@ -26,7 +26,13 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         with _interrupts.at_once():
-            command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
+            try:
+                command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] != "rich":
+                    raise
+                message = 'the command line needs the package rich: pip install "llorch[models]"'
+                raise click.ClickException(message) from None
         return command
 
     def main(

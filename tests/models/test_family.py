@@ -60,7 +60,7 @@ def test_it_generates_and_scores(model):
 def test_its_ladder_holds(model):
     found = validate.run_ladder(model.path, ids=[3, 1, 4, 1, 5, 9, 2, 6, 5, 3], peer=False)
     assert found.holds
-    names = {step.tensor.name for step in found.steps}
+    names = {result.tensor.name for result in found.tensors}
     assert {"embed", "h.1.attn.norm", "h.0.attn.q_rope", "h.1.attn.scores", "h.1", "logits"} <= names
 
 

@@ -18,8 +18,8 @@ from llorch.models import loading, registry
 from llorch.models.graph import Graph, Step
 from llorch.text.causal_lm import CausalLM
 from llorch.validate.ladder import rungs
+from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.network import (
-    Array,
     Float64,
     Network,
     Progress,
