@@ -270,8 +270,10 @@ LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_atten
             s[i] = -INFINITY;
         char *row = (char *)(s + whole);
         t->z[r] = softmax_exp(row, end - whole, softmax_max(row, end - whole, LL_F32), row, 1, LL_F32);
-        memset(s, 0, whole * sizeof(float));
-        memset(s + end, 0, (t->last.end - sees.end) * sizeof(float));
+        if (whole)
+            memset(s, 0, whole * sizeof(float));
+        if (t->last.end > sees.end)
+            memset(s + end, 0, (t->last.end - sees.end) * sizeof(float));
     }
 }
 

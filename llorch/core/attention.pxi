@@ -240,8 +240,9 @@ def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, ou
     bits are the same whether it comes alone or with others, in one prefill or in many, with a `KVCache` or arrays. The
     NaN or infinity of a position that a query doesn't see never reaches its row; a row that sees a score of NaN or
     +infinity is NaN. Scores take 4 bytes for each position seen by each of a few dozen queries in hand, never Tq * Tk;
-    time grows with the window, not with Tk. Vaswani et al., arXiv:1706.03762; grouped queries: Ainslie et al.,
-    arXiv:2305.13245; windows: Beltagy et al., arXiv:2004.05150; softcap: Gemma 2, arXiv:2408.00118.
+    time grows with the window, not with Tk. Ctrl-C ends a long call, and then out is half written. Vaswani et al.,
+    arXiv:1706.03762; grouped queries: Ainslie et al., arXiv:2305.13245; windows: Beltagy et al., arXiv:2004.05150;
+    softcap: Gemma 2, arXiv:2408.00118.
     """
     cdef Operand oq, ok, ov
     cdef Mask m
