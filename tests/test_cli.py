@@ -264,7 +264,7 @@ def test_info_tells_what_is_left_out_and_why_a_model_cannot_run(tmp_path):
     assert "left out, score.weight:          a head of another task" in run("info", tmp_path).stdout
     config = json.loads((tmp_path / "config.json").read_text())
     for entries, why in (
-        ({"model_type": "bert"}, "model_type is 'bert'"),
+        ({"model_type": "bert"}, "model_type is bert"),
         ({"n_head": 7}, "it must be a multiple of n_head"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | entries))
@@ -289,7 +289,7 @@ def test_info_of_gguf(tmp_path):
     writer.write_tensors_to_file()
     writer.close()
     found = json.loads(run("info", path, "--json").stdout)
-    assert found["kind"] == "gguf" and found["family"] is None and "'mamba'" in found["problem"]
+    assert found["kind"] == "gguf" and found["family"] is None and "mamba" in found["problem"]
     assert found["config"] == {"mamba.block_count": 3} and found["parameters"] == 128 + 256
     assert found["tensors"]["Q4_0"] == {"tensors": 1, "parameters": 256, "bytes": 144, "bits": 4.5}
     assert found["tokenizer"] == "gpt2, pre-tokenizer smollm, 3 tokens"

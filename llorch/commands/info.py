@@ -42,10 +42,12 @@ def command(model: str, as_json: bool) -> None:
 
 def describe(source: "Source") -> dict[str, Any]:
     """What a model's files say of it. Where `problem` isn't None, it can't be run."""
+    from llorch.models import loading
     from llorch.models.registry import config_of, family_of
 
     found: dict[str, Any] = {"path": str(source.path), "kind": source.kind, "family": None, "problem": None}
-    tensors, left_out = dict(source.tensors), {}
+    tensors = dict(source.tensors)
+    left_out: dict[str, str] = {}
     try:
         family = family_of(source)
         found["family"] = family.name
@@ -62,15 +64,9 @@ def describe(source: "Source") -> dict[str, Any]:
             "context": config.context,
             "vocab_size": config.vocab_size,
         }
-        if source.kind == "hf":
-            known = {name for name, _, _ in graph.all_parameters()}
-            for name in source.tensors:
-                plain = name
-                for prefix in family.prefixes:
-                    plain = plain.removeprefix(prefix)
-                if plain not in known and (kind := family.kind(plain)):
-                    left_out[name] = "a head of another task" if kind == "head" else "a buffer"
-                    del tensors[name]
+        model = loading.find(source, family, graph)
+        left_out = dict.fromkeys(model.heads, "a head of another task") | dict.fromkeys(model.buffers, "a buffer")
+        tensors = {name: entry for name, entry in tensors.items() if name not in left_out}
     except (ValueError, TypeError) as error:
         found["problem"] = str(error)
         found["config"] = _plain(source.config)

@@ -152,7 +152,7 @@ def _find(name: str | Path) -> Path:
     except ImportError:
         raise ModuleNotFoundError(
             f"there is no {kind} {place}; to look for it on Hugging Face's hub, the package huggingface-hub is "
-            'needed: pip install "llorch[gpt2]"'
+            'needed: pip install "llorch[models]"'
         ) from None
     try:
         return Path(snapshot_download(text, allow_patterns=list(HUB_FILES)))

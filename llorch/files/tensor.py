@@ -197,7 +197,7 @@ class Reader:
             except ImportError:
                 raise ModuleNotFoundError(
                     f"tensor {shown(entry.name)} is bfloat16, which needs the package ml_dtypes: "
-                    'pip install "llorch[gpt2]"'
+                    'pip install "llorch[models]"'
                 ) from None
             kind = ml_dtypes.bfloat16
         values: NDArray[Any] = data.view(np.dtype(kind)).reshape(entry.shape)

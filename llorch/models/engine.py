@@ -95,7 +95,7 @@ class Decoder:
             than the configuration asks for (each is named); a family or a configuration that isn't supported; weights
             that are only there as a pickle, which could run any code.
         ModuleNotFoundError
-            A package of llorch[gpt2] is needed and missing.
+            A package of llorch[models] is needed and missing.
         """
         source = open_model(path_or_hub_id)
         family = registry.family_of(source)

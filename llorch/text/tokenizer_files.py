@@ -31,7 +31,7 @@ def load(model: Any) -> Tokenizer:
     try:
         import tokenizers  # noqa: F401
     except ModuleNotFoundError:
-        raise ImportError('text needs the package tokenizers: pip install "llorch[gpt2]"') from None
+        raise ImportError('text needs the package tokenizers: pip install "llorch[models]"') from None
     if getattr(model, "kind", "hf") == "gguf":
         return from_metadata(model.config, model.path)
     config = getattr(model, "config", {})

@@ -254,7 +254,7 @@ except ImportError as error:
     )
     ids, message = done.stdout.splitlines()
     assert len(json.loads(ids)) == 3
-    assert message == 'text needs the package tokenizers: pip install "llorch[gpt2]"'
+    assert message == 'text needs the package tokenizers: pip install "llorch[models]"'
 
 
 # ---- byte order marks -------------------------------------------------------------------------------------
