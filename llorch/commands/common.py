@@ -19,7 +19,9 @@ EMBEDDED = "shakespeare-1m"
 DTYPES = ("float32", "bfloat16", "float16")
 
 dtype_option = click.option(
-    "--dtype", type=click.Choice(DTYPES), help="How the weights are kept. Without it: as in the file."
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="How the weights are kept. Without it: as in the file, blocks of integers as float32.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

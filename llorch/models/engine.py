@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,6 @@ import llorch
 from llorch._core import Plan, SequenceCache
 from llorch._text import printable
 from llorch.files import Source, open_model
-from llorch.files.tensor import Reader
 from llorch.models import loading, registry
 from llorch.models.compile import Compiler, Weights
 from llorch.models.config import ModelConfig
@@ -99,7 +97,7 @@ class Decoder:
         """
         source = open_model(path_or_hub_id)
         family = registry.family_of(source)
-        config = _with_factors(source, registry.config_of(source, family))
+        config = registry.config_of(source, family)
         graph = family.graph(config)
         if dtype is not None and dtype not in loading.DTYPES:
             raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
@@ -333,12 +331,3 @@ def _name(layer: int, name: str, layers: int) -> str:
     if not 0 <= layer < layers:
         return name
     return f"h.{layer}.{name}" if name else f"h.{layer}"
-
-
-def _with_factors(source: Source, config: ModelConfig) -> ModelConfig:
-    """With the factors of the rotations that a GGUF file has among its tensors."""
-    entry = source.tensors.get("rope_freqs.weight") if source.kind == "gguf" else None
-    if entry is None or not hasattr(config, "rope_scaling"):
-        return config
-    factors = Reader().array(entry).astype(np.float64).reshape(-1).tolist()
-    return dataclasses.replace(config, rope_scaling={"rope_type": "gguf", "rope_freqs": factors})  # type: ignore[type-var]

@@ -6,6 +6,7 @@ elsewhere, with nothing else to change.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llorch._text import printable, shown
+from llorch.files.tensor import Reader
 from llorch.models.config import ModelConfig
 from llorch.models.graph import Graph
 
@@ -97,10 +99,19 @@ def config_of(source: Source, family: Family) -> ModelConfig:
             if family.config_of_gguf is None:
                 raise ValueError(f"{family.name} is not known from GGUF")
             shapes = {name: entry.shape for name, entry in source.tensors.items()}
-            return family.config_of_gguf(source.config, shapes)
+            return _with_factors(source, family.config_of_gguf(source.config, shapes))
         return family.config(source.config)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{printable(str(_place(source)))}: {error}") from None
+
+
+def _with_factors(source: Source, config: ModelConfig) -> ModelConfig:
+    """With the factors of the rotations, which a GGUF file has among its tensors."""
+    entry = source.tensors.get("rope_freqs.weight")
+    if entry is None or not hasattr(config, "rope_scaling"):
+        return config
+    factors = Reader().array(entry).reshape(-1).tolist()
+    return dataclasses.replace(config, rope_scaling={"rope_type": "gguf", "rope_freqs": factors})  # type: ignore[type-var]
 
 
 def _place(source: Source) -> Path:

@@ -13,7 +13,6 @@ import llorch
 from llorch import reference
 from llorch.files import Reader, open_model
 from llorch.files.tensor import BLOCKS
-from llorch.models import engine as engines
 from llorch.models import loading, registry
 from llorch.models.graph import Graph, Step
 from llorch.text.causal_lm import CausalLM
@@ -49,7 +48,7 @@ class Model:
         self.source = open_model(path_or_hub_id)
         self.path = self.source.path
         self.family = registry.family_of(self.source)
-        self.config = engines._with_factors(self.source, registry.config_of(self.source, self.family))
+        self.config = registry.config_of(self.source, self.family)
 
     @cached_property
     def graph(self) -> Graph:
