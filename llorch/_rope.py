@@ -17,8 +17,9 @@ from llorch import _core
 Array = NDArray[Any]
 
 DIGITS = 120
-# A frequency is off by some 1e-118 of itself, an angle below 2**25 by 1e-110; a cosine or sine of it by no more.
+# A frequency is off by some 1e-118 of itself, an angle up to 2**24 FASTEST by 1e-100; cosines by no more.
 DOUBT = Decimal("1e-100")
+FASTEST = Decimal("1e10")
 LIMIT = 2**24  # positions, as long as a row may be
 PI = Decimal(
     "3.14159265358979323846264338327950288419716939937510582097494459230781640628620899862803482534211706798214808651328"
@@ -74,8 +75,8 @@ def rope_table(
     TypeError
         An R or positions that aren't integers.
     ValueError
-        A number that is missing or out of range; an unknown rope_type; "dynamic": its angles depend on how long the
-        sequence has become, so that what is computed in chunks would have other bits.
+        A number that is missing or out of range; a frequency above 1e10; an unknown rope_type; "dynamic": its angles
+        depend on how long the sequence has become, so that what is computed in chunks would have other bits.
 
     Notes
     -----
@@ -204,6 +205,10 @@ def _frequencies(R: int, base: float, entries: tuple[tuple[str, Any], ...]) -> F
             f = [a / b for a, b in zip(plain, rule.numbers("rope_freqs", R // 2), strict=True)]
         else:
             f = plain
+        if max(f) > FASTEST:
+            raise ValueError(
+                f"base {base!r} and scaling make a frequency of {max(f):.3g}, it must be at most {FASTEST:.0e}"
+            )
         pairs = [_double_double(each) for each in f]
         return Frequencies(tuple(f), factor, np.array([h for h, _ in pairs]), np.array([low for _, low in pairs]),
                            *_double_double(factor))  # fmt: skip

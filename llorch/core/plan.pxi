@@ -77,13 +77,14 @@ cdef class SequenceCache:
 
     def __cinit__(self, model, layers, heads, head_dim, capacity):
         cdef size_t count = _natural(layers, "layers", 1), i
+        cdef size_t H = _natural(heads, "heads", 1), D = _natural(head_dim, "head_dim", 1)
         self.capacity = _natural(capacity, "capacity", 0)
         self.model = model
         self._layers = <ll_cache *>PyMem_Malloc(count * sizeof(ll_cache))
         if self._layers == NULL:
             raise MemoryError(f"no memory for {count} caches")
         for i in range(count):
-            if ll_cache_init(&self._layers[i], heads, head_dim, self.capacity):
+            if ll_cache_init(&self._layers[i], H, D, self.capacity):
                 raise MemoryError(f"no memory for a table of blocks of {self.capacity} positions")
             self._count += 1
 
@@ -137,7 +138,9 @@ cdef class SequenceCache:
         with cython.critical_section(self):
             self._check_alone()
             for i in range(self._count):
-                ll_cache_fork(&self._layers[i], &other._layers[i])
+                ll_cache_free(&other._layers[i])  # the fork has a table of its own
+                if ll_cache_fork(&self._layers[i], &other._layers[i]):
+                    raise MemoryError(f"no memory for a table of blocks of {self.capacity} positions")
         return other
 
     def keys(self, layer):
@@ -154,6 +157,8 @@ cdef class SequenceCache:
         a = _empty((c.heads, c.length, c.D), _float32)
         with cython.critical_section(self):
             self._check_alone()
+            if <size_t>a.shape[1] != c.length:  # making an array can run anything, such as what a finalizer does
+                raise RuntimeError("the cache's length has changed while it was read")
             ll_cache_read(c, values, <float *><uintptr_t>a.ctypes.data)
         a.flags.writeable = False
         return a
@@ -174,6 +179,8 @@ cdef class Plan:
     cdef ll_plan _plan
     cdef size_t *_widths
     cdef size_t _buffers, _output, _layers, _heads, _kv_heads, _row_floats
+    cdef size_t _cache_heads, _cache_D  # of the keys that attention reads
+    cdef size_t _positions      # that have an embedding; the largest size_t where none is needed
     cdef list _keep
     cdef void *_workspace       # of the last run, kept for the next
     cdef size_t _workspace_bytes
@@ -196,12 +203,19 @@ cdef class Plan:
             if i != self._output:
                 self._row_floats += self._widths[i]
         self._heads = self._kv_heads = 1
+        self._positions = <size_t>-1
         for i, call in enumerate(calls):
             c = &self._calls[i]
             self._fill(c, dict(call))
             if c.op == LL_CALL_ATTENTION:
                 self._heads = max(self._heads, c.heads)
                 self._kv_heads = max(self._kv_heads, c.kv_heads)
+                if self._cache_D and (self._cache_heads != c.kv_heads or self._cache_D != c.D):
+                    raise ValueError(f"call {i} has {c.kv_heads} heads of keys of {c.D} values, those before it have "
+                                     f"{self._cache_heads} of {self._cache_D}: the caches have one size")
+                self._cache_heads, self._cache_D = c.kv_heads, c.D
+            elif c.op == LL_CALL_PLACES:
+                self._positions = min(self._positions, c.weight.N)
         self._plan.calls = self._calls
         self._plan.count = count
         self._plan.widths = self._widths
@@ -218,7 +232,7 @@ cdef class Plan:
         cdef ll_view v
         found = call.pop(name, None)
         v.buffer, v.column = (-1, 0) if found is None else found
-        if v.buffer >= <int>self._buffers:
+        if v.buffer >= <int>self._buffers or (found is not None and v.buffer < 0):
             raise ValueError(f"{name} is in buffer {v.buffer}, the plan has {self._buffers}")
         return v
 
@@ -307,6 +321,10 @@ cdef class Plan:
                 sequences[i].start = 0
                 sequences[i].caches = NULL
                 row = self._ids(chunks[i], i, ids, row, rows, vocabulary, check)
+                if row > rows or sequences[i].T != <size_t>len(chunks[i]):
+                    raise RuntimeError("token ids changed while they were read")
+            if row != rows:
+                raise RuntimeError("token ids changed while they were read")
             if caches is not None:
                 for i in range(count):
                     cache = caches[i]
@@ -314,6 +332,13 @@ cdef class Plan:
                         cache._check_alone()
                         cache._busy = True
                     held.append(cache)
+                    # Who asked before asked without holding it: another thread may have filled it since.
+                    if sequences[i].T > cache.capacity - cache._layers[0].length:
+                        raise ValueError(f"caches[{i}] holds {cache._layers[0].length} of at most {cache.capacity} "
+                                         f"positions, {sequences[i].T} more don't fit")
+                    if (cache._count != self._layers or self._cache_D and (
+                            cache._layers[0].heads != self._cache_heads or cache._layers[0].D != self._cache_D)):
+                        raise ValueError(f"caches[{i}] wasn't made by the model's new_cache: its sizes are others")
                     sequences[i].start = cache._layers[0].length
                     sequences[i].caches = cache._layers
                     for j in range(cache._count):
@@ -325,10 +350,15 @@ cdef class Plan:
                     positions[row] = sequences[i].start + j
                     row += 1
                 most = max(most, sequences[i].start + sequences[i].T)
+            if most > self._positions:
+                raise ValueError(f"there are {most} positions, the model has {self._positions}")
             if grow is not None:
                 grow(most)
             held_tables = self.tables  # stay while this runs, whoever replaces them
             table_count = len(held_tables)
+            for table in held_tables:
+                if <size_t>len(table[0]) < most or <size_t>len(table[1]) < most:
+                    raise RuntimeError(f"a table of rotations has {len(table[0])} rows, {most} are needed")
 
             out = _empty((rows if all_rows else count, self._widths[self._output]), _float32)
             bytes = (rows * self._row_floats + 16 * self._buffers) * sizeof(float)

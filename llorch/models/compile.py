@@ -144,6 +144,7 @@ class Compiler:
         self.free: list[int] = []
         self.made: list[list[Value]] = []  # by call: the graph's tensors that are there after it, for a trace
         self.holders: dict[int, int] = {}  # buffer: values in it that are still needed
+        self.lying: dict[int, list[Value]] = {}  # buffer: values that have been put there since it was taken
         self.done: set[int] = set()  # values that a fused call has made already, by id
         self.ropes = list(graph.ropes)
         self.values = _values(graph)
@@ -162,6 +163,7 @@ class Compiler:
     def take(self, width: int) -> int:
         for at, buffer in enumerate(self.free):
             if self.widths[buffer] == width:
+                self.lying[buffer] = []
                 return self.free.pop(at)
         self.widths.append(width)
         return len(self.widths) - 1
@@ -169,6 +171,7 @@ class Compiler:
     def place(self, value: Value, buffer: int | None = None, column: int = 0) -> Value:
         value.buffer = self.take(value.width) if buffer is None else buffer
         value.column = column
+        self.lying.setdefault(value.buffer, []).append(value)
         if value.left:
             self.holders[value.buffer] = self.holders.get(value.buffer, 0) + 1
         return value
@@ -188,6 +191,14 @@ class Compiler:
     def dies(self, value: Value) -> bool:
         """Whether the step at hand is the last to need this and everything else in its buffer."""
         return value.left == 1 and self.holders.get(value.buffer) == 1 and value.buffer != self.output
+
+    def alone(self, value: Value) -> bool:
+        """Whether the step at hand is the last to need this and all else in its columns, so that it may write there."""
+        end = value.column + value.width
+        return value.left == 1 and not any(
+            other is not value and other.left and other.column < end and value.column < other.column + other.width
+            for other in self.lying[value.buffer]
+        )
 
     def emit(self, op: str, *made: Value, **entries: Any) -> None:
         self.calls.append({"op": op, **entries})
@@ -210,6 +221,7 @@ class Compiler:
         if over is not None and self.dies(over) and over.width == value.width:
             self.holders[over.buffer] += 1  # the new one; use() counts the old one off
             value.buffer, value.column = over.view
+            self.lying[over.buffer].append(value)
             if not value.left:
                 self.holders[over.buffer] -= 1
             return value
@@ -234,7 +246,7 @@ class Compiler:
         if step.options.get("unit") and weight is not None:
             weight = _unit(weight)
         heads = self.graph.sizes[step.axes[0]] if step.axes[0] != "T" else 1
-        if heads > 1 and self.fuse and x.left == 1:
+        if heads > 1 and self.fuse and self.alone(x):
             self.place(value, x.buffer, x.column)  # where it lies, among its neighbours
         else:
             self.put(value)
@@ -309,7 +321,7 @@ class Compiler:
         (x,) = inputs
         D, heads = self.graph.sizes["D"], self.graph.sizes[value.step.axes[0]]
         table = value.step.options["table"]
-        over = self.fuse and x.left == 1
+        over = self.fuse and self.alone(x)
         if over:
             self.place(value, x.buffer, x.column)
         else:
@@ -375,9 +387,16 @@ class Compiler:
 
     def _add(self, value: Value, inputs: list[Any]) -> None:
         tokens, places = inputs
+        if tokens.step.op == "embedding" and tokens.buffer < 0:
+            tokens, places = places, tokens
         if places.step.op == "embedding" and places.buffer < 0:
             table = self.weights.tables[full_name(self.graph, places.layer, places.step.weight) + ".weight"]
+            if not self.dies(tokens):
+                raise ValueError(
+                    f"step {value.step.name!r} adds positions to {tokens.step.name!r}, which is needed again"
+                )
             value.buffer, value.column = tokens.view
+            self.lying[tokens.buffer].append(value)
             self.holders[tokens.buffer] += 1
             self.emit("places", value, y=value.view, n=value.width, weight=table)
             self.use(tokens)

@@ -69,7 +69,7 @@ def integer(value: Any, name: str) -> int:
 def size(value: Any, name: str, most: int = LARGEST) -> int:
     """A number of things: at least 1."""
     if not 1 <= integer(value, name) <= most:
-        raise ValueError(f"{name} is {value}, it must be at least 1 and at most {most}")
+        raise ValueError(f"{name} is {_shown(value)}, it must be at least 1 and at most {most}")
     return int(value)
 
 
@@ -77,9 +77,9 @@ def number(value: Any, name: str, least: float = 0.0, most: float = FLOAT32_END)
     """A float of [least, most): finite in float32."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not least <= value < most or not math.isfinite(value):  # as it is: an int may be too large for a float
+    if not least <= value < min(most, 2**1024) or not math.isfinite(value):  # an int may be too large for a float
         kind = "finite in float32 and not negative" if (least, most) == (0.0, FLOAT32_END) else f"in [{least}, {most})"
-        raise ValueError(f"{name} is {value}, it must be {kind}")
+        raise ValueError(f"{name} is {_shown(value)}, it must be {kind}")
     return float(value)
 
 

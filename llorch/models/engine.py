@@ -102,6 +102,7 @@ class Decoder:
         if dtype is not None and dtype not in loading.DTYPES:
             raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
         found = loading.find(source, family, graph)
+        registry.check_ropes(source, config, graph)
         if found.heads:
             warnings.warn(
                 f"{printable(str(source.path))}: left out, as they belong to another task than the next token: "
@@ -292,7 +293,9 @@ class Tables:
             if positions <= self.length:
                 return
             length = max(positions, min(max(2 * self.length, FIRST_POSITIONS), self.context))
-            more = np.arange(self.length, length)
+            # What there is, not self.length: an interrupt may have come between the two.
+            have = len(self.arrays[0][0]) if self.arrays else 0
+            more = np.arange(have, max(have, length))
             made = [llorch.rope_table(rope.width, more, base=rope.base, scaling=rope.scaling) for rope in self.ropes]
             if self.arrays:
                 made = [
@@ -302,7 +305,7 @@ class Tables:
             self.arrays = tuple(made)
             for plan in self.plans:
                 plan.tables = self.arrays
-            self.length = length  # last: who sees it finds the tables in every plan
+            self.length = max(have, length)  # last: who sees it finds the tables in every plan
 
 
 def _traced(graph: Graph, weights: Weights) -> tuple[Plan, list[list[tuple[str, int, int, int, int]]]]:

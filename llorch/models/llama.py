@@ -109,7 +109,7 @@ class LlamaConfig(ModelConfig):
 
         ValueError names an entry that asks for something llorch doesn't have.
         """
-        check.refuse(entries, "Llama", {})
+        check.refuse(entries, "Llama", {"partial_rotary_factor": 1})
         found = {field.name: entries[field.name] for field in fields(cls) if field.name in entries}
         theta, scaling = check.rope_entries(entries)
         if theta is not None:
@@ -145,6 +145,9 @@ class LlamaConfig(ModelConfig):
             raise ValueError(
                 f"llama.rope.dimension_count is {rotated}, it must be the width of a head, {config.head_dim}"
             )
+        for name, harmless in (("attention.value_length", config.head_dim), ("rope.scaling.attn_factor", 1)):
+            if get(name, None) not in (None, harmless):
+                raise ValueError(f"llama.{name} is {get(name)}: llorch's Llama has {harmless}")
         if get("expert_count", 0):
             raise ValueError(f"llama.expert_count is {get('expert_count')}: mixtures of experts are not supported")
         return config

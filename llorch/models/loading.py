@@ -59,11 +59,10 @@ def find(source: Source, family: Family, graph: Graph) -> Found:
             raise ValueError(f"{where}: tensor {printable(plain)} is there twice, as {both}")
         else:
             entries[name] = entry
-    missing = [
-        names_of(source, graph)[name] for name, p in parameters.items() if p.optional is None and name not in entries
-    ]
+    missing = [name for name, p in parameters.items() if p.optional is None and name not in entries]
     if missing:
-        raise ValueError(f"{where}: tensors are missing: {some(missing)}")
+        theirs = names_of(source, graph)
+        raise ValueError(f"{where}: tensors are missing: {some([theirs[name] for name in missing])}")
     if sorts[""]:
         raise ValueError(
             f"{where}: tensors that a {family.name} of this {_config(source)} doesn't have: {some(sorts[''])}"

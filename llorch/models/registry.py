@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llorch._rope import rope_table
 from llorch._text import printable, shown
 from llorch.files.tensor import Reader
 from llorch.models.config import ModelConfig
@@ -112,6 +113,15 @@ def _with_factors(source: Source, config: ModelConfig) -> ModelConfig:
         return config
     factors = Reader().array(entry).reshape(-1).tolist()
     return dataclasses.replace(config, rope_scaling={"rope_type": "gguf", "rope_freqs": factors})  # type: ignore[type-var]
+
+
+def check_ropes(source: Source, config: ModelConfig, graph: Graph) -> None:
+    """ValueError names the file, where its numbers make no table of rotations: now, not when a position is met."""
+    for rope in graph.ropes.values():
+        try:
+            rope_table(rope.width, [0, config.context - 1], base=rope.base, scaling=rope.scaling)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"{printable(str(_place(source)))}: rotations: {error}") from None
 
 
 def _place(source: Source) -> Path:

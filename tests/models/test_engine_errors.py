@@ -1,0 +1,294 @@
+"""What a hostile caller or file may try: caches past their capacity, steps that share a tensor, senseless numbers."""
+
+import contextlib
+import json
+import resource
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import toy
+from helpers import assert_same_bits, same_bits
+from random_models import LLAMA, by_reference, random_llama, random_tensors, save
+
+import llorch
+from llorch import reference
+from llorch._core import SequenceCache
+from llorch.models import gpt2, registry
+from llorch.models.engine import Tables
+from llorch.models.graph import Rope, Step
+from llorch.models.llama import LlamaConfig
+from llorch.models.registry import Family
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return random_llama(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(autouse=True)
+def families(monkeypatch):
+    """Those that a test registers are gone after it."""
+    monkeypatch.setattr(registry, "_registered", list(registry._registered))
+
+
+# ---- caches --------------------------------------------------------------------------------------------
+
+
+class Meanwhile:
+    """Token ids whose reading runs something else, as another thread could."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __array__(self, dtype=None, copy=None):
+        self.run()
+        return np.array([1])
+
+
+def test_a_cache_that_was_filled_meanwhile_is_full(tiny):
+    """Its capacity is looked at again by who holds it: else blocks are written past their table's end."""
+    cache, other = tiny.new_cache(5), tiny.new_cache(5)
+    late = Meanwhile(lambda: tiny.forward([1, 2, 3, 4, 5], cache))
+    with pytest.raises(ValueError, match=r"caches\[0\] holds 5 of at most 5 positions, 3 more don't fit"):
+        tiny.step([[1, 1, 1], late], [cache, other])
+    assert (cache.length, other.length) == (5, 0)
+    assert_same_bits(cache.keys(1), filled(tiny, [1, 2, 3, 4, 5]).keys(1))
+
+
+def filled(model, ids):
+    cache = model.new_cache()
+    model.forward(ids, cache)
+    return cache
+
+
+def test_threads_never_fill_a_cache_past_its_capacity(tiny):
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            cache, gate = tiny.new_cache(8), threading.Barrier(4)
+
+            def fill(cache=cache, gate=gate):
+                gate.wait()
+                for _ in range(8):
+                    with contextlib.suppress(RuntimeError, ValueError):
+                        tiny.step([[1]], [cache])
+
+            threads = [threading.Thread(target=fill) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert 0 < cache.length <= 8
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("then", [[1], [1, 2, 3, 4], []])
+def test_ids_that_change_while_they_are_read(tiny, then):
+    caches, ids = [tiny.new_cache(), tiny.new_cache()], [1, 2, 3]
+
+    def check(chunk, place):
+        ids[:] = then
+        return np.array([1])
+
+    with pytest.raises(RuntimeError, match="changed while they were read"):
+        tiny._last.run([[np.int64(1)], ids], caches, False, 67, check, tiny._tables.grow)
+    assert [cache.length for cache in caches] == [0, 0]
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 8), (3, 2, 8), (2, 1, 8), (2, 2, 4)])
+def test_a_cache_of_other_sizes(tiny, sizes):
+    cache = SequenceCache(tiny, *sizes, 20)
+    with pytest.raises(ValueError, match=r"caches\[0\] wasn't made by the model's new_cache"):
+        tiny.forward([1, 2], cache)
+    assert cache.length == 0
+
+
+def test_sizes_of_a_cache(tiny):
+    for sizes in ((2, 0, 8), (2, 2, 0), (2, 2**62, 8)):
+        with pytest.raises(ValueError, match=r"(heads|head_dim) must be at least 1"):
+            SequenceCache(tiny, *sizes, 20)
+
+
+def test_forks_give_their_memory_back(tmp_path):
+    """Their tables of blocks too: 64 KB of each layer here, of which the first page is touched."""
+    model = random_llama(tmp_path / "model", {"max_position_embeddings": 1 << 20})
+    cache = filled(model, [1, 2, 3])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(4000):
+        cache.fork()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 8000
+    assert_same_bits(cache.fork().keys(0), cache.keys(0))
+
+
+# ---- tables --------------------------------------------------------------------------------------------
+
+
+def test_tables_that_were_interrupted():
+    """Between the arrays and their length: the rows aren't made a second time behind themselves."""
+
+    class Plan:
+        interrupts = 1
+
+        def __setattr__(self, name, value):
+            if Plan.interrupts:
+                Plan.interrupts = 0
+                raise KeyboardInterrupt
+            object.__setattr__(self, name, value)
+
+    plan = Plan()
+    tables = Tables({"main": Rope(8, 10000.0)}, 2000, [plan])
+    with pytest.raises(KeyboardInterrupt):
+        tables.grow(3)
+    for positions in (3, 700, 1999):
+        tables.grow(positions)
+        cos, sin = plan.tables[0]
+        assert positions <= len(cos) == tables.length <= 2000
+        assert_same_bits(cos, reference.rope_table(8, len(cos))[0])
+        assert_same_bits(sin, reference.rope_table(8, len(cos))[1])
+
+
+# ---- graphs whose steps share a tensor -------------------------------------------------------------------
+
+
+def of_family(folder, name, graph, text, config, entries=None):
+    family = registry.register(Family(name, (name,), type(config).from_dict, graph, text))
+    saved = save(folder, {"model_type": name} | (entries or {}), random_tensors(family, config), "")
+    return llorch.CausalLM.from_pretrained(saved)
+
+
+def changed(graph, change, *without):
+    parameters = tuple(p for p in graph.block_parameters if p.name not in without)
+    return replace(graph, blocks=tuple(change(block) for block in graph.blocks), block_parameters=parameters)
+
+
+class OneKey(toy.Toy):
+    """Values are the keys, before these are rotated."""
+
+    def __init__(self, config, tensors):
+        keys = {name.replace(".k.", ".v."): values for name, values in tensors.items() if ".k." in name}
+        super().__init__(config, tensors | keys)
+
+
+def values_are_keys(c):
+    def change(block):
+        steps = [step for step in block if step.name != "attn.v_flat"]
+        return tuple(replace(step, inputs=("attn.k_flat",)) if step.name == "attn.v" else step for step in steps)
+
+    return changed(toy.graph(c), change, "v.weight")
+
+
+def test_values_that_are_the_keys_before_the_rotation(tmp_path, isa):
+    """The rotation in place would rotate the values as well."""
+    model = of_family(tmp_path / "m", "one-key", values_are_keys, OneKey, toy.ToyConfig())
+    ids = np.arange(30)
+    wanted = by_reference(model, ids)
+    assert_same_bits(model.forward(ids), wanted)
+    assert_same_bits(model.forward(ids, trace=lambda name, values: None), wanted)
+    assert_same_bits(model.step([ids], [model.new_cache()])[0], wanted[-1])
+
+
+def keys_again(c):
+    def change(block):
+        steps = []
+        for step in block:
+            steps.append(replace(step, inputs=("attn.more",)) if step.name == "attn.c_proj" else step)
+            if step.name == "attn.context":
+                steps.append(Step("attn.more", "add", ("attn.context", "attn.k_flat"), "TE"))
+        return tuple(steps)
+
+    return changed(toy.graph(c), change)
+
+
+def test_keys_that_are_needed_after_the_rotation(tmp_path):
+    """Fused and traced plans agree, also where the last positions alone go on."""
+    model = of_family(tmp_path / "m", "keys-again", keys_again, toy.Toy, toy.ToyConfig())
+    ids = np.arange(30)
+    wanted = model.forward(ids, trace=lambda name, values: None)
+    assert_same_bits(model.forward(ids), wanted)
+    assert_same_bits(model.step([ids, ids[:7]], [model.new_cache(), model.new_cache()]), wanted[[29, 6]])
+    assert not same_bits(by_reference(model, ids), wanted)  # negative control: the sum does something
+
+
+GPT2 = {"vocab_size": 40, "n_positions": 50, "n_embd": 32, "n_layer": 1, "n_head": 2}
+
+
+class OrderConfig(gpt2.GPT2Config):
+    @classmethod
+    def from_dict(cls, entries):
+        return cls(**{name: value for name, value in entries.items() if name != "model_type"})
+
+
+def test_positions_may_come_first(tmp_path):
+    def graph(c):
+        found = gpt2.graph(c)
+        *before, total = found.before
+        return replace(found, before=(*before, replace(total, inputs=("places", "tokens"))))
+
+    model = of_family(tmp_path / "m", "order", graph, "GPT2", OrderConfig(**GPT2), GPT2)
+    assert_same_bits(model.forward([3, 1, 4]), by_reference(model, [3, 1, 4]))
+
+
+def test_tokens_that_are_needed_beside_their_positions(tmp_path):
+    def graph(c):
+        found = gpt2.graph(c)
+        *before, total = found.before
+        twice = Step("twice", "add", ("sum", "tokens"), "TE")
+        return replace(found, before=(*before, replace(total, name="sum"), twice))
+
+    with pytest.raises(ValueError, match="step 'sum' adds positions to 'tokens', which is needed again"):
+        of_family(tmp_path / "m", "twice", graph, "GPT2", OrderConfig(**GPT2), GPT2)
+
+
+# ---- numbers of a file -----------------------------------------------------------------------------------
+
+
+def loaded(folder, entries):
+    (folder / "config.json").write_text(json.dumps(LLAMA | entries))
+    return llorch.CausalLM.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from llorch.models.llama import FAMILY
+
+    made = tmp_path_factory.mktemp("hostile") / "model"
+    return save(made, LLAMA, random_tensors(FAMILY, LlamaConfig.from_dict(LLAMA)))
+
+
+def test_many_layers_that_are_missing(folder):
+    """Ten thousand blocks, 90,000 missing tensors: named in a moment, not looked for in all of them each."""
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=r"tensors are missing: layers\.2\.input_layernorm\.weight.* and 89978 more"):
+        loaded(folder, {"num_hidden_layers": 10_000})
+    assert time.perf_counter() - begin < 30
+
+
+@pytest.mark.parametrize(
+    "entries, text",
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "scaling's factor is 0"),
+        ({"rope_scaling": {"type": "linear"}}, "scaling has no factor"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0, "long_factor": 3.0}}, "rotations"),
+        ({"rope_scaling": {"rope_type": "gguf", "rope_freqs": [1, 2]}}, "rope_freqs has 2 numbers"),
+        ({"rope_scaling": {"type": "linear", "factor": 1e-30}}, r"frequency of 1.00e\+30, it must be at most 1e\+10"),
+        ({"rope_theta": 1e-300}, r"config.json: rotations: base 1e-300 and scaling make a frequency of"),
+        ({"rope_theta": 10**400}, r"config.json: rope_theta is 10+\.\.\., it must be in"),
+        ({"vocab_size": 10**300}, r"config.json: vocab_size is 10+\.\.\., it must be at least 1"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: llorch's Llama doesn't support it"),
+    ],
+)
+def test_numbers_that_make_no_model(folder, entries, text):
+    """Said when the model is loaded, by the name of the file: not when the first token comes."""
+    with pytest.raises(ValueError, match=text) as caught:
+        loaded(folder, entries)
+    assert "config.json" in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_harmless_partial_rotary_factor(folder):
+    assert loaded(folder, {"partial_rotary_factor": 1.0}).forward([1]).shape == (1, 67)
