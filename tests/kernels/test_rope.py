@@ -355,3 +355,20 @@ def test_out_may_not_be_the_table_or_part_of_x():
     room = np.zeros((9, 8), np.float32)
     with pytest.raises(ValueError, match="out overlaps x in part"):
         llorch.rope(room[1:], np.ones((8, 4), np.float32), np.ones((8, 4), np.float32), out=room[:-1])
+
+
+@pytest.mark.parametrize("base", [1e-11, 1e-150, 1e-300])
+def test_frequencies_that_need_more_digits_are_refused(base):
+    """At 1e-150 the bits would be wrong: some 100 digits of the angle are whole turns."""
+    with pytest.raises(ValueError, match=r"make a frequency of .*, it must be at most 1e"):
+        llorch.rope_table(64, 3, base=base)
+
+
+def test_frequencies_near_the_limit():
+    for base in (1e-10, 1e-3):
+        for table, wanted in zip(
+            llorch.rope_table(8, [0, 1, 77, 2**24 - 1], base=base),
+            reference.rope_table(8, [0, 1, 77, 2**24 - 1], base=base),
+            strict=True,
+        ):
+            assert_same_bits(table, wanted)
