@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llorch
+from llorch import _core
 from llorch._core import Plan, SequenceCache
 from llorch._text import printable
 from llorch.files import Source, open_model
@@ -95,6 +96,18 @@ class Decoder:
         ModuleNotFoundError
             A package of llorch[models] is needed and missing.
         """
+        model: Self = _core._in_fpenv(cls._load, path_or_hub_id, dtype)
+        if model.left_out:
+            warnings.warn(
+                f"{printable(str(model.path))}: left out, as they belong to another task than the next token: "
+                f"{loading.some(model.left_out)}",
+                stacklevel=2,
+            )
+        return model
+
+    @classmethod
+    def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
+        """In the contract's floating-point environment: the file's numbers are read and computed with here."""
         source = open_model(path_or_hub_id)
         family = registry.family_of(source)
         config = registry.config_of(source, family)
@@ -103,12 +116,6 @@ class Decoder:
             raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
         found = loading.find(source, family, graph)
         registry.check_ropes(source, config, graph)
-        if found.heads:
-            warnings.warn(
-                f"{printable(str(source.path))}: left out, as they belong to another task than the next token: "
-                f"{loading.some(found.heads)}",
-                stacklevel=2,
-            )
         return cls(source, family, config, graph, loading.load(source, graph, found, dtype), found.heads)
 
     def __repr__(self) -> str:

@@ -337,7 +337,7 @@ except FileNotFoundError as error:
 @pytest.mark.parametrize("package, name", (("huggingface_hub", "some/model"), ("ml_dtypes", "shakespeare-1m")))
 def test_a_missing_package(monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModuleNotFoundError, match=r'llorch\[gpt2\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'llorch\[models\]"'):
         Reader().array(open_model(name).tensors["transformer.wte.weight"])
 
 

@@ -117,6 +117,7 @@ def test_no_public_name_is_left_out():
     for name in llorch.__all__:
         assert hasattr(llorch, name), name
     public = {name for name in vars(_core) if not name.startswith("_") and callable(getattr(_core, name))}
+    public -= {"Plan", "SequenceCache"}  # llorch.models makes them
     assert public <= set(llorch.__all__), f"{public - set(llorch.__all__)} of the core is in no list"
 
 

@@ -106,11 +106,11 @@ def error(tensor: Tensor, values: Any, exact: Any) -> Error:
 
 def missing_peer(model: Model) -> str:
     """What is missing for transformers to run the model, "" if nothing is."""
+    if model.source.kind != "hf":
+        return "it reads folders, this is a GGUF file"
     absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed"
-    if model.source.kind != "hf":
-        return "it reads folders, this is a GGUF file"
     return "" if transformers_class(model) is not None else f"it has no {model.family.name}"
 
 
