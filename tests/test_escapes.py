@@ -145,7 +145,7 @@ def hostile_dumps(tmp_path):
         "name": {EVIL: tensor},
         "dtype": {"h.0.ln_1": tensor | {"dtype": EVIL}},
         "metadata": {"__metadata__": {EVIL: EVIL, "model": EVIL}, "h.0.ln_1": tensor},
-        "both": {EVIL: tensor, "ln_f": tensor | {"data_offsets": [4, 8]}},
+        "both": {EVIL: tensor, "h.0.ln_1": tensor | {"data_offsets": [4, 8]}},
     }.items():
         yield header(tmp_path / f"{what}.safetensors", entries, bytes(8 if what == "both" else 4))
     yield header(tmp_path / f"{EVIL}.safetensors", {"a": tensor}, bytes(4))
@@ -158,7 +158,7 @@ def test_hostile_dumps(tmp_path, monkeypatch):
     ours = tmp_path / "ours.safetensors"
     plain(run("dump", "--prompt", "Hello.", "-o", ours))
     for dump in hostile_dumps(tmp_path):
-        for arguments in ((dump, ours), (ours, dump), (dump, ours, "--map", f"{EVIL}=ln_f")):
+        for arguments in ((dump, ours), (ours, dump), (dump, ours, "--map", f"{EVIL}=h.0.ln_1")):
             result = run("compare", *arguments)
             plain(result)
             assert result.exit_code in (0, 1, 2)
