@@ -35,8 +35,8 @@ links = ["-pthread"]
 if os.environ.get("LLORCH_WERROR"):
     ours.append("-Werror")
 if sanitizers := os.environ.get("LLORCH_SANITIZE"):
-    # -O1: at -O3 the checks in the unrolled tiles take compilers minutes a file
-    flags += ["-O1", f"-fsanitize={sanitizers}", "-g", "-fno-omit-frame-pointer"]
+    # -O1, -g1: at -O3, or with the places of all variables, compilers take many minutes a file over the checks
+    flags += ["-O1", f"-fsanitize={sanitizers}", "-g1", "-fno-omit-frame-pointer", "-DLL_SANITIZE"]
     links += [f"-fsanitize={sanitizers}"]
 elif not os.environ.get("LLORCH_DEBUG"):
     flags += ["-g0"]  # Python's own flags ask for debug information

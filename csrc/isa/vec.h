@@ -48,9 +48,12 @@
 #define LL_INLINE static inline __attribute__((always_inline, unused))
 #define LL_NOINLINE static __attribute__((noinline, unused))
 
-/* Before a loop: n times its body. */
+/* Before a loop: n times its body. Not under a sanitizer: its checks would be repeated with it, which takes compilers many
+ * minutes, and where the loops stay loops it sees every index of a register, too. */
 #define LL_PRAGMA(words) _Pragma(#words)
-#ifdef __clang__
+#if defined(LL_SANITIZE)
+#define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll 1)
+#elif defined(__clang__)
 #define LL_UNROLL_BY(n) LL_PRAGMA(clang loop unroll_count(n))
 #else
 #define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll n)

@@ -7,7 +7,11 @@
 #define LL_UNROLL
 typedef struct { float lane[LL_VL]; } vf;
 
+#ifdef LL_SANITIZE /* as in vec.h: the checks once, not in every call's place */
+#define LL_FN static __attribute__((noinline, unused))
+#else
 #define LL_FN static inline __attribute__((always_inline, unused))
+#endif
 #define LL_EACH for (int l = 0; l < LL_VL; l++)
 
 /* fma(a, b, c), rounded once. The product of two float32 is exact in float64. The sum is rounded to odd:

@@ -11,7 +11,7 @@
 LL_NOINLINE void linear_finish(const ll_linear_args *a, vf v[2], ptrdiff_t row, size_t n, size_t count)
 {
     if (a->activation)
-        unary_pair(a->activation, v);
+        unary_float32[a->activation](v, v, 2 * LL_VL);
     if (a->residual) {
         vf residual[2];
         pair_load((const char *)a->residual + row * a->residual_stride, n, n + count, a->dtype, residual);

@@ -11,18 +11,6 @@
 
 #define GATE_PART 512
 
-/* f(x) [n] in place, in float32. */
-static const ll_unary_kernel gate_functions[LL_UNARY_OPS] = {
-    [LL_EXP] = LL_SYMBOL(exp_f32),
-    [LL_TANH] = LL_SYMBOL(tanh_f32),
-    [LL_ERF] = LL_SYMBOL(erf_f32),
-    [LL_SIGMOID] = LL_SYMBOL(sigmoid_f32),
-    [LL_SILU] = LL_SYMBOL(silu_f32),
-    [LL_GELU] = LL_SYMBOL(gelu_f32),
-    [LL_GELU_TANH] = LL_SYMBOL(gelu_tanh_f32),
-    [LL_RELU] = LL_SYMBOL(relu_f32),
-};
-
 LL_INLINE void gate_part(const char *g, const char *u, char *y, size_t n, ll_unary_kernel function, int dtype)
 {
     _Alignas(64) float f[GATE_PART];
@@ -47,7 +35,7 @@ LL_INLINE void gate_part(const char *g, const char *u, char *y, size_t n, ll_una
 static void LL_SYMBOL(gate)(const ll_gate_args *a, size_t begin, size_t end, size_t first, size_t n)
 {
     const size_t size = ll_dtype_size(a->dtype);
-    const ll_unary_kernel function = gate_functions[a->op];
+    const ll_unary_kernel function = unary_float32[a->op];
     for (size_t i = begin; i < end; i++)
         for (size_t j = first; j < first + n; j += GATE_PART) {
             const char *g = (const char *)a->g + (ptrdiff_t)i * a->g_stride + j * size;

@@ -355,22 +355,6 @@ LL_INLINE void ll_relu_vp(vf x[2])
 #undef UNARY_PAIR
 #undef UNARY_CHAIN
 
-/* By number: op is LL_EXP and so on. */
-LL_INLINE void unary_pair(int op, vf x[2])
-{
-    switch (op) {
-    case LL_EXP: ll_exp_vp(x); break;
-    case LL_TANH: ll_tanh_vp(x); break;
-    case LL_ERF: ll_erf_vp(x); break;
-    case LL_SIGMOID: ll_sigmoid_vp(x); break;
-    case LL_SILU: ll_silu_vp(x); break;
-    case LL_GELU: ll_gelu_vp(x); break;
-    case LL_GELU_TANH: ll_gelu_tanh_vp(x); break;
-    case LL_RELU: ll_relu_vp(x); break;
-    default: break;
-    }
-}
-
 /* ---- arrays ----------------------------------------------------------------------------------- */
 
 /* Values [j, n) of a row, at most two vectors; what is past n is 0, which no function finds hard. */
@@ -391,38 +375,82 @@ LL_INLINE void pair_store(char *row, size_t j, size_t n, int dtype, const vf v[2
     }
 }
 
-#define LL_DEFINE(name, function, dtype)                                                \
-    static void LL_SYMBOL(name)(const void *x, void *y, size_t n)                       \
-    {                                                                                   \
-        vf v[2];                                                                        \
-        size_t j = 0;                                                                   \
-        for (; j + 2 * LL_VL <= n; j += 2 * LL_VL) {                                    \
-            v[0] = row_load(x, j, dtype);                                               \
-            v[1] = row_load(x, j + LL_VL, dtype);                                       \
-            function(v);                                                                \
-            row_store(y, j, v[0], dtype);                                               \
-            row_store(y, j + LL_VL, v[1], dtype);                                       \
-        }                                                                               \
-        if (j < n) {                                                                    \
-            pair_load(x, j, n, dtype, v);                                               \
-            function(v);                                                                \
-            pair_store(y, j, n, dtype, v);                                              \
-        }                                                                               \
-    }
-#define LL_DEFINE_ALL(name) \
-    LL_DEFINE(name##_f32, ll_##name##_vp, LL_F32) \
-    LL_DEFINE(name##_f16, ll_##name##_vp, LL_F16) \
-    LL_DEFINE(name##_bf16, ll_##name##_vp, LL_BF16)
+/* y = f(x) [n]: float32, then the other types, which go through float32, UNARY_PART values at a time, in the first cache.
+ * Each function is compiled once: what is left at the end goes through two vectors of its own. */
+#define UNARY_PART 512
 
-LL_DEFINE_ALL(exp)
-LL_DEFINE_ALL(tanh)
-LL_DEFINE_ALL(erf)
-LL_DEFINE_ALL(sigmoid)
-LL_DEFINE_ALL(silu)
-LL_DEFINE_ALL(gelu)
-LL_DEFINE_ALL(gelu_tanh)
-LL_DEFINE_ALL(relu)
-#undef LL_DEFINE_ALL
+LL_NOINLINE void unary_widened(ll_unary_kernel function, const void *x, void *y, size_t n, int dtype)
+{
+    _Alignas(64) float part[UNARY_PART];
+    vf v[2];
+    for (size_t first = 0; first < n; first += UNARY_PART) {
+        const size_t end = ll_least(first + UNARY_PART, n);
+        for (size_t j = first; j < end; j += 2 * LL_VL) {
+            pair_load(x, j, end, dtype, v);
+            vf_store(part + j - first, v[0]);
+            vf_store(part + j - first + LL_VL, v[1]);
+        }
+        function(part, part, end - first);
+        for (size_t j = first; j < end; j += 2 * LL_VL) {
+            v[0] = vf_load(part + j - first);
+            v[1] = vf_load(part + j - first + LL_VL);
+            pair_store(y, j, end, dtype, v);
+        }
+    }
+}
+
+#define LL_DEFINE(name)                                                                                                 \
+    LL_NOINLINE void LL_SYMBOL(name##_f32)(const void *x, void *y, size_t n)                                            \
+    {                                                                                                                   \
+        vf v[2];                                                                                                        \
+        size_t j = 0;                                                                                                   \
+        for (; j + 2 * LL_VL <= n; j += 2 * LL_VL) {                                                                    \
+            v[0] = row_load(x, j, LL_F32);                                                                              \
+            v[1] = row_load(x, j + LL_VL, LL_F32);                                                                      \
+            ll_##name##_vp(v);                                                                                          \
+            row_store(y, j, v[0], LL_F32);                                                                              \
+            row_store(y, j + LL_VL, v[1], LL_F32);                                                                      \
+        }                                                                                                               \
+        if (j < n) {                                                                                                    \
+            float rest[2 * LL_VL];                                                                                      \
+            pair_load(x, j, n, LL_F32, v);                                                                              \
+            vf_store(rest, v[0]);                                                                                       \
+            vf_store(rest + LL_VL, v[1]);                                                                               \
+            LL_SYMBOL(name##_f32)(rest, rest, 2 * LL_VL);                                                               \
+            v[0] = vf_load(rest);                                                                                       \
+            v[1] = vf_load(rest + LL_VL);                                                                               \
+            pair_store(y, j, n, LL_F32, v);                                                                             \
+        }                                                                                                               \
+    }                                                                                                                   \
+    static void LL_SYMBOL(name##_f16)(const void *x, void *y, size_t n)                                                 \
+    {                                                                                                                   \
+        unary_widened(LL_SYMBOL(name##_f32), x, y, n, LL_F16);                                                          \
+    }                                                                                                                   \
+    static void LL_SYMBOL(name##_bf16)(const void *x, void *y, size_t n)                                                \
+    {                                                                                                                   \
+        unary_widened(LL_SYMBOL(name##_f32), x, y, n, LL_BF16);                                                         \
+    }
+
+LL_DEFINE(exp)
+LL_DEFINE(tanh)
+LL_DEFINE(erf)
+LL_DEFINE(sigmoid)
+LL_DEFINE(silu)
+LL_DEFINE(gelu)
+LL_DEFINE(gelu_tanh)
+LL_DEFINE(relu)
 #undef LL_DEFINE
+
+/* By number: LL_EXP and so on; NULL is no function. */
+static const ll_unary_kernel unary_float32[LL_UNARY_OPS] = {
+    [LL_EXP] = LL_SYMBOL(exp_f32),
+    [LL_TANH] = LL_SYMBOL(tanh_f32),
+    [LL_ERF] = LL_SYMBOL(erf_f32),
+    [LL_SIGMOID] = LL_SYMBOL(sigmoid_f32),
+    [LL_SILU] = LL_SYMBOL(silu_f32),
+    [LL_GELU] = LL_SYMBOL(gelu_f32),
+    [LL_GELU_TANH] = LL_SYMBOL(gelu_tanh_f32),
+    [LL_RELU] = LL_SYMBOL(relu_f32),
+};
 
 #endif
