@@ -29,6 +29,7 @@ HUB_FILES = (
     "vocab.txt",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_templates/*.jinja",
     "generation_config.json",
 )
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -33,6 +33,8 @@ class Request:
         Ends the result before it: see `llorch.CausalLM.generate`.
     name : str
         What errors call the prompt.
+    as_text : bool
+        The new text is told for a prompt of ids, too.
     """
 
     prompt: Prompt
@@ -40,6 +42,7 @@ class Request:
     parameters: SamplingParameters = dataclasses.field(default_factory=SamplingParameters)
     stop: Stop | None = None
     name: str = "prompt"
+    as_text: bool = False
 
 
 class Event(NamedTuple):
@@ -52,8 +55,9 @@ class Event(NamedTuple):
     token : int or None
         The new token. None while the prompt is read, and where a token that ends the sequence came.
     text : str or None
-        For a prompt of text, what can be told of the new text: whole characters, without what may yet become part of a
-        stop string. It may be empty, and it may hold the text of earlier tokens. None for a prompt of ids.
+        For a prompt of text, or where text was asked for, what can be told of the new text: whole characters, without
+        what may yet become part of a stop string. It may be empty, and it may hold the text of earlier tokens. Else
+        None.
     reason : str or None
         None while the sequence goes on; "stop" after a stop string or id or an end-of-text token; "length" at
         max_new_tokens; "error". The batch has forgotten the sequence then.
@@ -130,7 +134,8 @@ class Sequence:
                 if room >= 0
                 else f"{name} has {count} tokens, the context only {context}"
             )
-        self.text = _Text(model, strings) if isinstance(request.prompt, str) else None
+        wanted = isinstance(request.prompt, str) or request.as_text
+        self.text = _Text(model, strings) if wanted else None
         if strings and self.text is None:
             raise TypeError(f"stop has the string {strings[0]!r}, but {name} is ids: stop at ids, or give text")
         self.parameters = request.parameters.seeded()
@@ -138,7 +143,7 @@ class Sequence:
         self.reason: str | None = None if self.most else "length"
         self.ids = list(self.prompt_ids)
         self.fed = 0  # ids that the cache holds
-        self.cache: Any = None
+        self.cache: Any = None  # made when it begins, unless it is given one, with so many ids in it
 
     @property
     def new_ids(self) -> list[int]:
@@ -291,7 +296,8 @@ class Batch:
             if sequence.reason:
                 events.append(Event(id, 0, reason=sequence.reason))
             else:
-                sequence.cache = self.model.new_cache(len(sequence.prompt_ids) + sequence.most)
+                if sequence.cache is None:
+                    sequence.cache = self.model.new_cache(len(sequence.prompt_ids) + sequence.most)
                 self._active[id] = sequence
             self._waiting.popleft()
         return events

@@ -1,4 +1,4 @@
-"""What a user asks of a model: generate, stream, generate_batch, score, and its tokenizer.
+"""What a user asks of a model: generate, stream, generate_batch, chat, score, and its tokenizer.
 
 `Faces` adds them to any engine, as thin loops on `llorch.text.batch`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Generic, TypeVar, Unpack, cast, overload
 
@@ -15,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.text import batch as batches
+from llorch.text import chat as chats
+from llorch.text import template as templates
 from llorch.text import tokenizer_files
 from llorch.text.batch import Batch, Prompt, Request, Stop
-from llorch.text.protocol import Ids, Model
+from llorch.text.chat import Asked, ChatStream, Kept, Messages, Reply
+from llorch.text.protocol import ChatModel, Ids, Model
 from llorch.text.sampling import Sampling, SamplingParameters, whole
 from llorch.text.score import Progress, Score, score
+from llorch.text.template import ChatTemplates
 from llorch.text.tokenizer import Tokenizer
 
 Piece = TypeVar("Piece", str, int)
@@ -58,6 +62,31 @@ class Faces:
         else:
             ends = set() if config.eos_token_id is None else {config.eos_token_id}
         return frozenset(ends | tokenizer_files.generation_ends(model.path))
+
+    @cached_property
+    def chat_templates(self) -> ChatTemplates:
+        """How a conversation becomes a prompt; empty for a model that has none. ValueError names a broken file."""
+        return templates.load(getattr(self, "source", None) or cast(Model, self).path)
+
+    @cached_property
+    def chat_end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer: `end_ids`; the tokenizer's eos_token; GGUF's eos, eot and eom."""
+        model = cast(Model, self)
+        source: Any = getattr(self, "source", None)
+        found = set(model.end_ids)
+        if getattr(source, "kind", None) == "gguf":
+            ids = (source.config.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+            found |= {id for id in ids if isinstance(id, int) and 0 <= id < model.config.vocab_size}
+        else:
+            eos = model.tokenizer.library.token_to_id(self.chat_templates.variables.get("eos_token", ""))
+            found |= set() if eos is None or eos >= model.config.vocab_size else {eos}
+        return frozenset(found)
+
+    @property
+    def kept(self) -> Kept:
+        """The keys and values of the last conversation; `kept.forget()` gives their memory back."""
+        made: Kept = self.__dict__.setdefault("_kept", Kept())
+        return made
 
     @cached_property
     def missing_ids(self) -> NDArray[np.intp]:
@@ -229,6 +258,126 @@ class Faces:
                     raise event.error
                 pieces[event.id] += event.pieces
         return [_whole(found, prompt) for found, prompt in zip(pieces.values(), prompts, strict=True)]
+
+    def chat(
+        self: ChatModel,
+        messages: Messages,
+        max_new_tokens: int | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        overflow: str = "refuse",
+        keep: bool = True,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[Options],
+    ) -> Reply:
+        """A conversation's next answer, by the chat template that comes with the model.
+
+        The prompt's ids are those of transformers' `apply_chat_template`, but that a special token whose text stands in
+        messages, tools or documents stays text: only the template's own become special tokens. Other added tokens that
+        the template uses, such as those around reasoning, are tokens in the messages of the assistant alone. Where the
+        template joins texts of its own with a role to a special token, that is the template's.
+
+        Parameters
+        ----------
+        messages : list of mappings
+            At least one, each with a role ("system", "user", "assistant", "tool" or what the template has) and as a
+            rule with content, a str. The template may know more, such as tool_calls.
+        max_new_tokens : int, at least 0, optional
+            None: as many as the context has room for.
+        tools, documents : list of mappings, optional
+            As JSON has them: see the model's own description of its template.
+        template : str, optional
+            The name of one of the model's templates, or a template's text. None: "tool_use" where tools are given and
+            there is one, else the default.
+        variables : mapping, optional
+            More that the template may ask for, such as {"enable_thinking": False}.
+        continue_final_message : bool
+            The last message is the answer's beginning, and is continued.
+        overflow : "refuse" or "drop_oldest"
+            What to do with a conversation that the context has no room for, together with max_new_tokens: ValueError
+            says how long it is; or the oldest turns are left out, a user's message together with all that follows it,
+            until it fits. The system's messages at the beginning stay, and so does the last turn. Without
+            max_new_tokens 512 tokens are left free for the answer, at most a quarter of the context. The result says
+            how many messages were left out.
+        keep : bool
+            Keep the keys and values for the next turn, which then reads only what is new. The bits of an answer don't
+            depend on it. One conversation is kept, the last; its memory is that of `new_cache`, until
+            `kept.forget()`.
+        seed, stop, temperature, top_k, top_p, repetition_penalty
+            As `generate` has them. The tokens that end a turn are `chat_end_ids`.
+        progress : function of (done, of), optional
+            Called as the prompt is read.
+
+        Returns
+        -------
+        llorch.text.chat.Reply
+            With text, ids, finish_reason, and message to append for the next turn.
+
+        Raises
+        ------
+        ValueError
+            As `generate`; messages that are too long, or that the template refuses; a model without a template; a
+            template that is broken, or that takes more than a conversation needs: the file and the line are named.
+        TypeError
+            Messages, tools or documents that aren't what JSON has.
+        ImportError
+            The package jinja2 is missing, or tokenizers.
+        """
+        asked = Asked(tools, documents, template, variables, continue_final_message)
+        stream = chats.chat_stream(
+            self, messages, max_new_tokens, seed, overflow, keep, progress, asked, cast(dict[str, Any], options)
+        )
+        try:
+            for _ in stream:
+                pass
+        finally:
+            stream.close()
+        return stream.reply
+
+    def chat_stream(
+        self: ChatModel,
+        messages: Messages,
+        max_new_tokens: int | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        overflow: str = "refuse",
+        keep: bool = True,
+        seed: int | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[Options],
+    ) -> ChatStream:
+        """As `chat`, piece by piece: `"".join(pieces)` is its text, `reply` the rest.
+
+        Bad arguments raise at once, not with the first piece. `close` ends an answer before its end.
+        """
+        asked = Asked(tools, documents, template, variables, continue_final_message)
+        return chats.chat_stream(
+            self, messages, max_new_tokens, seed, overflow, keep, progress, asked, cast(dict[str, Any], options)
+        )
+
+    def chat_prompt(
+        self: ChatModel,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool = False,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """The ids that `chat` continues. Without add_generation_prompt they end with the last message."""
+        asked = Asked(tools, documents, template, variables, continue_final_message)
+        return chats.chat_prompt(self, messages, asked, add_generation_prompt)
 
     def score(self: Model, text: Prompt, *, stride: int | None = None, progress: Progress | None = None) -> Score:
         """The log-probability of each token of a text (or of ids) by those before it.

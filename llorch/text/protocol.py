@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from llorch.text.chat import Kept
+    from llorch.text.template import ChatTemplates
     from llorch.text.tokenizer import Tokenizer
 
 Ids = Sequence[int] | NDArray[Any]
@@ -31,6 +33,17 @@ class Model(Protocol):
     def forward(self, ids: Ids, cache: Any = None) -> Logits: ...
     def step(self, chunks: Sequence[Ids], caches: Sequence[Any]) -> Logits: ...
     def _ids(self, ids: Ids, name: str) -> NDArray[Any]: ...
+
+
+class ChatModel(Model, Protocol):
+    """What a conversation needs beside it."""
+
+    @property
+    def chat_templates(self) -> "ChatTemplates": ...
+    @property
+    def chat_end_ids(self) -> frozenset[int]: ...
+    @property
+    def kept(self) -> "Kept": ...
 
 
 def context_of(model: Model) -> int:
