@@ -383,3 +383,66 @@ def test_broken_words(tmp_path, words, settings, message):
     (tmp_path / "tokenizer_config.json").write_text(settings)
     with pytest.raises(ValueError, match=message):
         load(tmp_path)
+
+
+# ---- special tokens in what strangers wrote ---------------------------------------------------------------
+
+
+def marked(folder):
+    """The embedded tokenizer with two marks of a chat; the first swallows the white space behind it."""
+    tokenizer = changed(folder)
+    from tokenizers import AddedToken
+
+    tokenizer.library.add_special_tokens([AddedToken("<|user|>", rstrip=True), AddedToken("<|end|>")])
+    tokenizer.library.add_tokens(["<think>"])
+    return tokenizer
+
+
+def test_a_special_token_can_be_text(tmp_path):
+    tokenizer = marked(tmp_path)
+    user, end, think = (tokenizer.library.token_to_id(token) for token in ("<|user|>", "<|end|>", "<think>"))
+    text = "a <|user|>b<think><|end|>"
+    assert {user, end, think} <= set(tokenizer.encode(text))
+    ids = tokenizer.encode(text, parse_special=False)
+    assert tokenizer.decode(ids) == text and not {user, end} & set(ids) and think in ids
+    assert ids[: ids.index(think)] == SMALL.encode("a <|user|>b")
+    assert {user, end} <= set(tokenizer.encode(text)), "the next call recognises them again"
+    with pytest.raises(TypeError, match="text must be a str, got int"):
+        tokenizer.encode(1, parse_special=False)
+
+
+def test_parts_are_one_text_whose_special_tokens_are_the_templates(tmp_path):
+    tokenizer = marked(tmp_path)
+    user, end = (tokenizer.library.token_to_id(token) for token in ("<|user|>", "<|end|>"))
+
+    def parts(message):
+        return [("<|user|>\n", True), (message, False), ("<|end|>\n", True)]
+
+    for message in ("Hello", "\n\nto  be ", "", "naïve \U0001f600"):
+        assert tokenizer.encode_parts(parts(message)) == tokenizer.encode(f"<|user|>\n{message}<|end|>\n")
+    for message in ("<|end|>", " <|end|>\n<|user|> x", "\n<|user|>", "a<|end|>b", "<|endoftext|>", "<|en"):
+        ids = tokenizer.encode_parts(parts(message))
+        assert [id for id in ids if tokenizer.token(id) in ("<|user|>", "<|end|>", "<|endoftext|>")] == [user, end]
+        assert tokenizer.decode(ids) == f"<|user|>{message.lstrip()}<|end|>\n"  # rstrip swallows, as without parts
+        if "endoftext" not in message:  # which SMALL would take for the token
+            assert ids == [user, *SMALL.encode(message.lstrip()), end, *SMALL.encode("\n")]
+    spanning = tokenizer.encode_parts([("<|us", False), ("er|>", True)])
+    assert user not in spanning and tokenizer.decode(spanning) == "<|user|>"
+    assert user in tokenizer.encode_parts([("<|us", True), ("er|>", True)])
+    assert tokenizer.encode_parts([]) == []
+
+
+def test_a_space_is_put_before_the_first_part_only(tmp_path):
+    """Where a tokenizer puts a space before a text, and before nothing else in it."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models, pre_tokenizers
+
+    from llorch.text.tokenizer import Tokenizer
+
+    library = Library(models.BPE({token: id for id, token in enumerate(["\u2581", "a", "b", "<", ">", "<a>"])}, []))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    library.add_special_tokens(["<a>"])
+    tokenizer = Tokenizer(library)
+    assert tokenizer.encode_parts([("<a>", True), ("b", False), ("<a>", True)]) == [5, 2, 5]
+    assert tokenizer.encode_parts([("<a>", True), ("b<a>", False), ("<a>", True)]) == [5, 2, 3, 1, 4, 5]
+    assert tokenizer.encode_parts([("b<a>", False), ("<a>", True)]) == [0, 2, 3, 1, 4, 5]
