@@ -81,6 +81,8 @@ class Command:
         self.begun = False
         self.busy = False  # a command runs: KeyboardInterrupt lets it tidy up
         self.came = False
+        self.session = False  # it goes on after Ctrl-C, which ends a part of it
+        self.armed = False  # there is such a part
 
     def begin(self) -> None:
         """Sets the handler, unless SIGINT isn't Python's: ignored in the background, or somebody else's."""
@@ -93,7 +95,12 @@ class Command:
     def handle(self, number: int, frame: FrameType | None) -> None:
         if self.came or not self.busy:
             leave()
-        self.came = True
+        if self.session:
+            if not self.armed:
+                return
+            self.armed = False
+        else:
+            self.came = True
         self.interrupt(number, frame)
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -110,7 +117,7 @@ class Command:
 
     def unraisable(self, what: sys.UnraisableHookArgs) -> None:
         """A KeyboardInterrupt that came where none can be raised (a finalizer, a callback of C) comes once more."""
-        if issubclass(what.exc_type, KeyboardInterrupt) and self.came:
+        if issubclass(what.exc_type, KeyboardInterrupt) and (self.came or self.session):
             self.once_more()
         else:
             sys.__unraisablehook__(what)
@@ -143,6 +150,24 @@ class at_once:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         command.busy = self.before
+
+
+class session:
+    """While the body runs Ctrl-C doesn't end the command: it raises KeyboardInterrupt once after each `arm`, and is
+    passed over where there is nothing to end, so that pressing it twice ends one thing and not two."""
+
+    def __enter__(self) -> session:
+        command.session, command.armed = True, False
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        command.session = command.armed = False
+
+    def arm(self) -> None:
+        command.armed = True
+
+    def disarm(self) -> None:
+        command.armed = False
 
 
 def leave() -> NoReturn:

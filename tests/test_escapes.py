@@ -86,6 +86,7 @@ COMMANDS = (
     ("info", "--json"),
     ("generate", "ROMEO:", "-n", "3", "--model"),
     ("score", "ROMEO: and", "--model"),
+    ("chat", "--model"),
     ("bench", "--repetitions", "1", "--model"),
     ("dump", "-o", "dump.safetensors", "--model"),
     ("validate", "--model"),

@@ -26,12 +26,13 @@ dtype_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-def model_option(default: str | None = EMBEDDED, more: str = "") -> Callable[..., Any]:
+def model_option(default: str | None = EMBEDDED, more: str = "", required: bool = False) -> Callable[..., Any]:
     """--model: whatever `llorch.CausalLM.from_pretrained` takes."""
+    given: dict[str, Any] = {"required": True} if required else {"default": default}
     return click.option(
         "--model",
-        default=default,
-        show_default=default is not None,
+        **given,
+        show_default=not required and default is not None,
         help=f"A folder, a .gguf file, or an id on Hugging Face's hub.{more}",
     )
 
@@ -82,6 +83,15 @@ class ModelText:
             text = "".join(printable(c) if _obeyed(c) else c for c in text)
         self.out.write(text)
         self.out.flush()
+
+
+def say_dim(text: str) -> None:
+    """A line of ours between the texts of others, on a terminal."""
+    from rich.text import Text
+
+    from llorch._console import SafeConsole
+
+    SafeConsole(soft_wrap=True, highlight=False).print(Text(text, style="dim"))
 
 
 class Failure(click.ClickException):
