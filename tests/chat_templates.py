@@ -164,6 +164,24 @@ def library(kind="bytes"):
     return made
 
 
+def gguf_metadata(made, template):
+    """What a GGUF file says of the tokenizer of bytes."""
+    tokens = sorted(made.get_vocab(with_added_tokens=True).items(), key=lambda pair: pair[1])
+    kinds = [3 if token in SPECIAL else 4 if token in PLAIN else 1 for token, _ in tokens]
+    merges = json.loads(made.to_str())["model"]["merges"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [token for token, _ in tokens],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        "tokenizer.ggml.bos_token_id": SPECIAL.index("<s>"),
+        "tokenizer.ggml.eos_token_id": SPECIAL.index("</s>"),
+        "tokenizer.ggml.eot_token_id": SPECIAL.index("<|im_end|>"),
+        "tokenizer.chat_template": template,
+    }
+
+
 def save(folder, template, made, **settings):
     """tokenizer.json and tokenizer_config.json, as transformers reads them."""
     made.save(str(folder / "tokenizer.json"))

@@ -84,7 +84,8 @@ def write_gguf(path, family, config, tensors, architecture, metadata, quantise=l
 
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in metadata.items():
-        kind = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        kind = kinds[type(value)]
         kind(name, value)
     graph = family.graph(config)
     for name, short, parameter in graph.all_parameters():

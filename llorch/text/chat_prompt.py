@@ -16,6 +16,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llorch._text import shown
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 NONCHARACTERS = [chr(i) for i in range(0xFDD0, 0xFDF0)]
 ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
+RESERVED = frozenset({"self", "messages", "tools", "documents", "add_generation_prompt"})
 DEEPEST = 100  # lists in lists, of what a caller gives
 
 
@@ -85,7 +87,11 @@ class Given:
             raise ValueError("messages is empty, at least one message is needed")
         self.tools = _mappings(tools, "tools")
         self.documents = _mappings(documents, "documents")
+        if not isinstance(variables, Mapping | None):
+            raise TypeError(f"variables must be a mapping of names to values, got {type(variables).__name__}")
         self.variables = _plain(dict(variables or {}), "variables")
+        if taken := RESERVED & set(self.variables):
+            raise ValueError(f"variables has {min(taken)}, which has an argument of its own")
 
     def characters(self) -> set[str]:
         """Those of all texts."""
@@ -184,7 +190,7 @@ class Marks:
         special = {token.content for token in added if token.special and token.content}
         self.control = special | {t for t in self.added if t in template.literal and not t.isspace()}
         # What an assistant has said may have tokens that it may say, such as those around its reasoning.
-        self._all, self._special = _Words(self.control), _Words(special)
+        self._all, self._special = _words(frozenset(self.control)), _words(frozenset(special))
         self.words = template.words | ROLES
 
     def message(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -209,9 +215,9 @@ class Marks:
         if text in self.words:  # a template may ask whether it is this
             return marked
         first, last = text.lstrip(), text.rstrip()
-        if first.startswith(words.ends) or words.within(text):
+        if words.ends_at_its_start(first) or words.within(text):
             marked = marked[: len(text) - len(first)] + self.begin + marked[len(text) - len(first) :]
-        if last.endswith(words.begins):
+        if words.begins_at_its_end(last):
             spaces = len(text) - len(last)
             marked = marked[: len(marked) - spaces] + self.end + marked[len(marked) - spaces :]
         return marked
@@ -229,7 +235,7 @@ class Marks:
         places = sorted(begins | ends)
         own, others = [], 0
         if places:
-            for match in _Words(self.added).whole.finditer(text):
+            for match in _words(frozenset(self.added)).whole.finditer(text):
                 if match[0] not in self.control:
                     continue
                 from_, to = match.span()
@@ -253,16 +259,27 @@ class _Words:
     def __init__(self, tokens: Iterable[str]) -> None:
         self.tokens = sorted(tokens, key=len, reverse=True)
         self.whole = re.compile("|".join(map(re.escape, self.tokens)) or "(?!)")
-        self.begins = tuple({token[:n] for token in self.tokens for n in range(1, len(token))})
-        self.ends = tuple({token[n:] for token in self.tokens for n in range(1, len(token))})
+        self.begins = {token[:n] for token in self.tokens for n in range(1, len(token))}
+        self.ends = {token[n:] for token in self.tokens for n in range(1, len(token))}
         self.longest = len(self.tokens[0]) if self.tokens else 0
 
     def __bool__(self) -> bool:
         return bool(self.tokens)
 
+    def ends_at_its_start(self, text: str) -> bool:
+        return any(text[:n] in self.ends for n in range(1, self.longest))
+
+    def begins_at_its_end(self, text: str) -> bool:
+        return any(text[-n:] in self.begins for n in range(1, self.longest))
+
     def within(self, text: str) -> bool:
         """True for a text that is a part of a token."""
         return len(text) < self.longest and any(text in token for token in self.tokens)
+
+
+@lru_cache(16)
+def _words(tokens: frozenset[str]) -> _Words:
+    return _Words(tokens)
 
 
 # ---- a tokenizer whose special tokens have other names ------------------------------------------------------

@@ -88,10 +88,7 @@ class ChatTemplate:
 
     @cached_property
     def _template(self) -> jinja2.Template:
-        library = _jinja()
-        if len(self.text) > LONGEST:
-            raise ValueError(f"{self.place}: the chat template has {len(self.text)} characters, at most {LONGEST}")
-        environment = _environment()
+        library, environment = _jinja(), _environment()
 
         def make() -> Any:
             code = environment.compile(self.text, None, FILE)
@@ -102,6 +99,8 @@ class ChatTemplate:
 
     def _limited(self, work: Callable[[], Any]) -> Any:
         jinja2 = _jinja()
+        if len(self.text) > LONGEST:
+            raise ValueError(f"{self.place}: the chat template has {len(self.text)} characters, at most {LONGEST}")
         token = _work.set(Work())
         try:
             return work()
@@ -150,7 +149,7 @@ class ChatTemplates:
                 return ChatTemplate(template, "template", self.variables)
             has = f"has {names}" if names else "has none"
             raise ValueError(f"template is '{shown(template)}', {self.place} {has}; it may be a template's text, too")
-        for name in ("tool_use",) * bool(tools) + ("default",):
+        for name in ("tool_use",) * (tools is not None) + ("default",):
             if name in self.templates:
                 return self.templates[name]
         if self.templates:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tokenizers
 from helpers import assert_same_bits, same_bits, smollm2
-from random_models import LLAMA, llama_tensors, save
+from random_models import LLAMA, llama_metadata, llama_tensors, save, write_gguf
 
 import llorch
 from llorch.files import Source
+from llorch.models import llama
 from llorch.text import template as templates
 from llorch.text.chat import Kept
 from llorch.text.chat_prompt import prompt_ids
@@ -427,6 +428,9 @@ def test_other_arguments(model):
         ({"overflow": "cut"}, ValueError, "overflow must be 'refuse' or 'drop_oldest', got 'cut'"),
         ({"max_new_tokens": -1}, ValueError, "max_new_tokens must be at least 0"),
         ({"temperature": -1}, ValueError, "temperature"),
+        ({"variables": {"tools": 3}}, ValueError, "variables has tools, which has an argument of its own"),
+        ({"variables": [3]}, TypeError, "variables must be a mapping"),
+        ({"template": "{# " + "a" * 10**6 + " #}"}, ValueError, "the chat template has 1000006 characters, at most"),
         ({"template": "none"}, ValueError, "template is 'none'"),
         ({"template": "{{ nothing }}"}, ValueError, "makes no text"),
     ):
@@ -468,6 +472,19 @@ def test_ends(model, tmp_path):
     assert other.chat_end_ids == {1, *ids.values()}
     for id in other.chat_end_ids:
         assert Faces.chat(Scripted(other, [*say, id, *say]), TALK, keep=False).text == "Stand!"
+
+
+def test_a_gguf_file_answers_as_the_folder_does(tmp_path):
+    pytest.importorskip("gguf")
+    folder = random_model(tmp_path / "folder", eos_token="<|im_end|>")
+    config, tensors = llama_tensors(json.loads((tmp_path / "folder" / "config.json").read_text()))
+    metadata = llama_metadata(config) | made.gguf_metadata(made.library(), made.CHATML)
+    path = write_gguf(tmp_path / "model.gguf", llama.FAMILY, config, tensors, "llama", metadata)
+    file = llorch.CausalLM.from_pretrained(path)
+    assert file.chat_end_ids == folder.chat_end_ids == {1, made.SPECIAL.index("<|im_end|>")}
+    for messages in (TALK, SYSTEM + TALK, *ATTACKS[:3]):
+        assert file.chat_prompt(messages) == folder.chat_prompt(messages)
+        assert file.chat(messages, 9, **SAMPLED).ids == folder.chat(messages, 9, **SAMPLED).ids
 
 
 def test_the_last_message_may_be_continued(model):
