@@ -86,6 +86,24 @@ def test_each_line_is_a_turn(folder):
     assert word == "seed" and again.stdout == first.stdout and again.stderr == ""
 
 
+def test_a_program_may_hold_it(folder):
+    """An answer comes before the next line is written; here Ctrl-C ends the command."""
+    one_line = [answer.split("\n")[0] for answer in answers(folder, "Ay", n=5)]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "llorch", "chat", "--model", str(folder), "-n", "5"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=determinism.child_environment(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    with process:
+        process.stdin.write("Ay\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == one_line[0] + "\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().strip() == ""
+    assert process.returncode == 130
+
+
 @pytest.mark.parametrize(
     ("arguments", "given", "status", "message"),
     [
