@@ -190,7 +190,7 @@ class wrong:
 def test_without_transformers_the_rest_runs_and_it_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(running, "missing_peer", lambda model: "transformers not installed")
     monkeypatch.setattr(running, "trace_transformers", lambda *a: pytest.fail("it was called"))
-    result = run("validate", "--report", tmp_path / "r.html")
+    result = run("validate", "--model", "shakespeare-1m", "--report", tmp_path / "r.html")
     assert result.exit_code == 0, result.output
     assert (
         "transformers not installed" in result.output
@@ -203,7 +203,7 @@ def test_one_wrong_bit_fails_and_is_named(monkeypatch):
     right = trace_engine(embedded(), [40, 409, 79, 14])
     right["h.2.attn.v"][1, 2, 3] = np.nextafter(right["h.2.attn.v"][1, 2, 3], np.float32(9))
     monkeypatch.setattr(running, "trace_engine", lambda *a: right)
-    result = run("validate", "--no-peer")
+    result = run("validate", "--model", "shakespeare-1m", "--no-peer")
     assert result.exit_code == 1
     assert "67 of 68 tensors" in result.output and "DIFFER" in result.output
     assert validate.run_ladder(peer=False).first.name == "h.2.attn.v"
