@@ -306,6 +306,12 @@ class Compiler:
         self.alias(value)
         self.use(x)
 
+    def _columns(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        self.place(value, x.buffer, x.column + int(value.step.options["first"]))
+        self.alias(value)
+        self.use(x)
+
     def _cache(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs
         self.place(value, x.buffer, x.column)
@@ -321,6 +327,9 @@ class Compiler:
         (x,) = inputs
         D, heads = self.graph.sizes["D"], self.graph.sizes[value.step.axes[0]]
         table = value.step.options["table"]
+        if table is None:
+            self._cache(value, inputs)
+            return
         over = self.fuse and self.alone(x)
         if over:
             self.place(value, x.buffer, x.column)

@@ -119,24 +119,22 @@ def refuse(entries: Mapping[str, Any], family: str, refused: Mapping[str, Any]) 
 ROPE_TYPES = ("linear", "llama3", "yarn", "longrope", "gguf")
 
 
-def rope_entries(entries: Mapping[str, Any]) -> tuple[Any, Any]:
-    """rope_theta, None where nothing says it, and rope_scaling: by the names of transformers 4, or in the
-    rope_parameters of transformers 5, which hold both."""
+def rope_entries(entries: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """rope_theta, rope_scaling and partial_rotary_factor, None where nothing says it: by the names of transformers 4,
+    or in the rope_parameters of transformers 5, which hold all three."""
     found = entries.get("rope_parameters")
     if found is None:
         found = entries.get("rope_scaling")
     if found is not None and not isinstance(found, Mapping):
         raise TypeError(f"rope_parameters (or rope_scaling) must be a mapping, got {_shown(found)}")
-    theta = entries.get("rope_theta")
+    theta, partial = entries.get("rope_theta"), entries.get("partial_rotary_factor")
     if found is None:
-        return theta, None
+        return theta, None, partial
     scaling = dict(found)
-    inner = scaling.pop("rope_theta", None)
-    if scaling.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
-        raise ValueError(f"partial_rotary_factor is {found['partial_rotary_factor']}: it isn't supported here")
+    inner, part = scaling.pop("rope_theta", None), scaling.pop("partial_rotary_factor", None)
     if entries.get("original_max_position_embeddings") is not None:  # which some rules look at
         scaling.setdefault("original_max_position_embeddings", entries["original_max_position_embeddings"])
-    return theta if inner is None else inner, scaling
+    return theta if inner is None else inner, scaling, partial if part is None else part
 
 
 def rope_scaling(value: Any) -> Mapping[str, Any] | None:
@@ -205,6 +203,14 @@ def rows(shapes: Mapping[str, tuple[int, ...]], name: str) -> int:
     if not shapes.get(name):
         raise ValueError(f"tensor {name} is missing")
     return shapes[name][0]
+
+
+def part(count: Any, whole: int, name: str) -> float:
+    """The part that so many values are of a whole: int(whole * part) gives them back. None is all."""
+    if count is None:
+        return 1.0
+    found = size(count, name, whole) / whole
+    return found if int(whole * found) == count else math.nextafter(found, 2)
 
 
 def gguf_ends(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ Axes are letters, whose sizes a graph gives:
 
     T  positions of a text, S the same as keys      E  width of the model          V  tokens of the vocabulary
     H  heads, G heads of keys and values            D  width of a head             F  width of the feed-forward layer
-    Q  H * D, R  G * D, W  Q + 2 R                  P  positions that have an embedding
+    Q  H * D, R  G * D, W  Q + 2 R, U  2 F          P  positions that have an embedding
 
 A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weights are its options:
 
@@ -16,7 +16,9 @@ A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weigh
     layer_norm, rms_norm   over the last axis. eps; unit: the weight is 1 + what the file has
     linear      x @ weight + bias
     heads       columns [first * D, (first + count) * D) of (T, width), as (count, T, D)
-    rope        rotates pairs of a head's values by the position. table: which of the graph's rope tables
+    columns     columns [first, first + count) of (T, width)
+    rope        rotates pairs of a head's values by the position. table: which of the graph's rope tables; None for its
+                input as it is
     cache       keys or values as the cache keeps them: its input
     scores      q k' times scale, masked. scale; causal; window and softcap, None for none
     attend      softmax(scores) v, the heads side by side: (T, Q)
@@ -32,7 +34,7 @@ from typing import Any
 
 OPERATIONS = frozenset(
     (
-        *("embedding", "layer_norm", "rms_norm", "linear", "heads", "rope", "cache", "scores", "attend"),
+        *("embedding", "layer_norm", "rms_norm", "linear", "heads", "columns", "rope", "cache", "scores", "attend"),
         *("activation", "add", "multiply", "softcap"),
     )
 )

@@ -9,6 +9,7 @@ here runs in the environment of docs/numerics.md, and leaves the caller's as it 
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
+from llorch.reference._decoder import Decoder as _Decoder
 from llorch.reference._environment import guard_methods, guarded
 from llorch.reference._formats import dequantize
 from llorch.reference._gate import cast, gate, relu
@@ -54,6 +55,7 @@ __all__ = [
     "widen",
 ]
 
+guard_methods(_Decoder)  # what the families inherit
 for _name in __all__:
     if isinstance(globals()[_name], type):
         guard_methods(globals()[_name])

@@ -396,6 +396,10 @@ class Network:
                 return a.linear(x, weight if conv1d else weight.T, part.weights.get(f"{step.weight}.bias"))
             case "heads":
                 return self._heads(part, step, x, options)
+            case "columns":
+                return x[:, options["first"] : options["first"] + options["count"]]
+            case "rope" if options["table"] is None:
+                return x
             case "rope":
                 return a.rope(x, self.graph.ropes[options["table"]], t["positions"])
             case "cache":

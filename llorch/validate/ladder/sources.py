@@ -279,6 +279,13 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
                     flat = trace.get(block_name(i, step.inputs[0]))
                     if flat is not None:
                         trace[name] = _columns(flat, step, graph.sizes["D"])
+                elif step.op == "columns":
+                    flat = trace.get(block_name(i, step.inputs[0]))
+                    if flat is not None:
+                        first, count = step.options["first"], step.options["count"]
+                        trace[name] = flat[:, first : first + count].copy()
+                elif step.axes in ("HTD", "GTD") and step.op in ("layer_norm", "rms_norm"):
+                    _turn(trace, name, (graph.sizes[step.axes[0]], T, graph.sizes["D"]))
                 elif step.op == "cache":
                     trace[name] = numpy(next(kept))
                     trace.setdefault(block_name(i, step.inputs[0]), trace[name].copy())
@@ -299,6 +306,15 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
             out = peer(torch.tensor([[found[-1]]]), use_cache=True, **{argument: cache_of(out)})
     trace |= {"ids": np.asarray(ids, np.int64), "generated": np.array(found, np.int64)}
     return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T) if tensor.name in trace}
+
+
+def _turn(trace: Trace, name: str, shape: tuple[int, int, int]) -> None:
+    """A norm of heads, seen as (heads, T, D) or (T, heads, D), as the former; left out where nothing tells which."""
+    heads, T, D = shape
+    if name in trace and heads == T > 1:
+        del trace[name]
+    elif name in trace and trace[name].shape == (T, heads, D):
+        trace[name] = trace[name].transpose(1, 0, 2).copy()
 
 
 def _columns(flat: Array, step: Step, D: int) -> Array:
