@@ -252,7 +252,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_session(slow, tmp_path):
     asked, answered = json.loads((tmp_path / "talk.json").read_text())
     assert asked["content"] == "Who art thou?" and len(answered["content"]) > 5
     whole = llorch.CausalLM.from_pretrained(slow).chat([asked], 400).text
-    assert whole.startswith(answered["content"])
+    assert whole.startswith(answered["content"][:300])
 
 
 def test_ctrl_c_at_the_prompt(folder, tmp_path):
