@@ -86,8 +86,8 @@ class Event(NamedTuple):
 class _Text:
     """New text as its tokens come, without what may yet become a character or a stop string."""
 
-    def __init__(self, model: Model, stops: tuple[str, ...]) -> None:
-        self.decoder, self.stops = model.tokenizer.decoder(), stops
+    def __init__(self, model: Model, stops: tuple[str, ...], after: list[int]) -> None:
+        self.decoder, self.stops = model.tokenizer.decoder(after), stops
         self.held, self.stopped = "", False
 
     def push(self, id: int) -> str:
@@ -134,8 +134,8 @@ class Sequence:
                 if room >= 0
                 else f"{name} has {count} tokens, the context only {context}"
             )
-        wanted = isinstance(request.prompt, str) or request.as_text
-        self.text = _Text(model, strings) if wanted else None
+        continued = self.prompt_ids if isinstance(request.prompt, str) else []  # an answer is a text of its own
+        self.text = _Text(model, strings, continued) if isinstance(request.prompt, str) or request.as_text else None
         if strings and self.text is None:
             raise TypeError(f"stop has the string {strings[0]!r}, but {name} is ids: stop at ids, or give text")
         self.parameters = request.parameters.seeded()

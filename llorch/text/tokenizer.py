@@ -164,9 +164,22 @@ class Tokenizer:
         lacks[known[known < vocab_size]] = False
         return np.flatnonzero(lacks)
 
-    def decoder(self) -> "Decoder":
-        """A new decoder for ids that come one by one."""
-        return Decoder(self)
+    def decoder(self, after: Iterable[int] = ()) -> "Decoder":
+        """A new decoder for ids that come one by one.
+
+        after: ids that stand before them. Where a tokenizer drops the space that it has put before a text, the space of
+        a word that goes on with a text stays.
+        """
+        around = {*self.begin, *self.end}
+        goes_on = self._strips and any(id not in around for id in after)
+        return Decoder(self, self.encode("a")[-1:] if goes_on else ())
+
+    @cached_property
+    def _strips(self) -> bool:
+        """Whether the decoder treats the beginning of a text as SentencePiece's does."""
+        decoder = json.loads(self.library.to_str())["decoder"] or {}
+        steps = decoder.get("decoders", [decoder])
+        return any(step.get("type") in ("Strip", "Metaspace") for step in steps)
 
     def call(self, what: str, work: Callable[[], Result]) -> Result:
         """work() by the library, whose errors name the file."""
@@ -183,13 +196,15 @@ class Decoder:
     once more tokens follow.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Iterable[int] = ()) -> None:
         from tokenizers.decoders import DecodeStream
 
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=False)
         self._ids: list[int] = []
         self._given: list[str] = []
+        for id in before:  # whole characters, whose text isn't told
+            self.push(id)
 
     def push(self, id: int) -> str:
         """What the next token adds: "" while a character of several tokens isn't complete."""

@@ -1,20 +1,32 @@
-"""The tokenizer in a GGUF file's metadata: byte-level BPE, `tokenizer.ggml.model` = "gpt2".
+"""The tokenizer in a GGUF file's metadata.
 
-The file has tokens, merges and kinds of tokens; how text is cut into words before the merges it tells by a name,
-`tokenizer.ggml.pre`, which llama.cpp gives to the tokenizers of published models. PRE has what these models' own
-tokenizers do, in transformers and in their tokenizer.json files. A name that isn't in it is refused: merges on words
-that were cut otherwise give ids that the model has never seen.
+`tokenizer.ggml.model` = "gpt2" is byte-level BPE. The file has tokens, merges and kinds of tokens; how text is cut into
+words before the merges it tells by a name, `tokenizer.ggml.pre`, which llama.cpp gives to the tokenizers of published
+models. PRE has what these models' own tokenizers do, in transformers and in their tokenizer.json files. A name that
+isn't in it is refused: merges on words that were cut otherwise give ids that the model has never seen.
+
+"llama" is SentencePiece's BPE. The file has tokens, their scores and kinds, and no merges: two neighbours become one
+where that is a token, the one of the highest score first. A character that is no token is its bytes, <0x00> to <0xFF>.
+SPACE is a space inside a token, and one comes before a text unless `tokenizer.ggml.add_space_prefix` is false. Files
+don't tell whether that is so for a text that begins with a space, and for text behind a special token; most of the
+models' own tokenizers add none there, and those of the architectures in SPACED do.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llorch._text import printable, shown
 from llorch.text.tokenizer import Tokenizer, read
 
+if TYPE_CHECKING:
+    import tokenizers
+
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token_type
+SPACE = "\u2581"
+SPACED = ("phi3",)
 
 # The words of GPT-2; None stands for it, as the library has it built in.
 GPT2 = None
@@ -88,23 +100,46 @@ def from_metadata(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     ValueError names the file and the entry: one that is missing or malformed, a kind of tokenizer or a name of a
     pre-tokenizer that llorch doesn't have.
     """
-    import tokenizers
-    from tokenizers import decoders, normalizers, pre_tokenizers
-
     if f"{KEY}model" not in metadata:
         raise FileNotFoundError(f"{printable(str(path))} has no {KEY}model: it has no tokenizer")
     try:
-        tokens, kinds, merges, pre = _checked(metadata)
+        kind = metadata[f"{KEY}model"]
+        if kind == "llama":
+            tokens, kinds = _tokens(metadata)
+            scores, spaced = _scores(metadata, len(tokens)), metadata.get(f"{KEY}add_space_prefix", True)
+        elif kind == "gpt2":
+            pre = _pre(metadata)
+            tokens, kinds = _tokens(metadata)
+            merges = _merges(metadata)
+        else:
+            raise ValueError(
+                f"{KEY}model is '{shown(kind)}', llorch has 'gpt2', byte-level BPE, and 'llama', SentencePiece's BPE"
+            )
     except ValueError as error:
         raise ValueError(f"{printable(str(path))}: {error}") from None
+    if kind == "llama":
+        every = metadata.get("general.architecture") in SPACED
+        return _sentencepiece(metadata, path, tokens, kinds, scores, bool(spaced), every)
+    return _byte_level(metadata, path, tokens, kinds, merges, pre)
+
+
+def _byte_level(
+    metadata: Mapping[str, Any],
+    path: Path,
+    tokens: list[str],
+    kinds: Sequence[int],
+    merges: list[tuple[str, str]],
+    pre: Pre,
+) -> Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
     if UNUSED in kinds:  # how converters fill up a vocabulary; but a merge may go by way of one
         made = {left + right for left, right in merges}
         kinds = [
             NORMAL if kind == UNUSED and token in made else kind for kind, token in zip(kinds, tokens, strict=True)
         ]
-    vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
-    if UNUSED in kinds:
-        vocabulary = {token: id for token, id in vocabulary.items() if kinds[id] != UNUSED}
+    vocabulary = _used(tokens, kinds)
 
     def model() -> Any:
         return tokenizers.models.BPE(vocabulary, merges, ignore_merges=pre.ignore_merges)
@@ -118,6 +153,78 @@ def from_metadata(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.words is None))
     library.pre_tokenizer = pre_tokenizers.Sequence(steps)
     library.decoder = decoders.ByteLevel()
+    return _finished(library, metadata, path, tokens, kinds, pre.begin)
+
+
+def _sentencepiece(
+    metadata: Mapping[str, Any],
+    path: Path,
+    tokens: list[str],
+    kinds: Sequence[int],
+    scores: list[float],
+    spaced: bool,
+    every: bool,
+) -> Tokenizer:
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    # Runs of spaces are tokens of the user's for SentencePiece, which converters spell with real spaces. Here they come
+    # of merges, as their low ids and high scores have it.
+    runs = [
+        i for i, kind in enumerate(kinds) if kind == USER_DEFINED and tokens[i] and not tokens[i].strip(" " + SPACE)
+    ]
+    taken = set(tokens)
+    respelt = {i: new for i in runs if (new := SPACE * len(tokens[i])) == tokens[i] or new not in taken}
+    tokens = [respelt.get(i, token) for i, token in enumerate(tokens)]
+    kinds = [NORMAL if i in respelt else kind for i, kind in enumerate(kinds)]
+    vocabulary = _used(tokens, kinds)
+    unknown = metadata.get(f"{KEY}unknown_token_id")
+    if not isinstance(unknown, int) and UNKNOWN in kinds:
+        unknown = kinds.index(UNKNOWN)
+    named = isinstance(unknown, int) and 0 <= unknown < len(tokens) and tokens[unknown] in vocabulary
+    unk = tokens[unknown] if named else None  # type: ignore[index]
+
+    def model() -> Any:
+        merges = _merges_of_scores(tokens, kinds, scores)
+        return tokenizers.models.BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=True)
+
+    library = tokenizers.Tokenizer(read(model, path))
+    if spaced and not every:
+        library.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+    else:
+        before: list[Any] = [normalizers.Prepend(SPACE)] if spaced else []
+        library.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    library.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if spaced else steps)
+    return _finished(library, metadata, path, tokens, kinds, True)
+
+
+def _merges_of_scores(tokens: list[str], kinds: Sequence[int], scores: list[float]) -> list[tuple[str, str]]:
+    """The merges that make each token of text of two others: the highest score first, then the lowest id, then the
+    longest left part."""
+    normal = {token: i for i, token in enumerate(tokens) if kinds[i] == NORMAL and token}
+    merges = []
+    for token in sorted(normal, key=lambda token: (-scores[normal[token]], normal[token])):
+        cuts = range(len(token) - 1, 0, -1)
+        merges += [(token[:at], token[at:]) for at in cuts if token[:at] in normal and token[at:] in normal]
+    return merges
+
+
+def _used(tokens: list[str], kinds: Sequence[int]) -> dict[str, int]:
+    return {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != UNUSED}
+
+
+def _finished(
+    library: "tokenizers.Tokenizer",
+    metadata: Mapping[str, Any],
+    path: Path,
+    tokens: list[str],
+    kinds: Sequence[int],
+    begins: bool,
+) -> Tokenizer:
+    """With the added tokens, and those around a text. begins : bos comes before a text where the file says nothing."""
+    import tokenizers
+
     for wanted, special in ((CONTROL, True), (USER_DEFINED, False)):
         ids = [id for id, kind in enumerate(kinds) if kind == wanted and tokens[id]]
         added = [tokenizers.AddedToken(tokens[id], normalized=False, special=special) for id in ids]
@@ -127,13 +234,13 @@ def from_metadata(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         id, adds = metadata.get(f"{KEY}{name}_token_id"), metadata.get(f"{KEY}add_{name}_token")
         return [id] if id is not None and (usual if adds is None else bool(adds)) else []
 
-    return Tokenizer(library, printable(str(path)), around("bos", pre.begin), around("eos", False))
+    return Tokenizer(library, printable(str(path)), around("bos", begins), around("eos", False))
 
 
-def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], list[tuple[str, str]], Pre]:
-    kind = metadata.get(f"{KEY}model")
-    if kind != "gpt2":
-        raise ValueError(f"{KEY}model is '{shown(kind)}', llorch has 'gpt2', byte-level BPE")
+# ---- checks -----------------------------------------------------------------------------------------------
+
+
+def _pre(metadata: Mapping[str, Any]) -> Pre:
     name = metadata.get(f"{KEY}pre")
     if name is None and metadata.get("general.architecture") == "gpt2":
         name = "gpt-2"
@@ -141,6 +248,11 @@ def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], lis
         raise ValueError(f"there is no {KEY}pre, which tells how text is cut into words: convert the model anew")
     if not isinstance(name, str) or name not in PRE:
         raise ValueError(f"{KEY}pre is '{shown(name)}', llorch has {', '.join(PRE)}")
+    return PRE[name]
+
+
+def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int]]:
+    """The tokens and their kinds."""
     tokens = _strings(metadata, "tokens")
     kinds = metadata.get(f"{KEY}token_type")
     if kinds is None:
@@ -149,6 +261,8 @@ def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], lis
             id = metadata.get(f"{KEY}{end}_token_id")
             if isinstance(id, int) and 0 <= id < len(tokens):
                 kinds[id] = CONTROL
+    elif isinstance(kinds, str | Mapping) or not hasattr(kinds, "__len__"):
+        raise ValueError(f"{KEY}token_type must be a list of numbers, it is something else")
     elif len(kinds) != len(tokens):
         raise ValueError(f"{KEY}token_type has {len(kinds)} entries, {KEY}tokens {len(tokens)}")
     elif not isinstance(kinds, list):
@@ -163,6 +277,10 @@ def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], lis
         id = metadata.get(f"{KEY}{end}_token_id")
         if id is not None and not (isinstance(id, int) and 0 <= id < len(tokens)):
             raise ValueError(f"{KEY}{end}_token_id is {shown(id)}, ids must be in [0, {len(tokens)})")
+    return tokens, kinds
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     merges = [merge.partition(" ") for merge in _strings(metadata, "merges")]
     pairs = [(left, right) for left, _, right in merges]
     for i, (left, right) in enumerate(pairs):
@@ -173,7 +291,22 @@ def _checked(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int], lis
             raise ValueError(
                 f"{KEY}merges has '{shown(''.join(merges[i]))}', it must be two tokens with a space between"
             )
-    return tokens, kinds, pairs, PRE[name]
+    return pairs
+
+
+def _scores(metadata: Mapping[str, Any], count: int) -> list[float]:
+    found = metadata.get(f"{KEY}scores")
+    try:
+        scores = [float(score) for score in found]  # type: ignore[union-attr]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(
+            f"{KEY}scores must be a list of numbers, it is {'missing' if found is None else 'something else'}"
+        ) from None
+    if len(scores) != count:
+        raise ValueError(f"{KEY}scores has {len(scores)} entries, {KEY}tokens {count}")
+    if any(math.isnan(score) for score in scores):
+        raise ValueError(f"{KEY}scores has a NaN, at {next(i for i, s in enumerate(scores) if math.isnan(s))}")
+    return scores
 
 
 def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:

@@ -138,7 +138,11 @@ def test_gpt2_needs_no_name(openai):
     ("entries", "error", "message"),
     [
         ({"model": None}, FileNotFoundError, "model.gguf has no tokenizer.ggml.model"),
-        ({"model": "llama"}, ValueError, "model.gguf: tokenizer.ggml.model is 'llama', llorch has 'gpt2'"),
+        ({"model": "t5"}, ValueError, "model.gguf: tokenizer.ggml.model is 't5', llorch has 'gpt2', .* and 'llama'"),
+        ({"model": "llama"}, ValueError, "tokenizer.ggml.scores must be a list of numbers, it is missing"),
+        ({"model": "llama", "scores": ["x"]}, ValueError, "tokenizer.ggml.scores .* it is something else"),
+        ({"model": "llama", "scores": [1.0]}, ValueError, "scores has 1 entries, tokenizer.ggml.tokens 4257"),
+        ({"model": "llama", "scores": [1.0] * END + [float("nan")]}, ValueError, "scores has a NaN, at 4256"),
         ({"pre": None}, ValueError, "there is no tokenizer.ggml.pre"),
         ({"pre": "kimi-k2"}, ValueError, "tokenizer.ggml.pre is 'kimi-k2', llorch has default, gpt-2"),
         ({"pre": "\x1b]0;x"}, ValueError, r"tokenizer.ggml.pre is '\\x1b\]0;x'"),
@@ -149,6 +153,7 @@ def test_gpt2_needs_no_name(openai):
         ({"merges": ["ab"]}, ValueError, "merges has 'ab', it must be two tokens"),
         ({"merges": ["a "]}, ValueError, "merges has 'a ', it must be two tokens"),
         ({"merges": ["a \u4e2d"]}, ValueError, "model.gguf in .* can't be read as a tokenizer"),
+        ({"token_type": 1}, ValueError, "token_type must be a list of numbers, it is something else"),
         ({"token_type": [1]}, ValueError, "token_type has 1 entries, tokenizer.ggml.tokens 4257"),
         ({"bos_token_id": END + 1}, ValueError, r"bos_token_id is 4257, ids must be in \[0, 4257\)"),
         ({"eos_token_id": -1}, ValueError, "eos_token_id is -1"),
@@ -169,12 +174,129 @@ def test_hostile_metadata_is_an_error_or_a_tokenizer(openai):
     """Entries of other types in any place: never another exception than ValueError or FileNotFoundError."""
     random = rng(4)
     wrong = [None, "x", -1, 2**70, 1.5, [], ["a"], [[1]], {"a": 1}, True, [3] * 301, ["\x00"] * 3, ["", ""]]
-    for _ in range(60):
-        given = metadata((openai[0][:300], []), token_type=None)
+    for i in range(90):
+        given = pieces("llama") if i % 3 == 0 else metadata((openai[0][:300], []), token_type=None)
         for key in random.choice(list(given), 2, replace=False):
             given[key] = wrong[random.integers(len(wrong))]
         with contextlib.suppress(ValueError, FileNotFoundError):
             from_metadata(given, FILE).encode("Hello")
+
+
+# ---- SentencePiece ----------------------------------------------------------------------------------------
+
+PIECES = json.loads(gzip.decompress((DATA.parent / "sentencepiece.json.gz").read_bytes()))
+BOS, EOS, USER = 1, 2, 3
+ARCHITECTURES = {"llama": "prefix", "phi3": "prefix", "gemma3": "plain"}
+
+
+def pieces(architecture, **entries):
+    """A GGUF file's metadata of the vocabulary that tests/data/make_sentencepiece.py has trained."""
+    made = PIECES[ARCHITECTURES[architecture]]
+    tokens = [  # as converters spell them
+        token.replace("\u2581", " ") if kind == 4 else token
+        for token, kind in zip(made["tokens"], made["kinds"], strict=True)
+    ]
+    given = {"model": "llama", "tokens": tokens, "scores": made["scores"], "token_type": made["kinds"]}
+    given |= {"bos_token_id": BOS, "eos_token_id": EOS, "unknown_token_id": 0}
+    given |= {"add_space_prefix": architecture != "gemma3"} | entries
+    named = {f"tokenizer.ggml.{name}": value for name, value in given.items() if value is not None}
+    return named | {"general.architecture": architecture}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sentencepiece_is_that_of_transformers(architecture):
+    mapping = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    given = pieces(architecture)
+    ours = from_metadata(given, FILE)
+    names = {"model": "tokenizer_type", "tokens": "tokens", "scores": "scores", "token_type": "token_type"}
+    wanted, _ = mapping.convert_gguf_tokenizer(
+        architecture, {name: given[f"tokenizer.ggml.{key}"] for key, name in names.items()}
+    )
+    for line in mixed(700):
+        ids = ours.encode(line)
+        assert ids == wanted.encode(line, add_special_tokens=False).ids, line
+        assert ours.decode(ids) == wanted.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sentencepiece_is_sentencepieces_own(architecture):
+    """The package's own ids, but for what transformers, too, does otherwise: it puts no space before a text that begins
+    with one (Phi-3 does), and cuts long runs of spaces by the merges."""
+    ours = from_metadata(pieces(architecture), FILE)
+    wanted = PIECES[ARCHITECTURES[architecture]]["ids"]
+    other = {
+        "llama": lambda line: line[0] == " " or line.isspace(),
+        "phi3": lambda line: False,
+        "gemma3": lambda line: "   " in line,
+    }[architecture]
+    compared = 0
+    for line, ids in zip(mixed(len(wanted), seed=9), wanted, strict=True):
+        if not other(line):
+            compared += 1
+            assert ours.encode(line, parse_special=False) == ids, line
+    assert compared > 250
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sentencepiece_gives_text_back_piece_by_piece(architecture):
+    """Whole characters only, though most characters here are bytes."""
+    ours, halves = from_metadata(pieces(architecture), FILE), 0
+    for line in mixed(400, seed=2):
+        ids = ours.encode(line)
+        assert ours.decode(ids).lstrip(" ") == line.lstrip(" ")
+        stream = ours.decoder()
+        given = [stream.push(id) for id in ids] + [stream.flush()]
+        assert "".join(given) == ours.decode(ids)
+        assert "\ufffd" in line or not any("\ufffd" in piece for piece in given), line
+        halves += any("\ufffd" in ours.decode([id]) for id in ids)
+    assert halves > 50, "negative control: token by token characters are broken"
+    half = ours.encode("x\u2fef")[:-1]
+    stream = ours.decoder()
+    assert "".join(stream.push(id) for id in half) + stream.flush() == ours.decode(half)
+
+
+def test_the_space_of_a_word_that_goes_on_stays():
+    ours = from_metadata(pieces("llama"), FILE)
+    ids = ours.encode("the same")
+    first, rest = ids[:1], ids[1:]
+    stream = ours.decoder(first)
+    assert "".join(stream.push(id) for id in rest) + stream.flush() == " same" == " " + ours.decode(rest)
+    for before in ((), (BOS,)):
+        stream = ours.decoder(before)
+        assert "".join(stream.push(id) for id in ids) + stream.flush() == "the same"
+
+
+def test_scores_decide_what_is_merged():
+    """The pair of the highest score first, of equal scores the lower id; a token that isn't text is never made."""
+
+    def ids(scores, kinds=None):
+        tokens = ["a", "b", "c", "ab", "bc", "abc"]
+        entries = {"tokens": tokens, "scores": [0.0, 0.0, 0.0, *scores], "token_type": kinds or [1] * 6}
+        given = pieces("gemma3", **entries, bos_token_id=None, eos_token_id=None, unknown_token_id=None)
+        return from_metadata(given, FILE).encode("abc", parse_special=False)
+
+    assert ids([-1.0, -2.0, -9.0]) == [5] == ids([-2.0, -1.0, -9.0])
+    assert ids([-1.0, -2.0, -9.0], [1, 1, 1, 1, 1, 5]) == [3, 2]
+    assert ids([-2.0, -1.0, -9.0], [1, 1, 1, 1, 1, 5]) == [0, 4]
+    assert ids([-1.0, -1.0, -9.0], [1, 1, 1, 1, 1, 5]) == [3, 2]
+    for kind in (3, 6):  # a control and a byte
+        assert ids([-1.0, -2.0, -9.0], [1, 1, 1, 1, 1, kind]) == [3, 2]
+
+
+def test_sentencepieces_special_tokens():
+    ours = from_metadata(pieces("llama"), FILE)
+    assert (ours.begin, ours.end) == ((BOS,), ()), "bos where the file says nothing"
+    assert ours.prompt("me") == [BOS, *ours.encode("me")]
+    assert from_metadata(pieces("llama", add_bos_token=False, add_eos_token=True), FILE).prompt("me")[0] != BOS
+    assert from_metadata(pieces("llama", add_eos_token=True), FILE).encode("me", special=True)[-1] == EOS
+    assert ours.encode("<|user|>me</s>") == [USER, ours.library.token_to_id("me"), EOS]
+    assert not {USER, BOS, EOS} & set(ours.encode("<|user|><s></s>", parse_special=False))
+    assert ours.encode("<0x41>") != [5 + 0x41], "a byte's token isn't spelt"
+    assert ours.encode("\u2fef")[1:] == [ours.library.token_to_id(f"<0x{byte:02X}>") for byte in "\u2fef".encode()]
+    gemma = from_metadata(pieces("gemma3"), FILE)
+    think, lines = (gemma.library.token_to_id(token) for token in ("<think>", "\n\n"))
+    assert gemma.encode("<think>a\n\n", parse_special=False)[::2] == [think, lines]
+    assert gemma.decode(gemma.encode("a    b")) == "a    b"
 
 
 # ---- a real file ------------------------------------------------------------------------------------------
