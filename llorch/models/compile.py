@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llorch import _core
 from llorch._core import PackedLinear, Plan
 from llorch.models.graph import Graph, Step
 
@@ -55,6 +56,14 @@ class Value:
 def full_name(graph: Graph, layer: int, weight: str) -> str:
     """The name of a step's weight in Hugging Face's files, without ".weight"."""
     return weight if layer in (BEFORE, AFTER) else graph.prefix(layer) + weight
+
+
+def factor_of(step: Step, kept: str) -> float:
+    """What an embedding's rows are multiplied by, a float32; kept: the type of its table."""
+    factor = np.array([step.options.get("factor", 1.0)], np.float32)
+    if step.options.get("rounded"):
+        factor = _core.cast(_core.cast(factor, kept), "float32")
+    return float(factor[0])
 
 
 def _values(graph: Graph) -> list[tuple[Value, list[Value | str]]]:
@@ -229,8 +238,9 @@ class Compiler:
 
     def _embedding(self, value: Value, inputs: list[Any]) -> None:
         name = full_name(self.graph, value.layer, value.step.weight) + ".weight"
-        factor = float(value.step.options.get("factor", 1.0))
         table = self.weights.tables[name]
+        kept = table.dtype if isinstance(table, PackedLinear) else "float32"
+        factor = factor_of(value.step, kept)
         if inputs[0] == "positions":
             user = value.only("add")
             if user is not None and isinstance(table, np.ndarray) and factor == 1.0:
@@ -243,8 +253,6 @@ class Compiler:
         (x,) = inputs
         step, name = value.step, full_name(self.graph, value.layer, value.step.weight)
         weight, bias = self.weights.vectors.get(f"{name}.weight"), self.weights.vectors.get(f"{name}.bias")
-        if step.options.get("unit") and weight is not None:
-            weight = _unit(weight)
         heads = self.graph.sizes[step.axes[0]] if step.axes[0] != "T" else 1
         if heads > 1 and self.fuse and self.alone(x):
             self.place(value, x.buffer, x.column)  # where it lies, among its neighbours
@@ -418,9 +426,3 @@ class Compiler:
         self.put(value, over=x if self.fuse else None)
         self.emit("softcap", value, x=x.view, y=value.view, n=value.width, number=float(value.step.options["cap"]))
         self.use(x)
-
-
-def _unit(weight: Array) -> Array:
-    """1 + w, as Gemma's norms have it: one addition in float32."""
-    one: Array = np.float32(1) + weight
-    return one

@@ -232,7 +232,7 @@ class DecoderConfig(ModelConfig):
 @dataclass(frozen=True)
 class Norm:
     """A norm. weight : its name. eps. op : "rms_norm" or "layer_norm". bias : whether it has one. unit : its weight is
-    1 + what the file has."""
+    1 + what Hugging Face's file has."""
 
     weight: str
     eps: float
@@ -245,20 +245,19 @@ class Norm:
         return "RMSNorm" if self.op == "rms_norm" else "LayerNorm"
 
     def step(self, name: str, x: str, rung: str, what: str, axes: str = "TE") -> Step:
-        options = {"eps": self.eps} | ({"unit": True} if self.unit else {})
-        return Step(name, self.op, (x,), axes, rung, f"{self.title} of {what}", self.weight, options=options)
+        return Step(name, self.op, (x,), axes, rung, f"{self.title} of {what}", self.weight, options={"eps": self.eps})
 
     def parameters(self, gguf: str, axis: str = "E") -> Iterator[Parameter]:
-        yield Parameter(f"{self.weight}.weight", axis, f"{gguf}.weight")
+        yield Parameter(f"{self.weight}.weight", axis, f"{gguf}.weight", unit=self.unit)
         if self.bias:
             yield Parameter(f"{self.weight}.bias", axis, f"{gguf}.bias")
 
 
-def _linear(weight: str, axes: str, gguf: str, bias: bool, interleaved: str = "") -> Iterator[Parameter]:
-    """The parameters of a linear layer."""
-    yield Parameter(f"{weight}.weight", axes, f"{gguf}.weight", interleaved=interleaved)
+def _linear(weight: str, axes: str, gguf: str, bias: bool, **layout: Any) -> Iterator[Parameter]:
+    """The parameters of a linear layer; layout: how files lay out its rows, as Parameter has it."""
+    yield Parameter(f"{weight}.weight", axes, f"{gguf}.weight", **layout)
     if bias:
-        yield Parameter(f"{weight}.bias", axes[0], f"{gguf}.bias", interleaved=interleaved)
+        yield Parameter(f"{weight}.bias", axes[0], f"{gguf}.bias", **layout)
 
 
 @dataclass(frozen=True)
@@ -272,7 +271,8 @@ class Attention:
     rope : the table that queries and keys are rotated by, None for none.
     window : positions that a query sees, itself the last of them; None for all.
     scale : of the scores, None for 1 / sqrt(width of a head). softcap : of the scores, None for none.
-    interleaved : GGUF has the rotated pairs of queries and keys side by side.
+    interleaved : GGUF has the rotated pairs of queries and keys side by side. by_head : Hugging Face has in qkv the
+        query, key and value of each head side by side.
     """
 
     q: str = "self_attn.q_proj"
@@ -289,6 +289,7 @@ class Attention:
     scale: float | None = None
     softcap: float | None = None
     interleaved: bool = False
+    by_head: bool = False
 
     def steps(self, x: str, H: int, G: int) -> Iterator[Step]:
         """From x to attn.c_proj."""
@@ -344,11 +345,11 @@ class Attention:
     def parameters(self) -> Iterator[Parameter]:
         pairs = {"q": "H", "k": "G", "v": ""} if self.interleaved else {"q": "", "k": "", "v": ""}
         if self.qkv:
-            yield from _linear(self.qkv, "WE", "attn_qkv", "qkv" in self.bias)
+            yield from _linear(self.qkv, "WE", "attn_qkv", "qkv" in self.bias, by_head=self.by_head)
         else:
             for letter, axes in (("q", "QE"), ("k", "RE"), ("v", "RE")):
                 name, biased = getattr(self, letter), letter in self.bias
-                yield from _linear(name, axes, f"attn_{letter}", biased, pairs[letter])
+                yield from _linear(name, axes, f"attn_{letter}", biased, interleaved=pairs[letter])
         for letter, norm, axis in (("q", self.q_norm, "Q"), ("k", self.k_norm, "R")):
             if norm is not None:
                 yield from norm.parameters(f"attn_{letter}_norm", axis if self.over_all else "D")
@@ -490,6 +491,7 @@ def graph(
     *,
     ropes: Mapping[str, Rope] | None = None,
     factor: float = 1.0,
+    rounded: bool = False,
     softcap: float | None = None,
     embed: str = "embed_tokens",
     head: str = "lm_head",
@@ -498,7 +500,8 @@ def graph(
     """Embedding, blocks, norm and head.
 
     norm : the last one. ropes : tables by name; None: one, "main", that of the configuration. factor : what rows of the
-    embedding are multiplied by. softcap : of the logits. embed, head : names of those weights. prefix : of blocks.
+    embedding are multiplied by; rounded : to the type of the embedding first. softcap : of the logits. embed, head :
+    names of those weights. prefix : of blocks.
     """
     H, G, D = c.num_attention_heads, c.num_key_value_heads, c.width_of_head
     assert G is not None
@@ -508,14 +511,10 @@ def graph(
     inside = tuple(blocks[0].parameters())
     if any(tuple(block.parameters()) != inside for block in set(blocks)):
         raise ValueError(f"blocks of a {c.NAME} must have the same parameters")
-    row = f"{embed}[id]"
-    before = (
-        Step("embed", "embedding", ("ids",), "TE", "embed", row, embed)
-        if factor == 1.0
-        else Step(
-            "embed", "embedding", ("ids",), "TE", "embed", f"{row} * {factor}", embed, options={"factor": factor}
-        ),
-    )
+    row, options = f"{embed}[id]", {}
+    if factor != 1.0:
+        row, options = f"{row} * {factor:.6g}", {"factor": factor, "rounded": rounded}
+    before = (Step("embed", "embedding", ("ids",), "TE", "embed", row, embed, options=options),)
     what = f"ln_f through the head, which is {embed} where it is tied"
     logits = "logits" if softcap is None else "head"
     after = [

@@ -12,8 +12,9 @@ Axes are letters, whose sizes a graph gives:
 
 A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weights are its options:
 
-    embedding   a row of the table for each of its input: "ids" or "positions". factor: what a row is multiplied by
-    layer_norm, rms_norm   over the last axis. eps; unit: the weight is 1 + what the file has
+    embedding   a row of the table for each of its input: "ids" or "positions". factor: what a row is multiplied by;
+                rounded: it is rounded to the type that the table is kept in first
+    layer_norm, rms_norm   over the last axis. eps
     linear      x @ weight + bias
     heads       columns [first * D, (first + count) * D) of (T, width), as (count, T, D)
     columns     columns [first, first + count) of (T, width)
@@ -86,6 +87,9 @@ class Parameter:
         None if it must be there.
     conv1d : Hugging Face has this matrix as (in, out); all others, and those of GGUF, are (out, in).
     interleaved : GGUF has the rotated pairs of each head (as many as this axis has heads) side by side: "H" or "G".
+    by_head : Hugging Face has the query, key and value of each head side by side; GGUF, as the graph's steps, first the
+        queries of all heads.
+    unit : a norm's weight that is 1 + what Hugging Face has, one addition in float32; GGUF has the sum.
     """
 
     name: str
@@ -94,6 +98,8 @@ class Parameter:
     optional: str | None = None
     conv1d: bool = False
     interleaved: str = ""
+    by_head: bool = False
+    unit: bool = False
 
 
 @dataclass(frozen=True)

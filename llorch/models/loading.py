@@ -50,6 +50,7 @@ def find(source: Source, family: Family, graph: Graph) -> Found:
         if source.kind == "hf":
             for prefix in family.prefixes:
                 plain = plain.removeprefix(prefix)
+            plain = family.renamed.get(plain, plain)
         name = names.get(plain)
         if name is None:
             kind = family.kind(plain) if source.kind == "hf" else "buffer" if plain in GGUF_OTHERS else ""
@@ -102,6 +103,23 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
 
 
+def arranged(values: Array, parameter: Parameter, graph: Graph, kind: str) -> Array:
+    """A tensor's rows (or its rows of blocks) in the order of the graph's steps; kind: the source's, "hf" or "gguf"."""
+    if kind == "gguf" and parameter.interleaved:  # pairs side by side, head by head: to the halves of each
+        heads = graph.sizes[parameter.interleaved]
+        rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1).swapaxes(1, 2)
+    elif kind == "hf" and parameter.by_head:
+        rows = values.reshape(graph.sizes["H"], 3, graph.sizes["D"], -1).swapaxes(0, 1)
+    else:
+        return values
+    return np.ascontiguousarray(rows).reshape(values.shape)
+
+
+def whole(vector: Array, parameter: Parameter, kind: str) -> Array:
+    """A float32 vector as the graph's steps take it: 1 + w, where the file has w alone."""
+    return np.float32(1) + vector if parameter.unit and kind == "hf" else vector
+
+
 class Loader:
     """Reads and packs the tensors of one file."""
 
@@ -133,18 +151,14 @@ class Loader:
         else:
             values = self.reader.array(entry)
         self.advance(entry.nbytes)
-        if self.source.kind == "gguf" and parameter.interleaved:
-            heads = self.graph.sizes[parameter.interleaved]
-            pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, -1)
-            values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
-        return values, entry.format
+        return arranged(values, parameter, self.graph, self.source.kind), entry.format
 
     def vector(self, name: str) -> Array:
-        """A vector as float32, rounded to the type that was asked for."""
+        """A vector as float32, rounded to the type that was asked for, as the graph's steps take it."""
         values, format = self.read(name)
         if format in BLOCKS:
             values = _core.dequantize(values, format, self.entries[name].shape)
-        return self.rounded(values.reshape(-1))
+        return whole(self.rounded(values.reshape(-1)), self.parameters[name], self.source.kind)
 
     def rounded(self, values: Array) -> Array:
         """A float32 copy, rounded once to the type that was asked for."""

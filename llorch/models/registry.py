@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,8 @@ class Family:
     graph : of a configuration.
     reference : the class in llorch.reference, by name, or a class.
     prefixes : what may stand before every name in Hugging Face's files.
-    left_out : patterns of names that are left out, besides BUFFERS and HEADS.
+    renamed : other names that files have for a parameter, and the graph's.
+    left_out, others : patterns of names that are left out, besides BUFFERS and HEADS: the former without a word.
     """
 
     name: str
@@ -54,13 +55,15 @@ class Family:
     architectures: tuple[str, ...] = ()
     config_of_gguf: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], ModelConfig] | None = None
     prefixes: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
     def kind(self, name: str) -> str:
         """Of a name that the graph doesn't have: "buffer", "head" or "" for one that isn't known."""
         if re.fullmatch(BUFFERS, name) or any(re.fullmatch(pattern, name) for pattern in self.left_out):
             return "buffer"
-        return "head" if re.fullmatch(HEADS, name) else ""
+        return "head" if any(re.fullmatch(pattern, name) for pattern in (HEADS, *self.others)) else ""
 
 
 _registered: list[Family] = []

@@ -22,6 +22,8 @@ class Decoder:
     rope_freqs.weight takes the place of config's rope_scaling.
     """
 
+    EMBEDDING, LAST_NORM = "embed_tokens", "norm"  # names
+
     def __init__(self, config: Any, tensors: dict[str, Array]) -> None:
         self.config = config
         self.weights = {name: widen(tensors[name], name) for name in tensors}
@@ -34,11 +36,11 @@ class Decoder:
         with np.errstate(all="ignore"):
             for i in range(self.config.num_hidden_layers):
                 h = self.block(h, i, cos, sin)
-        return self.head(self.norm(h, "norm"))
+        return self.head(self.norm(h, self.LAST_NORM))
 
     def embed(self, tokens: Array) -> Array:
         """Rows (T, E) of the embedding."""
-        rows: Array = self.weights["embed_tokens.weight"][tokens]
+        rows: Array = self.weights[f"{self.EMBEDDING}.weight"][tokens]
         return rows
 
     def block(self, h: Array, layer: int, cos: Array, sin: Array) -> Array:
@@ -47,7 +49,7 @@ class Decoder:
 
     def head(self, x: Array) -> Array:
         """Logits (T, vocab_size) of x (T, E), which has been through the last norm."""
-        name = "lm_head.weight" if "lm_head.weight" in self.weights else "embed_tokens.weight"
+        name = "lm_head.weight" if "lm_head.weight" in self.weights else f"{self.EMBEDDING}.weight"
         return linear(x, self.weights[name].T)
 
     def rotations(self, T: int) -> tuple[Array, Array]:

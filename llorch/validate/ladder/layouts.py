@@ -143,6 +143,11 @@ def _thirds(
             parts = list(s.swapaxes(0, 1) if other < 0.5 * near else s)
     else:
         parts = np.split(s.reshape(T, W), np.cumsum(widths)[:-1], axis=1)
+        if alike and any(parameter.by_head for parameter in graph.block_parameters):  # as their weights may lie
+            H, D = graph.sizes["H"], graph.sizes["D"]
+            by_head = s.reshape(T, H, 3, D).transpose(2, 0, 1, 3).reshape(3, T, H * D)
+            near, other = (_apart(order, prefix, graph, ours, wanted) for order in (np.stack(parts), by_head))
+            parts = list(by_head) if other < 0.5 * near else parts
     for letter, part in zip("qkv", parts, strict=True):
         yield prefix + letter, part
 

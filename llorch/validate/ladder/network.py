@@ -17,6 +17,7 @@ import numpy as np
 
 import llorch
 from llorch import reference
+from llorch.models.compile import factor_of
 from llorch.models.config import ModelConfig
 from llorch.models.graph import Graph, Rope, Step
 from llorch.reference._gate import ACTIVATIONS as SPECIFIED_ACTIVATIONS
@@ -294,8 +295,6 @@ class Block:
         step = self.step(name)
         options = self.options(step)
         weight, bias = (self.weights.get(f"{step.weight}.{part}") for part in ("weight", "bias"))
-        if weight is not None and options.get("unit"):
-            weight = np.float32(1) + weight
         if step.op == "rms_norm":
             return a.rms_norm(x, weight, options["eps"])
         return a.layer_norm(x, weight, bias, options["eps"])
@@ -317,8 +316,15 @@ class Network:
     later: int = 0
 
     @classmethod
-    def of(cls, family: str, config: ModelConfig, graph: Graph, tensors: Mapping[str, Array]) -> Network:
-        """tensors: float32, by the names of the graph's parameters."""
+    def of(
+        cls,
+        family: str,
+        config: ModelConfig,
+        graph: Graph,
+        tensors: Mapping[str, Array],
+        kept: Mapping[str, str] | None = None,
+    ) -> Network:
+        """tensors: float32, by the names of the graph's parameters. kept: the types they were in, where not float32."""
         outer = {parameter.name: tensors[parameter.name] for parameter in graph.parameters if parameter.name in tensors}
         for parameter in graph.parameters:
             if parameter.optional and parameter.name not in outer:
@@ -328,6 +334,9 @@ class Network:
             names = {p.name: graph.prefix(layer) + p.name for p in graph.block_parameters}
             blocks.append(Block(steps, {name: tensors[full] for name, full in names.items() if full in tensors}))
         before = Block(graph.before, outer)
+        for step in graph.before:
+            if step.op == "embedding":
+                before.change(step.name, factor=factor_of(step, (kept or {}).get(f"{step.weight}.weight", "float32")))
         return cls(family, config, graph, before, blocks, Block(graph.after, outer, taps=before.taps))
 
     @property

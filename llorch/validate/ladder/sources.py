@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -60,9 +61,9 @@ class Model:
 
     @cached_property
     def tensors(self) -> Trace:
-        """Every array of the file as float32, by its name in Hugging Face's files without the family's prefix, and in
-        their layout."""
-        reader, gguf = Reader(), self.source.kind == "gguf"
+        """Every array of the file as float32, by its name in Hugging Face's files without the family's prefix, and with
+        matrices in their layout; rows in the order of the graph's steps, and vectors as those take them."""
+        reader, kind = Reader(), self.source.kind
         parameters = {name: parameter for name, _, parameter in self.graph.all_parameters()}
         found = {}
         for name, entry in loading.find(self.source, self.family, self.graph).entries.items():
@@ -71,16 +72,15 @@ class Model:
             else:
                 values = reference.widen(reader.array(entry)).copy()
             parameter = parameters[name]
-            if gguf and parameter.interleaved:  # pairs side by side, head by head: to the halves of each
-                heads = self.graph.sizes[parameter.interleaved]
-                pairs = values.reshape(heads, len(values) // heads // 2, 2, -1)
-                values = pairs.swapaxes(1, 2).reshape(values.shape)
-            found[name] = values.T if gguf and parameter.conv1d else values
+            values = loading.whole(loading.arranged(values, parameter, self.graph, kind), parameter, kind)
+            found[name] = values.T if kind == "gguf" and parameter.conv1d else values
         return found
 
     @cached_property
     def network(self) -> Network:
-        return Network.of(self.family.name, self.config, self.graph, self.tensors)
+        entries = loading.find(self.source, self.family, self.graph).entries
+        kept = {name: loading.PLAIN.get(entry.format, "float32") for name, entry in entries.items()}
+        return Network.of(self.family.name, self.config, self.graph, self.tensors, kept)
 
     @property
     def sha256(self) -> str:
@@ -186,7 +186,8 @@ def transformers_class(model: Model) -> Any:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
-    name = next((CLASSES[kind] for kind in model.family.model_types if kind in CLASSES), None)
+    kinds = (model.source.config.get("model_type"), *model.family.model_types)
+    name = next((CLASSES[kind] for kind in kinds if kind in CLASSES), None)
     return None if name is None else getattr(transformers, name)
 
 
@@ -261,20 +262,24 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
         if i == 0:
             hooks.append(block.register_forward_hook(keep(graph.before[-1].name, of_input=True)))
 
-    def cache_of(out: Any) -> Any:
-        return out.cache if getattr(out, "cache", None) is not None else out.past_key_values
+    by_head = {p.name.removesuffix(".weight"): p for p in graph.block_parameters if p.by_head}
+
+    # A cache that isn't told of windows keeps all positions.
+    argument = "cache" if "cache" in inspect.signature(peer.forward).parameters else "past_key_values"
+    cache = transformers.DynamicCache()
 
     with torch.no_grad():
         with SeeAttention():
-            out = peer(torch.tensor([list(ids)]), use_cache=True)
+            out = peer(torch.tensor([list(ids)]), use_cache=True, **{argument: cache})
         for hook in hooks:
             hook.remove()
         trace["logits"] = numpy(out.logits)
-        layers = cache_of(out).layers
         for i, steps in enumerate(graph.blocks):
-            kept = iter((layers[i].keys, layers[i].values))
+            kept = iter((cache.layers[i].keys, cache.layers[i].values))
             for step in steps:
                 name = block_name(i, step.name)
+                if step.weight in by_head and name in trace:
+                    trace[name] = loading.arranged(trace[name].T, by_head[step.weight], graph, "hf").T
                 if step.op == "heads":
                     flat = trace.get(block_name(i, step.inputs[0]))
                     if flat is not None:
@@ -300,10 +305,9 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
         trace["argmax"] = np.array(int(last.argmax()), np.int64)
         trace["probs"] = torch.softmax(last, -1).numpy()
         found: list[int] = []
-        argument = "cache" if getattr(out, "cache", None) is not None else "past_key_values"
         while len(found) < rungs.new_tokens(model.config, T):
             found.append(int(out.logits[0, -1].argmax()))
-            out = peer(torch.tensor([[found[-1]]]), use_cache=True, **{argument: cache_of(out)})
+            out = peer(torch.tensor([[found[-1]]]), use_cache=True, **{argument: cache})
     trace |= {"ids": np.asarray(ids, np.int64), "generated": np.array(found, np.int64)}
     return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T) if tensor.name in trace}
 
