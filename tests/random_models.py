@@ -85,7 +85,7 @@ def write_gguf(path, family, config, tensors, architecture, metadata, quantise=l
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in metadata.items():
         kinds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
-        kind = kinds[type(value)]
+        kind = (kinds | {bool: writer.add_bool})[type(value)]
         kind(name, value)
     graph = family.graph(config)
     for name, short, parameter in graph.all_parameters():
@@ -94,6 +94,11 @@ def write_gguf(path, family, config, tensors, architecture, metadata, quantise=l
         values = tensors[name]
         if parameter.interleaved:
             values = interleaved(values, graph.sizes[parameter.interleaved])
+        if parameter.by_head:
+            values = np.concatenate(np.split(values.reshape(graph.sizes["H"], 3, graph.sizes["D"], -1), 3, axis=1))
+            values = values.reshape(tensors[name].shape)
+        if parameter.unit:
+            values = values + np.float32(1)
         if parameter.conv1d:
             values = values.T
         values, kind = quantise(name, np.ascontiguousarray(values))

@@ -83,6 +83,12 @@ def number(value: Any, name: str, least: float = 0.0, most: float = FLOAT32_END)
     return float(value)
 
 
+def mapping(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {_shown(value)}")
+    return value
+
+
 def flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be true or false, got {_shown(value)}")

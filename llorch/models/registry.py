@@ -23,7 +23,9 @@ from llorch.models.graph import Graph
 if TYPE_CHECKING:
     from llorch.files import Source
 
-MODULES = ("llorch.models.gpt2", "llorch.models.llama")
+MODULES = tuple(
+    f"llorch.models.{name}" for name in ("gpt2", "llama", "gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2")
+)
 
 # Buffers that old checkpoints carry along: the causal mask, the frequencies of the rotations, 0, 1, 2 ...
 BUFFERS = (

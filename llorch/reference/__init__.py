@@ -13,17 +13,26 @@ from llorch.reference._decoder import Decoder as _Decoder
 from llorch.reference._environment import guard_methods, guarded
 from llorch.reference._formats import dequantize
 from llorch.reference._gate import cast, gate, relu
+from llorch.reference._gemma import Gemma2, Gemma3
 from llorch.reference._gpt2 import GPT2
+from llorch.reference._gpt_neox import GPTNeoX
 from llorch.reference._linear import dot128, linear
 from llorch.reference._llama import Llama
 from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from llorch.reference._olmo2 import OLMo2
 from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
+from llorch.reference._starcoder2 import StarCoder2
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 __all__ = [
     "GPT2",
+    "GPTNeoX",
+    "Gemma2",
+    "Gemma3",
     "Llama",
+    "OLMo2",
+    "StarCoder2",
     "add_layer_norm",
     "add_rms_norm",
     "argmax",
