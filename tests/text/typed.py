@@ -5,6 +5,7 @@ from typing import Any, assert_type
 import numpy as np
 
 import llorch
+from llorch.text.chat import ChatStream, Reply
 from llorch.text.generate import Stream
 from llorch.text.score import Score
 from llorch.text.tokenizer import Tokenizer
@@ -29,6 +30,12 @@ mixed: list[str | list[int]] = ["O", [1]]
 assert_type(model.generate_batch(mixed, 3), list[Any])
 
 assert_type(model.score("O, a"), Score)
+
+messages = [{"role": "user", "content": "O"}]
+assert_type(model.chat(messages, 3, temperature=1.0, seed=1, overflow="drop_oldest"), Reply)
+assert_type(model.chat_stream(messages, stop="x", tools=[{"name": "a"}], progress=print), ChatStream)
+assert_type(next(model.chat_stream(messages)), str)
+assert_type(model.chat_prompt(messages), list[int])
 
 model.generate("O", 3, warmth=1)  # type: ignore[call-overload]
 model.generate(3, 3)  # type: ignore[call-overload]
