@@ -15,6 +15,9 @@ from llorch import reference, validate
 from llorch.models import gemma3
 from llorch.models.gemma2 import Gemma2Config
 from llorch.testing import use_isa
+from llorch.validate.ladder import selftest
+from llorch.validate.ladder.compare import compare_dumps
+from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.network import Float64, Specified
 from llorch.validate.ladder.sources import Model
 
@@ -170,6 +173,21 @@ def test_transformers_stands_beside_the_ladder(models, name):
     assert absent == ({"branches"} if name == "gpt_neox" else set())  # a sum that no module of theirs makes
 
 
+def test_a_dump_of_a_neox_may_have_heads_side_by_side(models):
+    """What its fused layer makes lies as the file's rows do, or all queries first: both are read, a wrong one isn't."""
+    network, ids = Model(models["gpt_neox"].path).network, ids_of(9).tolist()
+    right = selftest.right_dump(network, ids)
+    parts = [right.arrays[f"h.1.attn.{letter}"] for letter in "qkv"]  # (H, T, D) each
+    by_head = np.stack(parts).transpose(2, 1, 0, 3).reshape(9, -1)
+    one_after_the_other = np.stack(parts).transpose(2, 0, 1, 3).reshape(9, -1)
+    wrong = np.stack(parts[::-1]).transpose(2, 1, 0, 3).reshape(9, -1)
+    for values, holds in ((by_head, True), (one_after_the_other, True), (wrong, False)):
+        theirs = Dump({"gpt_neox.layers.1.attention.query_key_value": values[None]}, {}, "theirs")
+        result = compare_dumps(theirs, right, network)
+        assert {row.tensor.name for row in result.rows if row.status != "absent"} == {f"h.1.attn.{x}" for x in "qkv"}
+        assert result.holds == holds
+
+
 # ---- GGUF ----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +203,32 @@ def test_gguf_has_the_bits_of_safetensors(tmp_path, name, switch):
     assert_same_bits(file.forward(ids), folder.forward(ids))
     if switch == "plain":
         assert validate.run_ladder(path, ids=ids[:9].tolist(), peer=False).holds
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gpt_neox"])
+def test_gguf_blocks_have_the_bits_of_their_values(tmp_path, name):
+    """The embedding's blocks are float32 values: so is the factor's type."""
+    gguf = pytest.importorskip("gguf")
+    case, kind, values = CASES[name], gguf.GGMLQuantizationType.Q8_0, {}
+    entries = case.entries | {"hidden_size": 96, "intermediate_size": 64}
+    config = case.family.config(entries)
+    tensors = random_tensors(case.family, config)
+
+    def quantise(key, array):
+        if array.ndim == 1:
+            return array, None
+        blocks = gguf.quants.quantize(array, kind)
+        values[key] = gguf.quants.dequantize(blocks, kind)
+        return blocks, kind
+
+    architecture = case.family.architectures[0]
+    path = write_gguf(tmp_path / "q", case.family, config, tensors, architecture, metadata(name, config), quantise)
+    for key in values:
+        if "query_key_value" in key:  # rows of values as Hugging Face has them
+            values[key] = values[key].reshape(3, 6, 16, -1).swapaxes(0, 1).reshape(values[key].shape)
+    found = {key: np.ascontiguousarray(array) for key, array in (tensors | values).items()}
+    ids = ids_of(15)
+    assert_same_bits(load(path).forward(ids), load(save(tmp_path / "m", entries, found, case.prefix)).forward(ids))
 
 
 @pytest.mark.parametrize(("name", "part"), [("gemma2", "norm"), ("gemma3", "q_norm"), ("gpt_neox", "query_key_value")])
@@ -368,6 +412,25 @@ def test_transformers_in_bfloat16(tmp_path, name):
     wanted, model, ids = beside_transformers(tmp_path, name, "plain", "bfloat16")
     assert model.dtype == "bfloat16"
     assert np.abs(model.forward(ids) - wanted).max() <= 2e-5 * wanted.std()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_transformers_greedy_tokens(tmp_path, name):
+    """64 tokens, up to where its two largest logits are nearer than 1e-4."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    _, model, ids = beside_transformers(tmp_path, name, "plain")
+    theirs = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", attn_implementation="eager"
+    )
+    ids, ours, cache = ids[:5].tolist(), [], model.new_cache()
+    while len(ours) < 64:
+        ours.append(int(llorch.argmax(model.step([ours[-1:] or ids], [cache])[0])))
+    with torch.no_grad():
+        logits = theirs.float().eval()(torch.tensor([ids + ours])).logits[0].numpy()[4:-1]
+    for token, row in zip(ours, logits, strict=True):
+        assert token == row.argmax() or np.diff(np.sort(row)[-2:])[0] < 1e-4
+        if token != row.argmax():
+            break
 
 
 def beside_transformers(folder, name, switch, dtype="float32"):

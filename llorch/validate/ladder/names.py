@@ -45,7 +45,7 @@ GLOBAL = {
 }
 LONGEST = 200  # characters: no engine has longer names, and what is looked at must not take long
 NUMBER = "[0-9]{1,5}"  # of a block: a file may have thousands of digits there, or those of another script
-PREFIX = re.compile(r"(transformer|model|module|gpt2|gpt|backbone)\.", re.IGNORECASE)
+PREFIX = re.compile(r"(transformer|model|language_model|module|gpt2|gpt_neox|gpt|backbone)\.", re.IGNORECASE)
 LAYER = tuple(
     re.compile(pattern.replace("NUMBER", NUMBER), re.IGNORECASE | re.ASCII)
     for pattern in (
