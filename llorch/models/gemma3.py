@@ -16,6 +16,8 @@ from llorch.models.gemma2 import FULL, SLIDING, Gemma2Config, alternating, block
 from llorch.models.graph import Graph, Rope
 from llorch.models.registry import Family
 
+OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "tie_word_embeddings")  # what a model of text and images says outside
+
 
 @dataclass(frozen=True)
 class Gemma3Config(Gemma2Config):
@@ -59,7 +61,9 @@ class Gemma3Config(Gemma2Config):
     def entries_of(cls, entries: Mapping[str, Any]) -> dict[str, Any]:
         if entries.get("text_config") is not None:  # the file of a model of text and images
             inner = check.mapping(entries["text_config"], "text_config")
-            entries = {name: value for name, value in entries.items() if name != "text_config"} | dict(inner)
+            outer = {name: value for name, value in entries.items() if name != "text_config"}
+            whole = {name: outer[name] for name in OF_THE_WHOLE if outer.get(name) is not None}
+            entries = outer | dict(inner) | whole
         both = check.mapping(entries.get("rope_parameters") or {}, "rope_parameters")
         full = dict(check.mapping(both.get(FULL) or {}, f"rope_parameters.{FULL}"))
         full |= check.mapping(entries.get("rope_scaling") or {}, "rope_scaling")

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from gpt2_models import TINY, random_tensors, save
 from helpers import assert_same_bits, normal, num_threads, rng, same_bits
+from norms_and_windows import CASES as families
 from random_models import llama_tensors
+from random_models import random_tensors as family_tensors
 
 import llorch
 from llorch import reference
@@ -167,7 +169,8 @@ CASES = {  # what the host calls, and what it should get
 def unguarded(public):
     if not isinstance(public, type):
         return getattr(public, "__wrapped__", public)
-    methods = {name: m.__wrapped__ for name, m in vars(public).items() if hasattr(m, "__wrapped__")}
+    classes = reversed(public.__mro__)  # what a family inherits, too
+    methods = {n: m.__wrapped__ for made in classes for n, m in vars(made).items() if hasattr(m, "__wrapped__")}
     return type(public.__name__, (public,), methods)
 
 
@@ -281,6 +284,15 @@ ORACLE = {  # of llorch.reference alone; what several return is put into one arr
     "GPT2": lambda m: m.GPT2(SMALL, SMALL_TENSORS).forward(IDS[:30]),
     "Llama": lambda m: m.Llama(LLAMA, LLAMA_TENSORS).forward(IDS[:20]),
 }  # fmt: skip
+
+
+def text_of(case):
+    config = case.config()
+    tensors = family_tensors(case.family, config)
+    return lambda m: getattr(m, case.family.reference)(config, tensors).forward(IDS[:20])
+
+
+ORACLE |= {case.family.reference: text_of(case) for case in families.values()}
 INDIFFERENT = {"cast", "narrow"}  # NumPy rounds to float16 by integers, or by an instruction that says how
 
 

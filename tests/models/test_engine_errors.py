@@ -280,7 +280,7 @@ def test_many_layers_that_are_missing(folder):
         ({"rope_theta": 1e-300}, r"config.json: rotations: base 1e-300 and scaling make a frequency of"),
         ({"rope_theta": 10**400}, r"config.json: rope_theta is 10+\.\.\., it must be in"),
         ({"vocab_size": 10**300}, r"config.json: vocab_size is 10+\.\.\., it must be at least 1"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: llorch's Llama doesn't support it"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: llorch's Llama rotates all of a head"),
     ],
 )
 def test_numbers_that_make_no_model(folder, entries, text):

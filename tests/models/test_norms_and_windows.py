@@ -362,7 +362,12 @@ def test_the_text_of_a_gemma3_of_text_and_images(tmp_path, prefix):
     """Its configuration lies within, its names have a prefix, and what is for images is left out and said once."""
     case, ids = CASES["gemma3"], ids_of(15)
     model, tensors = made(tmp_path / "text", "gemma3")
-    entries = {"model_type": "gemma3", "text_config": case.entries, "eos_token_id": [1, 106], "vision_config": {}}
+    entries = {
+        "model_type": "gemma3",
+        "text_config": case.entries | {"eos_token_id": 1},
+        "eos_token_id": [1, 106],
+        "vision_config": {},
+    }
     images = {
         f"{prefix.removesuffix('language_model.') if prefix.startswith('model') else ''}{name}": np.ones(3, np.float32)
         for name in ("vision_tower.vision_model.embeddings.patch_embedding.bias", "multi_modal_projector.mm_soft_emb")
