@@ -24,8 +24,8 @@ class Gemma2Config(DecoderConfig):
 
     Attributes
     ----------
-    hidden_act : str
-        config.json's hidden_activation.
+    hidden_activation : str
+        gelu_pytorch_tanh, or another of GPT-2's; hidden_act is always the same, whatever an old file says.
     rms_norm_eps : float
         Finite, not negative.
     query_pre_attn_scalar : float
@@ -53,6 +53,7 @@ class Gemma2Config(DecoderConfig):
     num_key_value_heads: int | None = 4
     head_dim: int | None = 256
     hidden_act: str = "gelu_pytorch_tanh"
+    hidden_activation: str = "gelu_pytorch_tanh"
     max_position_embeddings: int = 8192
     rms_norm_eps: float = 1e-6
     query_pre_attn_scalar: float = 256
@@ -71,6 +72,8 @@ class Gemma2Config(DecoderConfig):
     WIDEST: ClassVar[int] = 46  # layers of the one model whose scalar isn't the width of a head, which GGUF doesn't say
 
     def __post_init__(self) -> None:
+        check.activation(self.hidden_activation, "hidden_activation")
+        object.__setattr__(self, "hidden_act", self.hidden_activation)
         super().__post_init__()
         if not check.number(self.query_pre_attn_scalar, "query_pre_attn_scalar") > 0:
             raise ValueError(f"query_pre_attn_scalar is {self.query_pre_attn_scalar}, it must be positive")
@@ -88,12 +91,6 @@ class Gemma2Config(DecoderConfig):
         """layer_types, which are there once the configuration has been checked."""
         assert self.layer_types is not None
         return self.layer_types
-
-    @classmethod
-    def entries_of(cls, entries: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().entries_of(entries)
-        found.pop("hidden_act", None)  # transformers reads the other name alone
-        return found | ({"hidden_act": entries["hidden_activation"]} if "hidden_activation" in entries else {})
 
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -69,8 +69,9 @@ class GPTNeoXConfig(DecoderConfig):
     @classmethod
     def entries_of(cls, entries: Mapping[str, Any]) -> dict[str, Any]:
         others = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-        given = {name: value for name, value in entries.items() if name not in others}
-        return super().entries_of(given | {ours: given[name] for ours, name in others.items() if name in given})
+        return super().entries_of(
+            dict(entries) | {ours: entries[name] for ours, name in others.items() if name in entries}
+        )
 
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Gemma2(Decoder):
     def feed_forward(self, x: Array, layer: int) -> Array:
         """The feed-forward layer of block `layer`: x (T, E) to (T, E)."""
         g, u = (self.linear(x, f"layers.{layer}.mlp.{name}") for name in ("gate_proj", "up_proj"))
-        return self.linear(gate(g, u, activation=NAMES[self.config.hidden_act]), f"layers.{layer}.mlp.down_proj")
+        return self.linear(gate(g, u, activation=NAMES[self.config.hidden_activation]), f"layers.{layer}.mlp.down_proj")
 
     def head(self, x: Array) -> Array:
         y = super().head(x)

@@ -1,6 +1,7 @@
 """Gemma 2, Gemma 3, OLMo 2, GPT-NeoX, StarCoder2: every logit against the oracle, every way to cut the work, GGUF, the
 ladder, transformers."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -317,7 +318,7 @@ def test_the_factor_has_the_type_of_the_embedding(tmp_path):
         ("gemma2", {"sliding_window": None}, "sliding_window must be an int, got None"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, it must be positive"),
         ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0, it must be null or"),
-        ("gemma2", {"hidden_activation": "mish"}, "hidden_act is 'mish'"),
+        ("gemma2", {"hidden_activation": "mish"}, "hidden_activation is 'mish'"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0: llorch's Gemma 3"),
         ("gemma3", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
         ("gemma3", {"rope_parameters": {"rope_theta": 3.0}}, "rope_parameters has 'rope_theta'"),
@@ -332,6 +333,13 @@ def test_the_factor_has_the_type_of_the_embedding(tmp_path):
 def test_what_isnt_supported_is_refused_by_name(name, entries, message):
     with pytest.raises((ValueError, TypeError), match=message):
         CASES[name].family.config(CASES[name].entries | entries)
+
+
+@pytest.mark.parametrize(("name", "switch"), EVERY)
+def test_a_configuration_can_be_written_and_read(name, switch):
+    """As a dump does it, whose ladder is then read from it."""
+    config = CASES[name].config(switch)
+    assert CASES[name].family.config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_windows_of_an_olmo2_file_are_refused():
