@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 UNITS = {"MB": 1e6, "GB": 1e9}
 TOKENIZERS = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model")
 PANEL = 16  # a head's values are kept in whole panels of so many
+MOST_LEFT_OUT = 8  # tensors that are named one by one; --json has all
 
 
 @click.command("info")
@@ -135,7 +136,10 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     lines += [("parameters", f"{found['parameters']:,}")]
     for name, one in found["tensors"].items():
         lines.append((f"tensors, {name}", f"{one['tensors']}, {_bits(one['bits'])} bits a parameter"))
-    lines += [(f"left out, {name}", why) for name, why in found["left_out"].items()]
+    left_out = list(found["left_out"].items())
+    lines += [(f"left out, {name}", why) for name, why in left_out[:MOST_LEFT_OUT]]
+    if len(left_out) > MOST_LEFT_OUT:  # the part of a model that is for images has hundreds
+        lines.append(("left out", f"and {len(left_out) - MOST_LEFT_OUT} more"))
     lines += [("tokenizer", found["tokenizer"] or "none")]
     lines += [(f"file {name}", _size(size)) for name, size in found["files"].items()]
     lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found.get("memory", {}).items()]

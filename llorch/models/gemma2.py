@@ -95,14 +95,17 @@ class Gemma2Config(DecoderConfig):
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         found = super().entries_of_gguf(get, shapes)
-        layers, heads = found["num_hidden_layers"], found["num_attention_heads"]
+        layers, heads = (
+            check.size(found["num_hidden_layers"], "block_count", check.MOST_LAYERS),
+            found["num_attention_heads"],
+        )
         if get("attention.scale", None) is not None:
             raise ValueError(f"{get.architecture}.attention.scale is {get('attention.scale')}: it isn't supported")
         period = get("attention.sliding_window_pattern", cls.PERIOD)
         if isinstance(period, list | tuple):  # true where there is a window
             kinds = tuple(SLIDING if sliding else FULL for sliding in period)
         else:
-            kinds = alternating(period, check.size(layers, "block_count", check.MOST_LAYERS))
+            kinds = alternating(period, layers)
         # Files don't say what the scores are divided by: it is the width of a head but in one model of the family.
         widest = check.size(found["hidden_size"], "embedding_length") // check.size(heads, "attention.head_count")
         return found | {

@@ -79,7 +79,9 @@ class Gemma3Config(Gemma2Config):
         if scaling:
             found["rope_local_scaling"] = scaling
         if "layer_types" not in entries and entries.get("sliding_window_pattern") is not None:
-            layers = check.size(found.get("num_hidden_layers", cls.num_hidden_layers), "num_hidden_layers", 10_000)
+            layers = check.size(
+                found.get("num_hidden_layers", cls.num_hidden_layers), "num_hidden_layers", check.MOST_LAYERS
+            )
             found["layer_types"] = alternating(entries["sliding_window_pattern"], layers)
         return found
 

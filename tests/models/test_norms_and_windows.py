@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from gpt2_models import cast, tensors_of
 from helpers import assert_same_bits, num_threads, rng, same_bits
 from norms_and_windows import CASES, EVERY, PLAIN, SAID_BY_GGUF, SMALL, load, metadata
@@ -13,6 +14,7 @@ from random_models import by_reference, random_tensors, save, write_gguf
 
 import llorch
 from llorch import reference, validate
+from llorch.cli import main
 from llorch.models import gemma3
 from llorch.models.gemma2 import Gemma2Config
 from llorch.testing import use_isa
@@ -376,9 +378,10 @@ def test_the_text_of_a_gemma3_of_text_and_images(tmp_path, prefix):
         "eos_token_id": [1, 106],
         "vision_config": {},
     }
+    parts = [f"vision_tower.vision_model.encoder.layers.{i}.layer_norm1.bias" for i in range(20)]
     images = {
         f"{prefix.removesuffix('language_model.') if prefix.startswith('model') else ''}{name}": np.ones(3, np.float32)
-        for name in ("vision_tower.vision_model.embeddings.patch_embedding.bias", "multi_modal_projector.mm_soft_emb")
+        for name in (*parts, "multi_modal_projector.mm_soft_emb_norm.weight")
     }
     folder = tmp_path / "both"
     save(folder, entries, tensors, prefix)
@@ -390,6 +393,10 @@ def test_the_text_of_a_gemma3_of_text_and_images(tmp_path, prefix):
     assert len(said) == 1 and set(both.left_out) == set(images)
     assert both.config.eos_token_ids == (1, 106)
     assert_same_bits(both.forward(ids), model.forward(ids))
+    said = CliRunner().invoke(main, ["info", str(folder)]).output
+    assert said.count("a head of another task") == 8 and "and 13 more" in said
+    found = json.loads(CliRunner().invoke(main, ["info", "--json", str(folder)]).output)
+    assert set(found["left_out"]) == set(images)
 
 
 # ---- transformers --------------------------------------------------------------------------------------
