@@ -78,8 +78,11 @@ def interleaved(values, heads):
     return values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
 
 
-def write_gguf(path, family, config, tensors, architecture, metadata, quantise=lambda name, values: (values, None)):
-    """The same model as a GGUF file. quantise: (name, values) to (array, gguf's type or None)."""
+def write_gguf(
+    path, family, config, tensors, architecture, metadata, quantise=lambda name, values: (values, None), extra=None
+):
+    """The same model as a GGUF file. quantise: (name, values) to (array, gguf's type or None). extra: tensors by their
+    names there."""
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
@@ -103,6 +106,8 @@ def write_gguf(path, family, config, tensors, architecture, metadata, quantise=l
             values = values.T
         values, kind = quantise(name, np.ascontiguousarray(values))
         writer.add_tensor(short, values, raw_dtype=kind)
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -110,16 +115,22 @@ def write_gguf(path, family, config, tensors, architecture, metadata, quantise=l
     return path
 
 
+def decoder_metadata(config, architecture):
+    """What a GGUF file says of any decoder with RMSNorm."""
+    entries = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "rope.freq_base": float(config.rope_theta),
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+    }
+    return {f"{architecture}.{name}": value for name, value in entries.items()}
+
+
 def llama_metadata(config):
     """What a GGUF file says of a Llama."""
-    return {
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.rope.freq_base": float(config.rope_theta),
-        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-    }
+    return decoder_metadata(config, "llama")

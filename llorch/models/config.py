@@ -3,9 +3,11 @@
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llorch._text import printable
 
@@ -163,6 +165,33 @@ def rope_scaling(value: Any) -> Mapping[str, Any] | None:
     return entries | {"rope_type": kind}
 
 
+# ---- windows: entries of config.json -------------------------------------------------------------------
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def window(value: Any, name: str) -> int | None:
+    """Positions that a query sees, None for all."""
+    return None if value is None else size(value, name, 2**62)
+
+
+def layer_types(value: Any, sliding: Sequence[bool], window: int | None) -> tuple[str, ...]:
+    """The kinds of attention of each layer; where nothing says them, those that `sliding` has."""
+    found = tuple(LAYER_TYPES[one] for one in sliding) if value is None else value
+    if not isinstance(found, list | tuple) or len(found) != len(sliding) or not set(found) <= set(LAYER_TYPES):
+        raise ValueError(
+            f"layer_types is {_shown(value)}, it must have {' or '.join(LAYER_TYPES)} for each of {len(sliding)} layers"
+        )
+    if LAYER_TYPES[1] in found and window is None:
+        raise ValueError("layer_types has sliding_attention, but sliding_window (or use_sliding_window) says no window")
+    return tuple(found)
+
+
+def windows(types: Sequence[str] | None, window: int | None) -> list[int | None]:
+    """The window of each layer, None for none."""
+    return [window if kind == LAYER_TYPES[1] else None for kind in types or ()]
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. OSError if it can't be read, ValueError names the file if it isn't JSON."""
     try:
@@ -227,7 +256,12 @@ def gguf_ends(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def gguf_rope_scaling(get: GGUF, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any] | None:
-    """rope_scaling in Hugging Face's entries; factors of a tensor rope_freqs come with the weights."""
+    """rope_scaling in Hugging Face's entries; factors that are among the tensors come with those."""
+    given = get("rope.scaling.attn_factor", None)
+    if "rope_factors_long.weight" in shapes:
+        return _gguf_longrope(get, given)
+    if given not in (None, 1):
+        raise ValueError(f"{get.architecture}.rope.scaling.attn_factor is {given}: without rope_factors it must be 1")
     kind = get("rope.scaling.type", None)
     if kind in (None, "none"):
         return None
@@ -240,3 +274,14 @@ def gguf_rope_scaling(get: GGUF, shapes: Mapping[str, tuple[int, ...]]) -> Mappi
             "original_max_position_embeddings": get("rope.scaling.original_context_length"),
         }
     raise ValueError(f"{get.architecture}.rope.scaling.type is {_shown(kind)}, llorch has none, linear and yarn")
+
+
+def _gguf_longrope(get: GGUF, given: Any) -> Mapping[str, Any]:
+    """longrope, whose lists are tensors. The factor of cosine and sine is there in float32: where it is the rule's own,
+    rounded, the rule is meant."""
+    name = "rope.scaling.original_context_length"
+    original = size(get(name), f"{get.architecture}.{name}")
+    context = size(get("context_length"), f"{get.architecture}.context_length")
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": original}
+    own = math.sqrt(1 + math.log(context / original) / math.log(original)) if context > original > 1 else 1.0
+    return scaling if given is None or np.float32(given) == np.float32(own) else scaling | {"attention_factor": given}

@@ -75,7 +75,7 @@ class DecoderConfig(ModelConfig):
     EPS: ClassVar[str] = "rms_norm_eps"
     GGUF_EPS: ClassVar[str] = "attention.layer_norm_rms_epsilon"
     REFUSED: ClassVar[Mapping[str, Any]] = {}
-    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {"rope.scaling.attn_factor": 1}
+    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {}
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):

@@ -6,7 +6,7 @@ feed-forward layer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llorch.models import config as check
 from llorch.models import decoder
@@ -36,6 +36,7 @@ class LlamaConfig(DecoderConfig):
     eos_token_id: int | tuple[int, ...] | None = 2
 
     NAME = "Llama"
+    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {"attention.sliding_window": 0}
 
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from llorch.files import Source
 
 MODULES = tuple(
-    f"llorch.models.{name}" for name in ("gpt2", "llama", "gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2")
+    f"llorch.models.{name}"
+    for name in (
+        *("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3"),
+        *("gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2"),
+    )
 )
 
 # Buffers that old checkpoints carry along: the causal mask, the frequencies of the rotations, 0, 1, 2 ...
@@ -111,13 +115,20 @@ def config_of(source: Source, family: Family) -> ModelConfig:
         raise type(error)(f"{printable(str(_place(source)))}: {error}") from None
 
 
+FACTORS = {"rope_freqs": "rope_freqs", "long_factor": "rope_factors_long", "short_factor": "rope_factors_short"}
+
+
 def _with_factors(source: Source, config: ModelConfig) -> ModelConfig:
     """With the factors of the rotations, which a GGUF file has among its tensors."""
-    entry = source.tensors.get("rope_freqs.weight")
-    if entry is None or not hasattr(config, "rope_scaling"):
+    tensors = {entry: source.tensors.get(f"{name}.weight") for entry, name in FACTORS.items()}
+    found = {entry: Reader().array(one).reshape(-1).tolist() for entry, one in tensors.items() if one is not None}
+    if not found or not hasattr(config, "rope_scaling"):
         return config
-    factors = Reader().array(entry).reshape(-1).tolist()
-    return dataclasses.replace(config, rope_scaling={"rope_type": "gguf", "rope_freqs": factors})  # type: ignore[type-var]
+    if "rope_freqs" in found:
+        scaling = {"rope_type": "gguf", "rope_freqs": found["rope_freqs"]}
+    else:
+        scaling = {"rope_type": "longrope", **(config.rope_scaling or {}), **found}
+    return dataclasses.replace(config, rope_scaling=scaling)  # type: ignore[type-var]
 
 
 def check_ropes(source: Source, config: ModelConfig, graph: Graph) -> None:

@@ -18,10 +18,15 @@ from llorch.reference._gpt2 import GPT2
 from llorch.reference._gpt_neox import GPTNeoX
 from llorch.reference._linear import dot128, linear
 from llorch.reference._llama import Llama
+from llorch.reference._mistral import Mistral
 from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llorch.reference._olmo2 import OLMo2
+from llorch.reference._phi3 import Phi3
+from llorch.reference._qwen2 import Qwen2
+from llorch.reference._qwen3 import Qwen3
 from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
+from llorch.reference._smollm3 import SmolLM3
 from llorch.reference._starcoder2 import StarCoder2
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
@@ -31,7 +36,12 @@ __all__ = [
     "Gemma2",
     "Gemma3",
     "Llama",
+    "Mistral",
     "OLMo2",
+    "Phi3",
+    "Qwen2",
+    "Qwen3",
+    "SmolLM3",
     "StarCoder2",
     "add_layer_norm",
     "add_rms_norm",

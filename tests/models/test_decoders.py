@@ -1,0 +1,193 @@
+"""Every decoder of tests/families.py: its text, every way to cut the work, its files, transformers."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from families import ALL, CASES, GGUF, by_text, entries_of, made, write, write_file
+from helpers import assert_same_bits, num_threads, rng, same_bits
+
+import llorch
+from llorch import reference, validate
+from llorch.testing import use_isa
+
+LENGTH = 24  # past every window and original context that the cases have, but phi3's "short" and "partly long"
+
+
+def ids_of(length=LENGTH, seed=0):
+    return rng(15, seed, length).integers(0, 67, length)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def tiny(request, tmp_path_factory):
+    return request.param, write(tmp_path_factory.mktemp(request.param) / "model", request.param)
+
+
+@pytest.mark.parametrize(("name", "switch"), ALL)
+def test_the_engine_has_the_texts_bits(tmp_path, name, switch):
+    """With every switch, on every instruction set, by one thread and two."""
+    model, ids = write(tmp_path / "model", name, switch), ids_of()
+    wanted = by_text(name, switch, ids)
+    for isa in llorch.available_isas():
+        for threads in (1, 2):
+            with use_isa(isa), num_threads(threads):
+                assert_same_bits(model.forward(ids), wanted, f"{isa}, {threads} threads")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_switch_changes_something(name):
+    """Negative control: a switch that were ignored would pass if engine and text both ignored it."""
+    ids = ids_of()
+    plain = by_text(name, "plain", ids)
+    for switch in CASES[name].switches:
+        assert np.abs(by_text(name, switch, ids) - plain).max() > 1e-4, switch
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_changed_is_seen(tmp_path, name):
+    """Negative control: another window or another rotation, and norms whose weights are exchanged, on the same
+    tensors."""
+    ids, case, (_, _, tensors) = ids_of(), CASES[name], made(name)
+    plain = write(tmp_path / "plain", name).forward(ids)
+    for control, entries in case.controls.items():
+        assert not same_bits(write(tmp_path / control, name, entries=entries).forward(ids), plain), control
+    for norm in case.norms:
+        changed = {key: value[::-1].copy() if key.endswith(norm) else value for key, value in tensors.items()}
+        assert any(key.endswith(norm) for key in tensors)
+        assert not same_bits(write(tmp_path / norm, name, tensors=changed).forward(ids), plain), norm
+
+
+def test_chunks_and_steps(tiny):
+    _, model = tiny
+    ids = ids_of(40)
+    wanted = model.forward(ids)
+    for lengths in ([1] * 40, [7, 1, 20, 12], [39, 1]):
+        cache, first = model.new_cache(), 0
+        for length in lengths:
+            got = model.forward(ids[first : first + length], cache)
+            assert_same_bits(got, wanted[first : first + length], f"{lengths} at {first}")
+            first += length
+
+
+def test_past_a_block_of_the_cache(tiny):
+    """More than 128 positions, so that attention has a second block and a window begins inside one."""
+    name, model = tiny
+    ids = ids_of(133)
+    wanted = by_text(name, "plain", ids)
+    assert_same_bits(model.forward(ids), wanted)
+    cache = model.new_cache()
+    model.forward(ids[:126], cache)
+    for i in range(126, 133):
+        assert_same_bits(model.forward(ids[i : i + 1], cache), wanted[i : i + 1])
+
+
+def test_a_batch_of_several_lengths(tiny):
+    _, model = tiny
+    texts = [ids_of(length, seed=length) for length in (3, 40, 1, 17)]
+    caches = [model.new_cache() for _ in texts]
+    got = model.step(texts, caches)
+    for row, ids in zip(got, texts, strict=True):
+        assert_same_bits(row, model.forward(ids)[-1])
+    got = model.step([[i] for i in range(4)], caches)
+    for i, ids in enumerate(texts):
+        assert_same_bits(got[i], model.forward([*ids, i])[-1])
+
+
+@pytest.mark.parametrize(("name", "switch"), GGUF)
+def test_gguf_has_the_bits_of_safetensors(tmp_path, name, switch):
+    folder, ids = write(tmp_path / "model", name, switch), ids_of()
+    file = write_file(tmp_path / "model.gguf", name, switch)
+    assert_same_bits(file.forward(ids), folder.forward(ids))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gguf_names_are_the_packages(name):
+    """Every tensor's name is one that gguf has for the architecture."""
+    gguf = pytest.importorskip("gguf")
+    case, (family, config, _) = CASES[name], made(name)
+    arch = next(arch for arch, label in gguf.MODEL_ARCH_NAMES.items() if label == case.architecture)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
+    for _, theirs, _ in family.graph(config).all_parameters():
+        part = theirs.rpartition(".")[0]
+        assert part in known or ".".join(["blk", "{bid}", *part.split(".")[2:]]) in known, theirs
+
+
+def test_the_ladder_holds(tiny):
+    _, model = tiny
+    found = validate.run_ladder(model.path, ids=ids_of(9).tolist(), peer=False)
+    assert found.holds
+
+
+@pytest.mark.parametrize(("name", "switch"), ALL)
+def test_transformers(tmp_path, name, switch):
+    """Made, saved and run by transformers, loaded here: within 2e-5 of the logits' standard deviation."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    transformers = pytest.importorskip("transformers", exc_type=ImportError)
+    entries = entries_of(name, switch)
+    kind = entries.pop("model_type")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **entries, initializer_range=0.2)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # norms and biases that show
+            if parameter.ndim == 1:
+                parameter += 0.2 * torch.randn(parameter.shape)
+    theirs.save_pretrained(tmp_path / "model")
+    model = llorch.CausalLM.from_pretrained(tmp_path / "model")
+    ids = ids_of(40)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(ids[None])).logits[0].numpy()
+    assert np.abs(model.forward(ids) - wanted).max() <= 2e-5 * wanted.std()
+
+
+def test_the_ladder_stands_beside_transformers(tiny):
+    pytest.importorskip("torch", exc_type=ImportError)
+    pytest.importorskip("transformers", exc_type=ImportError)
+    found = validate.run_ladder(tiny[1].path, ids=ids_of(20).tolist())
+    assert found.holds and found.missing == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "message"),
+    [
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0, it must be at least 1"),
+        ("mistral", {"layer_types": ["sliding_attention"] * 3}, "layer_types is .*: llorch's Mistral"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types is .* for each of 3 layers"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "layer_types is .*'chunked_attention'"),
+        ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}, "says no window"),
+        ("qwen3", {"head_dim": 7}, "head_dim is 7, it must be even"),
+        ("qwen3", {"use_sliding_window": 1}, "use_sliding_window must be true or false"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is .* for each of the 4 layers"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+        ("phi3", {"partial_rotary_factor": 0.1}, "head_dim is 8 and partial_rotary_factor 0.1: 0 values"),
+        ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear', Phi-3 has longrope alone"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rotations"),
+    ],
+)
+def test_what_isnt_supported_is_refused_by_name(tmp_path, name, entries, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        write(tmp_path / "model", name, entries=entries)
+
+
+def test_the_first_names_of_longrope():
+    """What early Phi-3 files call "su" or "yarn" is longrope."""
+    family, config, _ = made("phi3", "long")
+    entries = entries_of("phi3", "long")
+    for kind in ("su", "yarn", "longrope"):
+        scaling = {name: value for name, value in entries["rope_scaling"].items() if name != "rope_type"}
+        assert family.config(entries | {"rope_scaling": scaling | {"type": kind}}) == config
+
+
+def test_a_factor_of_longrope_that_isnt_the_rules(tmp_path):
+    """GGUF's factor of cosine and sine is in force where it isn't the rule's own."""
+    _, config, tensors = made("phi3", "long")
+    scaling = {**config.rope_scaling, "attention_factor": 1.5}
+    other = dataclasses.replace(config, rope_scaling=scaling)
+    got = reference.Phi3(other, tensors).forward(ids_of())
+    assert not same_bits(got, reference.Phi3(config, tensors).forward(ids_of()))
+    case = CASES["phi3"]
+    with pytest.MonkeyPatch.context() as patch:
+        changed = dataclasses.replace(case, metadata=lambda c: case.metadata(c) | {"rope.scaling.attn_factor": 1.5})
+        patch.setitem(CASES, "phi3", changed)
+        assert_same_bits(write_file(tmp_path / "m.gguf", "phi3", "long").forward(ids_of()), got)
