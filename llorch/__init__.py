@@ -28,6 +28,10 @@ with _interrupts.held():
                 "where the installed package is found, or build it here with pip install -e ."
             ) from error
         raise
+    except (ValueError, RuntimeError) as error:  # a variable of the environment that can't be followed
+        if _interrupts.is_command:
+            raise SystemExit(f"llorch: {error}") from None
+        raise
 
     from llorch import _threadpoolctl
     from llorch._core import (

@@ -181,5 +181,6 @@ def leave() -> NoReturn:
 
 command = Command()
 _name = sys.argv[0] if getattr(sys, "argv", None) else ""
-if os.path.basename(_name) == "llorch" or (_name == "-m" and "llorch" in sys.orig_argv):
-    command.begin()  # this process is our command, by its script or by python -m llorch
+is_command = os.path.basename(_name) == "llorch" or (_name == "-m" and "llorch" in sys.orig_argv)
+if is_command:  # this process is our command, by its script or by python -m llorch
+    command.begin()

@@ -74,7 +74,7 @@ def _show_warning(message: Warning | str, *where: Any, **more: Any) -> None:
     _say(f"llorch: {message}")
 
 
-@click.group(cls=Commands)
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(llorch.__version__)
 def main() -> None:
     """Transformer inference whose every output bit is specified, and the tools to prove it."""

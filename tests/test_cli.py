@@ -292,8 +292,68 @@ def test_info_of_gguf(tmp_path):
     assert found["kind"] == "gguf" and found["family"] is None and "mamba" in found["problem"]
     assert found["config"] == {"mamba.block_count": 3} and found["parameters"] == 128 + 256
     assert found["tensors"]["Q4_0"] == {"tensors": 1, "parameters": 256, "bytes": 144, "bits": 4.5}
-    assert found["tokenizer"] == "gpt2, pre-tokenizer smollm, 3 tokens"
+    about = found["tokenizer"]
+    assert (about["type"], about["pre"], about["vocabulary"]) == ("gpt2", "smollm", 3)
+    assert "merges must be a list of texts" in about["problem"] and found["layers"] == 3
+    text = re.sub(" +", " ", run("info", path).stdout)
+    assert "family: unknown to llorch, mamba\n" in text and "layers: 3\n" in text and "chat template: none\n" in text
+    assert "tokenizer: gpt2, pre-tokenizer smollm, 3 tokens\ntokenizer can't be used: " in text
+    assert "parameters: 384, 656 bytes, 13.67 bits each\n" in text
     assert "tensors, Q4_0:                   1, 4.5 bits a parameter" in run("info", path).stdout
+
+
+def test_info_of_formats_that_are_not_read(tmp_path):
+    """A file of I-quants: everything is told, and why it can't be run."""
+    import gguf_files as files
+
+    text = [("general.architecture", files.STRING, "llama"), ("llama.block_count", files.UINT32, 2),
+            ("llama.context_length", files.UINT32, 64), ("llama.embedding_length", files.UINT32, 256),
+            ("llama.feed_forward_length", files.UINT32, 256), ("llama.attention.head_count", files.UINT32, 4),
+            ("llama.attention.layer_norm_rms_epsilon", files.FLOAT32, 1e-5),
+            ("llama.vocab_size", files.UINT32, 1)]  # fmt: skip
+    text += [("tokenizer.ggml.model", files.STRING, "llama"),
+             ("tokenizer.ggml.tokens", files.ARRAY, (files.STRING, ["<s>"])),
+             ("tokenizer.ggml.scores", files.ARRAY, (files.FLOAT32, [0.0])),
+             ("tokenizer.ggml.token_type", files.ARRAY, (files.INT32, [3])),
+             ("tokenizer.ggml.bos_token_id", files.UINT32, 0),
+             ("tokenizer.chat_template", files.STRING, "\n{{ '\x1b[2J' }}\nmore")]  # fmt: skip
+    path = files.write(tmp_path / "model.gguf", text, [("token_embd.weight", (256, 1), 16, 0)], bytes(66))
+    found = json.loads(run("info", path, "--json").stdout)
+    assert found["problem"] and found["tensors"]["IQ2_XXS"]["bits"] == 8 * 66 / 256 == found["bits"]
+    assert found["tokenizer"]["bos"] == {"id": 0, "token": "<s>"} and found["tokenizer"]["problem"] is None
+    result = run("info", path)
+    text = re.sub(" +", " ", result.stdout)
+    assert result.exit_code == 0 and "family: Llama\ncan't be run: " in text and "layers: 2\n" in text
+    assert "tokenizer: llama, 1 token\nbos: 0, <s>, before every text\n" in text
+    assert r"chat template: yes, begins {{ '\x1b[2J' }}" in text
+
+
+def test_a_folder_without_weights(tmp_path):
+    """Its family comes first: nobody should look for the weights of a model that can't be run with them either."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 2}))
+    for command in (("generate", "a", "--model"), ("score", "ab", "--model")):
+        assert "model_type is bert, llorch has" in run(*command, tmp_path).stderr
+    result = run("info", tmp_path)
+    assert result.exit_code == 0 and "model_type is bert" in result.stdout and "no tokenizer.model" not in result.stdout
+    assert "layers: 2\n" in re.sub(" +", " ", result.stdout)
+    shutil.copy(MODEL.path / "config.json", tmp_path)
+    assert "has neither model.safetensors nor" in run("generate", "a", "--model", tmp_path).stderr
+    result = run("info", tmp_path)
+    assert result.exit_code == 0 and "has neither model.safetensors nor" in result.stdout and "GPT-2" in result.stdout
+    (tmp_path / "config.json").unlink()
+    assert run("info", tmp_path).exit_code == 1
+
+
+def test_a_variable_that_cannot_be_followed_is_one_line():
+    environment = determinism.child_environment() | {"LLORCH_NUM_THREADS": "abc"}
+    command = [sys.executable, "-P", "-m", "llorch", "info", "shakespeare-1m"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "llorch: LLORCH_NUM_THREADS must be an integer of at least 1, got 'abc'\n"
+
+
+def test_help_is_short_too():
+    assert run("-h").stdout == run("--help").stdout and run("info", "-h").stdout == run("info", "--help").stdout
 
 
 @pytest.mark.weights

@@ -115,6 +115,10 @@ def failures() -> Iterator[None]:
         raise Failure(str(error) or type(error).__name__) from error
 
 
+def tokens(count: int) -> str:
+    return f"{count:,} token{'' if count == 1 else 's'}"
+
+
 def load(model: str, dtype: str | None = None) -> "CausalLM":
     """The model of a folder, a .gguf file or a hub id; the loader shows its own progress."""
     with failures():

@@ -36,4 +36,4 @@ def command(model: str, prompt: str, ids: tuple[int, ...] | None, output: Path, 
     with common.failures():
         trace = dump(output, model, common.text_of(prompt), ids=ids, source=source)
     size = sum(values.nbytes for values in trace.values())
-    common.echo(f"{output}: {len(trace)} tensors, {size:,} bytes, {len(trace['ids'])} tokens")
+    common.echo(f"{output}: {len(trace)} tensors, {size:,} bytes, {common.tokens(len(trace['ids']))}")

@@ -86,8 +86,8 @@ def command(
 
 def _summary(prompt: int, until_first: float, new: int, seconds: float) -> str:
     """The first new token comes with the prompt: the others are what decoding takes."""
-    parts = [f"prompt: {prompt} tokens in {until_first:.2f} s ({prompt / until_first:.0f} tokens/s)"]
-    parts += [f"new: {new} tokens in {seconds:.2f} s"]
+    parts = [f"prompt: {common.tokens(prompt)} in {until_first:.2f} s ({prompt / until_first:.0f} tokens/s)"]
+    parts += [f"new: {common.tokens(new)} in {seconds:.2f} s"]
     if new > 1 and seconds > until_first:
         parts += [f"decoding: {(new - 1) / (seconds - until_first):.1f} tokens/s"]
     return "\n" + "; ".join(parts)

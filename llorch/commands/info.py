@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llorch._text import shown
 from llorch.commands import common
 
 if TYPE_CHECKING:
@@ -29,11 +30,8 @@ def command(model: str, as_json: bool) -> None:
     MODEL is a folder, a .gguf file, or an id on Hugging Face's hub. A model that llorch can't run is shown too,
     with the reason.
     """
-    from llorch.files import open_model
-
     with common.failures():
-        source = open_model(model)
-        found = describe(source)
+        found = describe(*_opened(model))
     if as_json:
         common.echo(json.dumps(found, indent=1))
     else:
@@ -41,8 +39,21 @@ def command(model: str, as_json: bool) -> None:
             common.echo(f"{name + ':':32} {value}")
 
 
-def describe(source: "Source") -> dict[str, Any]:
-    """What a model's files say of it. Where `problem` isn't None, it can't be run."""
+def _opened(model: str) -> tuple["Source", str | None]:
+    """The model, and what is wrong with its weights where there is a configuration and they can't be read."""
+    from llorch.files import open_model
+
+    try:
+        return open_model(model), None
+    except (FileNotFoundError, ValueError) as error:
+        try:
+            return open_model(model, weights=False), str(error)
+        except (OSError, ValueError, TypeError):
+            raise error from None
+
+
+def describe(source: "Source", unread: str | None = None) -> dict[str, Any]:
+    """What a model's files say of it. Where `problem` isn't None, it can't be run. unread: why there are no tensors."""
     from llorch.models import loading
     from llorch.models.registry import config_of, family_of
 
@@ -65,18 +76,24 @@ def describe(source: "Source") -> dict[str, Any]:
             "context": config.context,
             "vocab_size": config.vocab_size,
         }
+        if unread is not None:
+            raise ValueError(unread)
         model = loading.find(source, family, graph)
         left_out = dict.fromkeys(model.heads, "a head of another task") | dict.fromkeys(model.buffers, "a buffer")
         tensors = {name: entry for name, entry in tensors.items() if name not in left_out}
     except (ValueError, TypeError) as error:
         found["problem"] = str(error)
         found["config"] = _plain(source.config)
+        found = _told(source) | found
     parameters = sum(math.prod(entry.shape) for entry in tensors.values())
+    size = sum(entry.nbytes for entry in tensors.values())
     found |= {
         "parameters": parameters,
+        "bytes": size,
+        "bits": 8 * size / parameters if parameters else 0.0,
         "tensors": _formats(tensors),
         "left_out": left_out,
-        "tokenizer": _tokenizer(source),
+        **_text(source),
         "files": {path.name: path.stat().st_size for path in source.files},
     }
     if found["problem"] is None:
@@ -104,16 +121,85 @@ def _formats(tensors: Mapping[str, "Entry"]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _tokenizer(source: "Source") -> str | None:
+def _told(source: "Source") -> dict[str, Any]:
+    """The sizes of a model that can't be run, as far as its configuration has them under the usual names."""
+    config = source.config
+    names: dict[str, tuple[str, ...]]
     if source.kind == "gguf":
-        kind = source.config.get("tokenizer.ggml.model")
+        prefix = f"{config.get('general.architecture')}."
+        names = {
+            "layers": ("block_count",),
+            "width": ("embedding_length",),
+            "heads": ("attention.head_count",),
+            "key_value_heads": ("attention.head_count_kv",),
+            "head_dim": ("attention.key_length",),
+            "context": ("context_length",),
+            "vocab_size": ("vocab_size",),
+        }
+    else:
+        inner = config.get("text_config")  # of a model that also sees
+        config, prefix = {**(inner if isinstance(inner, Mapping) else {}), **config}, ""
+        names = {
+            "layers": ("num_hidden_layers", "n_layer"),
+            "width": ("hidden_size", "n_embd"),
+            "heads": ("num_attention_heads", "n_head"),
+            "key_value_heads": ("num_key_value_heads",),
+            "head_dim": ("head_dim",),
+            "context": ("max_position_embeddings", "n_positions"),
+            "vocab_size": ("vocab_size",),
+        }
+    found = {"family_name": config.get("general.architecture" if source.kind == "gguf" else "model_type")}
+    for ours, theirs in names.items():
+        values = (config.get(prefix + name) for name in theirs)
+        found[ours] = next((value for value in values if type(value) is int), None)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _text(source: "Source") -> dict[str, Any]:
+    """The tokenizer, and whether there is a chat template; each None where there is none, with a problem where it can't
+    be used."""
+    from llorch.text import template, tokenizer_files
+
+    variables: Mapping[str, str] = {}
+    chat: dict[str, Any] | None = None
+    try:
+        templates = template.load(source)
+        variables = templates.variables
+        if templates.templates:
+            name = "default" if "default" in templates.templates else min(templates.templates)
+            first = next((line for line in templates.templates[name].text.splitlines() if line.strip()), "")
+            chat = {"names": list(templates.templates), "first_line": first[:200], "problem": None}
+    except (OSError, ValueError) as error:
+        chat = {"names": [], "first_line": "", "problem": str(error)}
+    found: dict[str, Any] = {"tokenizer": None, "chat_template": chat}
+    if source.kind == "gguf":
+        kind, before = (source.config.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
         tokens: Any = source.config.get("tokenizer.ggml.tokens")
-        if not isinstance(kind, str):
-            return None
-        before = source.config.get("tokenizer.ggml.pre")
-        said = f"{kind}, pre-tokenizer {before}" if isinstance(before, str) else kind
-        return f"{said}, {len(tokens):,} tokens" if hasattr(tokens, "__len__") else said
-    return ", ".join(name for name in TOKENIZERS if (source.path / name).is_file()) or None
+        if kind is None:
+            return found
+        about = {"type": kind if isinstance(kind, str) else shown(kind), "pre": before}
+        about["vocabulary"] = len(tokens) if hasattr(tokens, "__len__") else None
+    else:
+        files = [name for name in TOKENIZERS if (source.path / name).is_file()]
+        if not files:
+            return found
+        about = {"type": ", ".join(files), "pre": None, "vocabulary": None}
+    found["tokenizer"] = about | {"bos": None, "eos": None, "before_a_text": [], "problem": None}
+    about = found["tokenizer"]
+    try:
+        tokenizer = tokenizer_files.load(source)
+    except (ImportError, OSError, ValueError) as error:
+        about["problem"] = str(error)
+        return found
+    if about["vocabulary"] is None:
+        about["vocabulary"] = len(tokenizer)
+    about["before_a_text"] = list(tokenizer.begin)
+    for name in ("bos", "eos"):
+        token = variables.get(f"{name}_token")
+        id = None if token is None else tokenizer.library.token_to_id(token)
+        if id is not None:
+            about[name] = {"id": id, "token": token}
+    return found
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,26 +209,56 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
-    lines = [("path", found["path"]), ("family", found["family"] or "unknown")]
+    unknown = f"unknown to llorch, {shown(found['family_name'])}" if "family_name" in found else "unknown"
+    lines = [("path", found["path"]), ("family", found["family"] or unknown)]
     if found["problem"] is not None:
         lines.append(("can't be run", found["problem"]))
-    else:
-        heads = f"{found['heads']} of {found['head_dim']} values"
-        if found["key_value_heads"] != found["heads"]:
+    lines += [(name, found[name]) for name in ("layers", "width") if name in found]
+    if "heads" in found:
+        heads = f"{found['heads']}" + (f" of {found['head_dim']} values" if "head_dim" in found else "")
+        if found.get("key_value_heads", found["heads"]) != found["heads"]:
             heads += f", {found['key_value_heads']} of keys and values"
-        lines += [(name, found[name]) for name in ("layers", "width")]
-        lines += [("heads", heads), ("context", found["context"]), ("vocabulary", found["vocab_size"])]
+        lines.append(("heads", heads))
+    lines += [(of, found[name]) for of, name in (("context", "context"), ("vocabulary", "vocab_size")) if name in found]
     lines += [(f"config, {name}", "" if value is None else value) for name, value in found["config"].items()]
-    lines += [("parameters", f"{found['parameters']:,}")]
+    weights = f"{found['parameters']:,}"
+    if found["parameters"]:
+        weights += f", {_size(found['bytes'])}, {_bits(found['bits'])} bits each"
+    lines += [("parameters", weights)]
     for name, one in found["tensors"].items():
         lines.append((f"tensors, {name}", f"{one['tensors']}, {_bits(one['bits'])} bits a parameter"))
     left_out = list(found["left_out"].items())
     lines += [(f"left out, {name}", why) for name, why in left_out[:MOST_LEFT_OUT]]
     if len(left_out) > MOST_LEFT_OUT:  # the part of a model that is for images has hundreds
         lines.append(("left out", f"and {len(left_out) - MOST_LEFT_OUT} more"))
-    lines += [("tokenizer", found["tokenizer"] or "none")]
+    lines += _text_lines(found["tokenizer"], found["chat_template"])
     lines += [(f"file {name}", _size(size)) for name, size in found["files"].items()]
     lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found.get("memory", {}).items()]
+    return lines
+
+
+def _text_lines(about: dict[str, Any] | None, chat: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    lines = []
+    if about is None:
+        lines.append(("tokenizer", "none"))
+    else:
+        before = "" if about["pre"] is None else f", pre-tokenizer {shown(about['pre'])}"
+        count = "" if about["vocabulary"] is None else f", {common.tokens(about['vocabulary'])}"
+        lines.append(("tokenizer", f"{shown(about['type'])}{before}{count}"))
+        if about["problem"] is not None:
+            lines.append(("tokenizer can't be used", about["problem"]))
+        for name in ("bos", "eos"):
+            if about[name] is not None:
+                id, token = about[name]["id"], shown(about[name]["token"])
+                first = ", before every text" if about["before_a_text"] == [id] else ""
+                lines.append((name, f"{id}, {token}{first}"))
+    if chat is None:
+        lines.append(("chat template", "none"))
+    elif chat["problem"] is not None:
+        lines.append(("chat template can't be used", chat["problem"]))
+    else:
+        names = "" if chat["names"] == ["default"] else f" ({', '.join(map(shown, chat['names']))})"
+        lines.append(("chat template", f"yes{names}, begins {shown(chat['first_line'])}"))
     return lines
 
 

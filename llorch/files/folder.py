@@ -79,12 +79,13 @@ class Source:
         return digest.hexdigest()
 
 
-def open_model(path_or_hub_id: str | Path) -> Source:
+def open_model(path_or_hub_id: str | Path, *, weights: bool = True) -> Source:
     """Finds a model and reads the headers of its files.
 
     path_or_hub_id : a folder with config.json and model.safetensors (or its shards and their index), a .gguf file (any
         part of a split one), a folder with one of these, the name of the embedded model, or a hub id, which is
         downloaded if need be.
+    weights : False leaves out a folder's weights, which may be missing then: no tensors, no files.
 
     FileNotFoundError names what was looked for; ValueError names the file and what is wrong with it; see `read_header`
     and `read_gguf_model`. ModuleNotFoundError for a hub id without the package huggingface-hub.
@@ -99,7 +100,7 @@ def open_model(path_or_hub_id: str | Path) -> Source:
             + (", though safetensors" if _whole(path).is_file() or _index(path).is_file() else "")
         )
     config = read_config(path / "config.json")
-    tensors = find_tensors(path)
+    tensors = find_tensors(path) if weights else {}
     return Source(path, "hf", config, tensors, sorted({entry.file for entry in tensors.values()}))
 
 

@@ -15,7 +15,7 @@ import llorch
 from llorch import _core
 from llorch._core import Plan, SequenceCache
 from llorch._text import printable
-from llorch.files import Source, open_model
+from llorch.files import Source
 from llorch.models import loading, registry
 from llorch.models.compile import Compiler, Weights
 from llorch.models.config import ModelConfig
@@ -108,7 +108,7 @@ class Decoder:
     @classmethod
     def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
         """In the contract's floating-point environment: the file's numbers are read and computed with here."""
-        source = open_model(path_or_hub_id)
+        source = registry.open_known(path_or_hub_id)
         family = registry.family_of(source)
         config = registry.config_of(source, family)
         graph = family.graph(config)

@@ -12,16 +12,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llorch._rope import rope_table
 from llorch._text import printable, shown
+from llorch.files import Source, open_model
 from llorch.files.tensor import Reader
 from llorch.models.config import ModelConfig
 from llorch.models.graph import Graph
-
-if TYPE_CHECKING:
-    from llorch.files import Source
 
 MODULES = tuple(
     f"llorch.models.{name}"
@@ -83,6 +81,21 @@ def register(family: Family) -> Family:
 
 def families() -> list[Family]:
     return [*_registered, *(importlib.import_module(module).FAMILY for module in MODULES)]
+
+
+def open_known(path_or_hub_id: str | Path) -> Source:
+    """`llorch.files.open_model`, where weights that can't be read are told only of a family that llorch has: nobody
+    should look for the weights of a model that can't be run with them either."""
+    try:
+        return open_model(path_or_hub_id)
+    except (FileNotFoundError, ValueError):
+        try:
+            without = open_model(path_or_hub_id, weights=False)
+        except (OSError, ValueError, TypeError):
+            without = None
+        if without is not None:
+            family_of(without)
+        raise
 
 
 def family_of(source: Source) -> Family:

@@ -12,7 +12,7 @@ import numpy as np
 
 import llorch
 from llorch import reference
-from llorch.files import Reader, open_model
+from llorch.files import Reader
 from llorch.files.tensor import BLOCKS
 from llorch.models import loading, registry
 from llorch.models.graph import Graph, Step
@@ -46,7 +46,7 @@ class Model:
     """
 
     def __init__(self, path_or_hub_id: str | Path = "shakespeare-1m") -> None:
-        self.source = open_model(path_or_hub_id)
+        self.source = registry.open_known(path_or_hub_id)
         self.path = self.source.path
         self.family = registry.family_of(self.source)
         self.config = registry.config_of(self.source, self.family)
