@@ -95,8 +95,9 @@ CASES = {
         gguf=("no window",),
     ),
     "qwen3": Case(
-        {"model_type": "qwen3", "head_dim": 12, "rope_theta": 1000000.0},
+        {"model_type": "qwen3", "head_dim": 16, "rope_theta": 1000000.0},
         {
+            "head_dim": {"head_dim": 12},  # whose queries and keys are too odd to share a packed weight
             "biases": {"attention_bias": True},
             "one key": {"num_key_value_heads": 1},
             "window": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
@@ -104,7 +105,7 @@ CASES = {
         {"window": {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2}},
         norms=("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight"),
         architecture="qwen3",
-        gguf=("plain", "biases"),
+        gguf=("plain", "biases", "head_dim"),
     ),
     "smollm3": Case(
         {"model_type": "smollm3", "num_hidden_layers": 4, "pad_token_id": 0},

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
+from families import CASES as decoders
+from families import made
 from gpt2_models import TINY, random_tensors, save
 from helpers import assert_same_bits, normal, num_threads, rng, same_bits
 from norms_and_windows import CASES as families
@@ -293,6 +295,10 @@ def text_of(case):
 
 
 ORACLE |= {case.family.reference: text_of(case) for case in families.values()}
+ORACLE |= {
+    family.reference: lambda m, of=(family, config, tensors): getattr(m, of[0].reference)(*of[1:]).forward(IDS[:20])
+    for family, config, tensors in map(made, decoders)
+}
 INDIFFERENT = {"cast", "narrow"}  # NumPy rounds to float16 by integers, or by an instruction that says how
 
 

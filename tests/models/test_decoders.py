@@ -1,11 +1,13 @@
 """Every decoder of tests/families.py: its text, every way to cut the work, its files, transformers."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
-from families import ALL, CASES, GGUF, by_text, entries_of, made, write, write_file
+from families import ALL, CASES, GGUF, TINY, by_text, entries_of, family_of, made, write, write_file
 from helpers import assert_same_bits, num_threads, rng, same_bits
+from random_models import decoder_metadata
 
 import llorch
 from llorch import reference, validate
@@ -137,7 +139,13 @@ def test_transformers(tmp_path, name, switch):
     ids = ids_of(40)
     with torch.no_grad():
         wanted = theirs(torch.tensor(ids[None])).logits[0].numpy()
-    assert np.abs(model.forward(ids) - wanted).max() <= 2e-5 * wanted.std()
+        assert np.abs(model.forward(ids) - wanted).max() <= 2e-5 * wanted.std()
+        prompt = ids_of(17).tolist()  # past the original context of longrope, where transformers takes the other list
+        text = [*prompt, *model.generate(prompt, 64)]
+        rows = theirs(torch.tensor([text])).logits[0].numpy()
+    for at in range(17, len(text)):
+        second, first = np.partition(rows[at - 1], -2)[-2:]
+        assert text[at] == rows[at - 1].argmax() or first - second < 1e-4, at
 
 
 def test_the_ladder_stands_beside_transformers(tiny):
@@ -168,6 +176,23 @@ def test_the_ladder_stands_beside_transformers(tiny):
 def test_what_isnt_supported_is_refused_by_name(tmp_path, name, entries, message):
     with pytest.raises((ValueError, TypeError), match=message):
         write(tmp_path / "model", name, entries=entries)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "smollm3"])
+def test_a_window_in_gguf_where_the_family_has_no_word_for_it(name):
+    family = family_of(name)
+    metadata = {"general.architecture": name, **decoder_metadata(family.config(TINY), name)}
+    shapes = {"token_embd.weight": (67, 48)}
+    assert family.config_of_gguf(metadata, shapes).vocab_size == 67
+    with pytest.raises(ValueError, match=rf"{name}.attention.sliding_window is 9: llorch's .* has 0"):
+        family.config_of_gguf(metadata | {f"{name}.attention.sliding_window": 9}, shapes)
+
+
+@pytest.mark.parametrize(("name", "switch"), ALL)
+def test_a_configuration_can_be_written_and_read(name, switch):
+    """As a dump does it, whose ladder is then read from it."""
+    family, config, _ = made(name, switch)
+    assert family.config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_the_first_names_of_longrope():
