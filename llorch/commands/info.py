@@ -175,7 +175,7 @@ def _text(source: "Source") -> dict[str, Any]:
     if source.kind == "gguf":
         kind, before = (source.config.get(f"tokenizer.ggml.{name}") for name in ("model", "pre"))
         tokens: Any = source.config.get("tokenizer.ggml.tokens")
-        if kind is None:
+        if kind in (None, "none", "no_vocab"):  # as llama.cpp's converter says that there is none
             return found
         about = {"type": kind if isinstance(kind, str) else shown(kind), "pre": before}
         about["vocabulary"] = len(tokens) if hasattr(tokens, "__len__") else None

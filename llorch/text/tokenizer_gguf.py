@@ -100,8 +100,9 @@ def from_metadata(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     ValueError names the file and the entry: one that is missing or malformed, a kind of tokenizer or a name of a
     pre-tokenizer that llorch doesn't have.
     """
-    if f"{KEY}model" not in metadata:
-        raise FileNotFoundError(f"{printable(str(path))} has no {KEY}model: it has no tokenizer")
+    if metadata.get(f"{KEY}model", "none") in ("none", "no_vocab"):  # as llama.cpp's converter says that there is none
+        said = f"{KEY}model is {shown(metadata[f'{KEY}model'])}" if f"{KEY}model" in metadata else f"no {KEY}model"
+        raise FileNotFoundError(f"{printable(str(path))} has no tokenizer: {said}")
     try:
         kind = metadata[f"{KEY}model"]
         if kind == "llama":

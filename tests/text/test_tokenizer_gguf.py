@@ -12,7 +12,7 @@ import pytest
 from helpers import rng
 from mixed_text import mixed
 
-from llorch.text.tokenizer_gguf import PRE, from_metadata
+from llorch.text.tokenizer_gguf import PRE, _merges_of_scores, from_metadata
 
 DATA = Path(__file__).parent.parent / "data" / "gpt2_tokenizer"
 FILE = Path("model.gguf")
@@ -137,7 +137,8 @@ def test_gpt2_needs_no_name(openai):
 @pytest.mark.parametrize(
     ("entries", "error", "message"),
     [
-        ({"model": None}, FileNotFoundError, "model.gguf has no tokenizer.ggml.model"),
+        ({"model": None}, FileNotFoundError, "model.gguf has no tokenizer: no tokenizer.ggml.model"),
+        ({"model": "no_vocab"}, FileNotFoundError, "model.gguf has no tokenizer"),
         ({"model": "t5"}, ValueError, "model.gguf: tokenizer.ggml.model is 't5', llorch has 'gpt2', .* and 'llama'"),
         ({"model": "llama"}, ValueError, "tokenizer.ggml.scores must be a list of numbers, it is missing"),
         ({"model": "llama", "scores": ["x"]}, ValueError, "tokenizer.ggml.scores .* it is something else"),
@@ -264,6 +265,38 @@ def test_the_space_of_a_word_that_goes_on_stays():
     for before in ((), (BOS,)):
         stream = ours.decoder(before)
         assert "".join(stream.push(id) for id in ids) + stream.flush() == "the same"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("LlamaTokenizer", {}), ("LlamaTokenizer", {"legacy": True}), ("LlamaTokenizer", {"add_bos_token": False}),
+     ("LlamaTokenizer", {"add_eos_token": True}), ("GemmaTokenizer", {})],
+)  # fmt: skip
+def test_transformers_own_files_of_sentencepiece(tmp_path, kind, options):
+    """What transformers saves of it, tokenizer.json and tokenizer_config.json: ids, bos and eos, text, streams."""
+    from llorch.text.tokenizer_files import load
+
+    transformers = pytest.importorskip("transformers")
+    made = PIECES["plain" if kind == "GemmaTokenizer" else "prefix"]
+    vocabulary = {token: id for id, token in enumerate(made["tokens"])}
+    merges = _merges_of_scores(made["tokens"], made["kinds"], made["scores"])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "mask_token": None}
+    given = names if kind == "GemmaTokenizer" else {}
+    wanted = getattr(transformers, kind)(vocab=vocabulary, merges=merges, **given, **options)
+    wanted.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    wanted.save_pretrained(tmp_path)
+    ours = load(tmp_path)
+    begin, end = options.get("add_bos_token", wanted.add_bos_token), options.get("add_eos_token", False)
+    assert (ours.begin, ours.end) == ((BOS,) * bool(begin), (EOS,) * bool(end))
+    for line in mixed(300, seed=6):
+        ids = ours.encode(line)
+        assert ids == wanted(line, add_special_tokens=False)["input_ids"], line
+        assert ours.encode(line, special=True) == wanted(line)["input_ids"]
+        assert ours.decode(ids) == wanted.decode(ids, clean_up_tokenization_spaces=False)
+        stream = ours.decoder()
+        given = [stream.push(id) for id in ids] + [stream.flush()]
+        assert "".join(given) == ours.decode(ids) and ("\ufffd" in line or "\ufffd" not in "".join(given))
+    assert USER in ours.encode("a<|user|>") and USER not in ours.encode("a<|user|>", parse_special=False)
 
 
 def test_scores_decide_what_is_merged():
