@@ -25,6 +25,7 @@ TINY = {
     "max_position_embeddings": 300,
     "tie_word_embeddings": False,
 }
+WIDE = {"hidden_size": 96, "intermediate_size": 64}  # whose rows are whole blocks of GGUF's formats
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.25, 1.5, 2.0],
@@ -77,7 +78,7 @@ def _phi3_tensors(config):
 CASES = {
     "mistral": Case(
         {"model_type": "mistral", "sliding_window": 5},
-        {"no window": {"sliding_window": None}, "head_dim": {"head_dim": 20}},
+        {"no window": {"sliding_window": None}, "head_dim": {"head_dim": 20}, "wide": WIDE},
         {"window": {"sliding_window": 6}},
         architecture="mistral3",
         metadata=_window,
@@ -87,6 +88,7 @@ CASES = {
         {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
         {
             "no window": {"use_sliding_window": False},
+            "wide": {"use_sliding_window": False, **WIDE},
             "layer types": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
             "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 75}},
         },
@@ -99,6 +101,7 @@ CASES = {
         {
             "head_dim": {"head_dim": 12},  # whose queries and keys are too odd to share a packed weight
             "biases": {"attention_bias": True},
+            "wide": WIDE,
             "one key": {"num_key_value_heads": 1},
             "window": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
         },
@@ -111,6 +114,7 @@ CASES = {
         {"model_type": "smollm3", "num_hidden_layers": 4, "pad_token_id": 0},
         {
             "layers": {"no_rope_layers": [0, 1, 0, 1]},
+            "wide": WIDE,
             "interval": {"no_rope_layer_interval": 2},
             "biases": {"attention_bias": True, "mlp_bias": True},
             "window": {"use_sliding_window": True, "sliding_window": 5, "no_rope_layer_interval": 2},
@@ -123,6 +127,7 @@ CASES = {
         {"model_type": "phi3", "sliding_window": 11, "pad_token_id": 0},
         {
             "no window": {"sliding_window": None},
+            "wide": WIDE,
             "partial": {"partial_rotary_factor": 0.5, "hidden_size": 96},
             "long": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16},
             "short": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 300},
@@ -173,13 +178,13 @@ def write(folder, name, switch="plain", entries=None, tensors=None):
     )
 
 
-def write_file(path, name, switch="plain"):
-    """The same as a GGUF file, loaded."""
+def write_file(path, name, switch="plain", **options):
+    """The same as a GGUF file, loaded. options: of `write_gguf`."""
     family, config, tensors = made(name, switch)
     case = CASES[name]
     metadata = decoder_metadata(config, case.architecture)
     metadata |= {f"{case.architecture}.{entry}": value for entry, value in case.metadata(config).items()}
-    write_gguf(path, family, config, tensors, case.architecture, metadata, extra=case.tensors(config))
+    write_gguf(path, family, config, tensors, case.architecture, metadata, extra=case.tensors(config), **options)
     return llorch.CausalLM.from_pretrained(path)
 
 

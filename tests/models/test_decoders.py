@@ -103,6 +103,36 @@ def test_gguf_has_the_bits_of_safetensors(tmp_path, name, switch):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_gguf_blocks_have_the_bits_of_their_values(tmp_path, name):
+    """Also where one weight is queries, keys and values, or gate and up."""
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType.Q8_0
+
+    def quantise(key, values):
+        return (gguf.quants.quantize(values, kind), kind) if values.ndim > 1 else (values, None)
+
+    file = write_file(tmp_path / "m.gguf", name, "wide", quantise=quantise)
+    _, _, tensors = made(name, "wide")
+    values = {
+        key: gguf.quants.dequantize(gguf.quants.quantize(value, kind), kind) if value.ndim > 1 else value
+        for key, value in tensors.items()
+    }
+    ids = ids_of()
+    assert_same_bits(file.forward(ids), write(tmp_path / "values", name, "wide", tensors=values).forward(ids))
+    assert not same_bits(file.forward(ids), write(tmp_path / "raw", name, "wide").forward(ids))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_whose_queries_and_keys_gguf_has_interleaved(name):
+    """llama.cpp's converter permutes those of its Llama, and of what is derived from it. Files that the tests write and
+    llorch reads in the same wrong order would agree."""
+    family, config, _ = made(name)
+    found = {p.name: p.interleaved for p in family.graph(config).block_parameters if p.interleaved}
+    permuted = {"self_attn.q_proj.weight": "H", "self_attn.k_proj.weight": "G"}
+    assert found == (permuted if name in ("mistral", "smollm3") else {})
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_gguf_names_are_the_packages(name):
     """Every tensor's name is one that gguf has for the architecture."""
     gguf = pytest.importorskip("gguf")
