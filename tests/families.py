@@ -38,10 +38,12 @@ class Case:
     """A family.
 
     entries : config.json, without what TINY has. switches : further entries, by name; each must change the logits.
+    "wide" is that of quantised files.
     controls : entries that make another model of the same tensors: a changed window and the like. norms : the ends of
-    names of norms' weights that must show in the logits.
+    names of norms' parameters that must show in the logits.
     architecture : GGUF's, "" where there is none. metadata, tensors : of a configuration, what the file has besides
     `decoder_metadata` (without the architecture before it) and the parameters. gguf : the switches that it can say.
+    graphs : the switches that put a block's steps together in another way; they go through all that "plain" does.
     """
 
     entries: dict
@@ -52,6 +54,7 @@ class Case:
     metadata: Callable = lambda config: {}
     tensors: Callable = lambda config: {}
     gguf: tuple[str, ...] = ("plain",)
+    graphs: tuple[str, ...] = ()
 
 
 def _window(config):
@@ -73,6 +76,14 @@ def _phi3_tensors(config):
     names = {"long_factor": "rope_factors_long.weight", "short_factor": "rope_factors_short.weight"}
     scaling = config.rope_scaling or {}
     return {gguf: np.array(scaling[name], np.float32) for name, gguf in names.items() if name in scaling}
+
+
+def _stablelm_metadata(config):
+    """As the converter writes it: side by side where config.json doesn't say it, which the tensors contradict."""
+    entries = {"rope.dimension_count": config.rotary_dim, "use_parallel_residual": True}
+    if config.rope_scaling:
+        entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
+    return entries
 
 
 CASES = {
@@ -146,8 +157,29 @@ CASES = {
         tensors=_phi3_tensors,
         gguf=("plain", "no window", "partial", "long", "short"),
     ),
+    "stablelm": Case(
+        {"model_type": "stablelm", "partial_rotary_factor": 0.5},
+        {
+            "biases": {"use_qkv_bias": True},
+            "side by side": {"use_parallel_residual": True},
+            "a quarter": {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.25}},
+            "linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "wide": WIDE,
+        },
+        {
+            "all of a head": {"partial_rotary_factor": 1.0},
+            "epsilon": {"layer_norm_eps": 0.01},
+            "activation": {"hidden_act": "gelu"},
+        },
+        norms=("input_layernorm.weight", "input_layernorm.bias", "post_attention_layernorm.bias"),
+        architecture="stablelm",
+        metadata=_stablelm_metadata,
+        gguf=("plain", "biases", "side by side", "a quarter", "linear"),
+        graphs=("side by side",),
+    ),
 }
 ALL = [(name, switch) for name, case in CASES.items() for switch in ("plain", *case.switches)]
+GRAPHS = [(name, switch) for name, case in CASES.items() for switch in ("plain", *case.graphs)]
 GGUF = [(name, switch) for name, case in CASES.items() for switch in case.gguf]
 
 

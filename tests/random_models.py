@@ -116,7 +116,7 @@ def write_gguf(
 
 
 def decoder_metadata(config, architecture):
-    """What a GGUF file says of any decoder with RMSNorm."""
+    """What a GGUF file says of any decoder."""
     entries = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -126,7 +126,7 @@ def decoder_metadata(config, architecture):
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": config.head_dim,
         "rope.freq_base": float(config.rope_theta),
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        config.GGUF_EPS: float(config.eps),
     }
     return {f"{architecture}.{name}": value for name, value in entries.items()}
 

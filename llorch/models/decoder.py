@@ -428,6 +428,8 @@ class Block:
     norm_1, norm_2 : before attention and before the feed-forward layer; None for none.
     attention_norm, feed_forward_norm : after them, before they are added; None for none.
     parallel : both read the block's input, and the sum is (feed-forward output + attention output) + input.
+    shared_norm : both read what norm_1 makes of the block's input, and the sum is (input + attention output) +
+        feed-forward output; norm_2 is None.
     """
 
     attention: Attention
@@ -437,6 +439,11 @@ class Block:
     attention_norm: Norm | None = None
     feed_forward_norm: Norm | None = None
     parallel: bool = False
+    shared_norm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shared_norm and (self.norm_1 is None or self.norm_2 is not None or self.parallel):
+            raise ValueError("shared_norm needs norm_1, and neither norm_2 nor parallel, whose sum has another order")
 
     def steps(self, H: int, G: int, F: int) -> Iterator[Step]:
         x = "x"
@@ -457,6 +464,8 @@ class Block:
             x = "ln_2"
             what = "the block's input" if self.parallel else before
             yield self.norm_2.step(x, before, "feed_forward", what)
+        elif self.shared_norm:
+            x = "ln_1"
         yield from self.feed_forward.steps(x, F)
         z = "mlp.c_proj"
         if self.feed_forward_norm is not None:

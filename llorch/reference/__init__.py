@@ -27,6 +27,7 @@ from llorch.reference._qwen3 import Qwen3
 from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
 from llorch.reference._smollm3 import SmolLM3
+from llorch.reference._stablelm import StableLM
 from llorch.reference._starcoder2 import StarCoder2
 from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
@@ -42,6 +43,7 @@ __all__ = [
     "Qwen2",
     "Qwen3",
     "SmolLM3",
+    "StableLM",
     "StarCoder2",
     "add_layer_norm",
     "add_rms_norm",

@@ -5,12 +5,13 @@ import json
 
 import numpy as np
 import pytest
-from families import ALL, CASES, GGUF, TINY, by_text, entries_of, family_of, made, write, write_file
+from families import ALL, CASES, GGUF, GRAPHS, TINY, by_text, entries_of, family_of, made, write, write_file
 from helpers import assert_same_bits, num_threads, rng, same_bits
 from random_models import decoder_metadata
 
 import llorch
 from llorch import reference, validate
+from llorch.models.decoder import Attention, Block, Gated, Norm
 from llorch.testing import use_isa
 
 LENGTH = 24  # past every window and original context that the cases have, but phi3's "short" and "partly long"
@@ -20,9 +21,9 @@ def ids_of(length=LENGTH, seed=0):
     return rng(15, seed, length).integers(0, 67, length)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
 def tiny(request, tmp_path_factory):
-    return request.param, write(tmp_path_factory.mktemp(request.param) / "model", request.param)
+    return request.param, write(tmp_path_factory.mktemp("tiny") / "model", *request.param)
 
 
 @pytest.mark.parametrize(("name", "switch"), ALL)
@@ -73,9 +74,9 @@ def test_chunks_and_steps(tiny):
 
 def test_past_a_block_of_the_cache(tiny):
     """More than 128 positions, so that attention has a second block and a window begins inside one."""
-    name, model = tiny
+    made_as, model = tiny
     ids = ids_of(133)
-    wanted = by_text(name, "plain", ids)
+    wanted = by_text(*made_as, ids)
     assert_same_bits(model.forward(ids), wanted)
     cache = model.new_cache()
     model.forward(ids[:126], cache)
@@ -201,6 +202,8 @@ def test_the_ladder_stands_beside_transformers(tiny):
         ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear', Phi-3 has longrope alone"),
         ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rotations"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True: llorch's StableLM doesn't support it"),
+        ("stablelm", {"head_dim": 12}, "head_dim is 12, it must be hidden_size / num_attention_heads, 48 / 6"),
     ],
 )
 def test_what_isnt_supported_is_refused_by_name(tmp_path, name, entries, message):
@@ -216,6 +219,26 @@ def test_a_window_in_gguf_where_the_family_has_no_word_for_it(name):
     assert family.config_of_gguf(metadata, shapes).vocab_size == 67
     with pytest.raises(ValueError, match=rf"{name}.attention.sliding_window is 9: llorch's .* has 0"):
         family.config_of_gguf(metadata | {f"{name}.attention.sliding_window": 9}, shapes)
+
+
+@pytest.mark.parametrize("norm", ["attn_q_norm", "attn_k_norm"])
+def test_norms_of_heads_in_a_stablelm_of_gguf(tmp_path, norm):
+    """One of each head of its own, (heads, values): no part has that."""
+    case = CASES["stablelm"]
+    with pytest.MonkeyPatch.context() as patch:
+        extra = {f"blk.0.{norm}.weight": np.ones((6, 8), np.float32)}
+        patch.setitem(CASES, "stablelm", dataclasses.replace(case, tensors=lambda c: extra))
+        with pytest.raises(ValueError, match=rf"blk.0.{norm}.weight is there: llorch's StableLM doesn't support"):
+            write_file(tmp_path / "m.gguf", "stablelm")
+
+
+@pytest.mark.parametrize(
+    "entries", [{"norm_1": None}, {"norm_2": Norm("b", 1e-5)}, {"parallel": True}], ids=["no", "two", "parallel"]
+)
+def test_a_block_whose_norm_cant_be_shared(entries):
+    block = Block(Attention(), Gated("silu"), norm_1=Norm("a", 1e-5), shared_norm=True)
+    with pytest.raises(ValueError, match="shared_norm"):
+        dataclasses.replace(block, **entries)
 
 
 @pytest.mark.parametrize(("name", "switch"), ALL)

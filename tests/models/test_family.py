@@ -16,10 +16,14 @@ from llorch.models.graph import Graph, Step
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    registry.register(toy.FAMILY)
     config = toy.ToyConfig()
-    folder = tmp_path_factory.mktemp("toy") / "model"
-    return llorch.CausalLM.from_pretrained(save(folder, {"model_type": "toy"}, random_tensors(toy.FAMILY, config), ""))
+    folder = save(
+        tmp_path_factory.mktemp("toy") / "model", {"model_type": "toy"}, random_tensors(toy.FAMILY, config), ""
+    )
+    with pytest.MonkeyPatch.context() as patch:  # other modules' registry is without it
+        patch.setattr(registry, "_registered", list(registry._registered))
+        registry.register(toy.FAMILY)
+        yield llorch.CausalLM.from_pretrained(folder)
 
 
 def ids_of(length, seed=0):
