@@ -122,14 +122,6 @@ def find_model(name: str | Path) -> Path:
     return models.popitem()[1] if models else path
 
 
-def find_folder(name: str | Path) -> Path:
-    """The folder of a model: a path, the name of the embedded model, or a hub id, which is downloaded if need be."""
-    path = _find(name)
-    if path.is_file():
-        raise NotADirectoryError(f"{printable(str(path))} is a file, it must be a folder with config.json")
-    return path
-
-
 def _find(name: str | Path) -> Path:
     """A folder, or a file that begins as GGUF does."""
     text = str(name)

@@ -178,10 +178,7 @@ class Reader:
                 into = into[read:]
         return self._room[:count]
 
-    def bytes_of(self, entry: Entry, first: int, count: int, name: str) -> NDArray[np.uint8]:
-        return self.read(entry, first, count)
-
-    def array(self, entry: Entry, name: str | None = None) -> NDArray[Any]:
+    def array(self, entry: Entry) -> NDArray[Any]:
         """The values of a tensor of plain numbers, in its own type; valid until the next call.
 
         bfloat16 is the type of the package ml_dtypes: ModuleNotFoundError without it. ValueError for a format of

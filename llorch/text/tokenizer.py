@@ -56,55 +56,6 @@ class Tokenizer:
         ids: list[int] = self._encoding(_checked(text), parse_special).ids
         return [*self.begin, *ids, *self.end] if special else ids
 
-    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
-        """The ids of several texts that stand one behind the other, as of one text, nothing added.
-
-        parts: of (text, parse_special). A special token is recognised only where it stands in parts with True, as the
-        marks of a chat template do beside a message of a user. Where no other part spells one, these are the ids of
-        `encode("".join(texts))`.
-
-        TypeError and ValueError as `encode`.
-        """
-        texts, literal = [], []  # and the places of the literal ones
-        place = 0
-        for text, parse_special in parts:
-            texts.append(_checked(text))
-            if not parse_special:
-                literal.append((place, place + len(text)))
-            place += len(text)
-        whole = "".join(texts)
-        encoding = self._encoding(whole, True)
-        kept, others = [], False  # special tokens: their places and ids
-        for id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True):
-            spelling = self._special.get(id)
-            if spelling is None:
-                continue
-            first = whole.find(spelling, begin, end)  # beside the white space that a token may swallow
-            last = first + len(spelling)
-            if first < 0 or any(first < b and a < last for a, b in literal):
-                others = True
-            else:
-                kept.append((begin, end, id))
-        if not others:
-            ids: list[int] = encoding.ids
-            return ids
-        ids, done = [], 0
-        for begin, end, id in [*kept, (len(whole), len(whole), -1)]:
-            between = whole[done:begin]
-            if between and not done:
-                ids += self._encoding(between, False).ids
-            elif between:
-                ids += self._after(between)
-            if id >= 0:
-                ids.append(id)
-            done = end
-        return ids
-
-    def _after(self, text: str) -> list[int]:
-        """The ids of text that isn't the beginning, without special tokens."""
-        ids: list[int] = self.call("encode text", lambda: self._within.encode(text, add_special_tokens=False).ids)
-        return ids
-
     def _encoding(self, text: str, parse_special: bool) -> "tokenizers.Encoding":
         with self._lock:
             self.library.encode_special_tokens = not parse_special
@@ -112,28 +63,6 @@ class Tokenizer:
                 return self.call("encode text", lambda: self.library.encode(text, add_special_tokens=False))
             finally:
                 self.library.encode_special_tokens = False
-
-    @cached_property
-    def _special(self) -> dict[int, str]:
-        """The special tokens' spellings, by id."""
-        return {id: token.content for id, token in self.library.get_added_tokens_decoder().items() if token.special}
-
-    @cached_property
-    def _within(self) -> "tokenizers.Tokenizer":
-        """The library's tokenizer for text that others stand before: no special tokens, no space before the first."""
-        settings = json.loads(self.library.to_str())
-
-        def change(step: Any) -> None:
-            if isinstance(step, dict):
-                if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
-                    step["prepend_scheme"] = "never"
-                for inner in step.get("pretokenizers") or ():
-                    change(inner)
-
-        change(settings.get("pre_tokenizer"))
-        library = type(self.library).from_str(json.dumps(settings))
-        library.encode_special_tokens = True
-        return library
 
     def prompt(self, text: str) -> list[int]:
         """The ids of a text that is to be continued or scored: with `begin` before it, if it doesn't begin so."""
