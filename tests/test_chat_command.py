@@ -189,10 +189,11 @@ class Terminal:
         os.write(self.ours, text.encode())
 
     def interrupt(self):
-        """Ctrl-C at the prompt. Python sees one that comes just before readline waits for a key when that key comes."""
+        """Ctrl-C at the prompt. Python's readline passes over one that comes between the prompt and its first wait for
+        a key, which here is often enough; the next one it sees."""
         self.type(CTRL_C)
-        if not select.select([self.ours], [], [], 3)[0]:
-            self.type(" ")
+        if not select.select([self.ours], [], [], 5)[0]:
+            self.type(CTRL_C)
 
     def ask(self, text):
         """A line, and what is shown until the next prompt."""
