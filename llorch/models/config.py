@@ -178,10 +178,11 @@ def window(value: Any, name: str) -> int | None:
 def layer_types(value: Any, sliding: Sequence[bool], window: int | None) -> tuple[str, ...]:
     """The kinds of attention of each layer; where nothing says them, those that `sliding` has."""
     found = tuple(LAYER_TYPES[one] for one in sliding) if value is None else value
-    if not isinstance(found, list | tuple) or len(found) != len(sliding) or not set(found) <= set(LAYER_TYPES):
-        raise ValueError(
-            f"layer_types is {_shown(value)}, it must have {' or '.join(LAYER_TYPES)} for each of {len(sliding)} layers"
-        )
+    if not isinstance(found, list | tuple) or len(found) != len(sliding):
+        raise ValueError(f"layer_types must be a list of {len(sliding)}, one for each layer, got {_shown(value)}")
+    for one in found:
+        if one not in LAYER_TYPES:
+            raise ValueError(f"layer_types has {_shown(one)}, llorch has {' and '.join(LAYER_TYPES)}")
     if LAYER_TYPES[1] in found and window is None:
         raise ValueError("layer_types has sliding_attention, but sliding_window (or use_sliding_window) says no window")
     return tuple(found)

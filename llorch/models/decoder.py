@@ -113,6 +113,14 @@ class DecoderConfig(ModelConfig):
         object.__setattr__(self, "eos_token_id", check.tokens(self.eos_token_id, "eos_token_id"))
         object.__setattr__(self, "rope_scaling", check.rope_scaling(self.rope_scaling))
 
+    def check_heads_fill_width(self) -> None:
+        """For a family whose head_dim is no entry of its own."""
+        if self.hidden_size != self.num_attention_heads * self.width_of_head:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, it must be hidden_size / num_attention_heads, "
+                f"{self.hidden_size} / {self.num_attention_heads}"
+            )
+
     @property
     def context(self) -> int:
         return self.max_position_embeddings

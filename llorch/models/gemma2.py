@@ -15,7 +15,7 @@ from llorch.models.decoder import Attention, Block, DecoderConfig, Gated, Norm
 from llorch.models.graph import Graph
 from llorch.models.registry import Family
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING = check.LAYER_TYPES
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ class Gemma2Config(DecoderConfig):
             cap = getattr(self, name)
             if cap is not None and not check.number(cap, name) >= 2**-126:
                 raise ValueError(f"{name} is {cap}, it must be null or a positive number")
-        kinds = alternating(self.PERIOD, self.layers) if self.layer_types is None else self.layer_types
-        object.__setattr__(self, "layer_types", check_kinds(kinds, self.layers))
-        if SLIDING in self.kinds or self.sliding_window is not None:
-            check.size(self.sliding_window, "sliding_window")
+        window = check.window(self.sliding_window, "sliding_window")
+        kinds = self.layer_types if self.layer_types is not None else alternating(self.PERIOD, self.layers)
+        object.__setattr__(self, "layer_types", check.layer_types(kinds, [False] * self.layers, window))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -122,16 +121,6 @@ def alternating(period: Any, layers: int) -> tuple[str, ...]:
     """Windows on all layers but every period-th."""
     check.size(period, "sliding_window_pattern")
     return tuple(SLIDING if (i + 1) % period else FULL for i in range(layers))
-
-
-def check_kinds(kinds: Any, layers: int) -> tuple[str, ...]:
-    """layer_types as a tuple."""
-    if not isinstance(kinds, list | tuple) or len(kinds) != layers:
-        raise ValueError(f"layer_types must be a list of {layers}, one for each layer, got {check._shown(kinds)}")
-    for kind in kinds:
-        if kind not in (FULL, SLIDING):
-            raise ValueError(f"layer_types has {check._shown(kind)}, llorch has {FULL} and {SLIDING}")
-    return tuple(kinds)
 
 
 def block(c: Gemma2Config, kind: str, *, norms_of_heads: bool = False, rope: str = "main") -> Block:

@@ -55,11 +55,7 @@ class GPTNeoXConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size != self.num_attention_heads * self.width_of_head:
-            raise ValueError(
-                f"head_dim is {self.head_dim}, it must be hidden_size / num_attention_heads, "
-                f"{self.hidden_size} / {self.num_attention_heads}"
-            )
+        self.check_heads_fill_width()
         if self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(
                 f"num_key_value_heads is {self.num_key_value_heads}: llorch's {self.NAME} has as many as "

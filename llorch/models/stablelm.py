@@ -51,11 +51,7 @@ class StableLMConfig(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hidden_size != self.num_attention_heads * self.width_of_head:
-            raise ValueError(
-                f"head_dim is {self.head_dim}, it must be hidden_size / num_attention_heads, "
-                f"{self.hidden_size} / {self.num_attention_heads}"
-            )
+        self.check_heads_fill_width()
 
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

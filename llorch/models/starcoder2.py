@@ -55,8 +55,7 @@ class StarCoder2Config(DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sliding_window is not None:
-            check.size(self.sliding_window, "sliding_window")
+        check.window(self.sliding_window, "sliding_window")
 
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -191,8 +191,8 @@ def test_the_ladder_stands_beside_transformers(tiny):
     [
         ("mistral", {"sliding_window": 0}, "sliding_window is 0, it must be at least 1"),
         ("mistral", {"layer_types": ["sliding_attention"] * 3}, "layer_types is .*: llorch's Mistral"),
-        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types is .* for each of 3 layers"),
-        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "layer_types is .*'chunked_attention'"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types must be a list of 3, one for each layer"),
+        ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "layer_types has 'chunked_attention', llorch has"),
         ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}, "says no window"),
         ("qwen3", {"head_dim": 7}, "head_dim is 7, it must be even"),
         ("qwen3", {"use_sliding_window": 1}, "use_sliding_window must be true or false"),

@@ -317,7 +317,11 @@ def test_the_factor_has_the_type_of_the_embedding(tmp_path):
             {"layer_types": ["full_attention", "chunked_attention", "x"]},
             "layer_types has 'chunked_attention'",
         ),
-        ("gemma2", {"sliding_window": None}, "sliding_window must be an int, got None"),
+        (
+            "gemma2",
+            {"sliding_window": None},
+            r"layer_types has sliding_attention, but sliding_window .* says no window",
+        ),
         ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, it must be positive"),
         ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0, it must be null or"),
         ("gemma2", {"hidden_activation": "mish"}, "hidden_activation is 'mish'"),
