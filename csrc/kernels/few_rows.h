@@ -117,11 +117,13 @@ LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t tile_b
                 for (size_t j = m * FEW_STRIP; j < m * FEW_STRIP + padded; j += LL_VL)
                     vf_store(y + j, vf_add(vf_load(y + j), vf_load(p + j)));
         }
-        for (size_t m = first; m < stop; m++)
+        for (size_t m = first; m < stop; m++) {
+            linear_activate(a, y + m * FEW_STRIP, columns);
             for (size_t j = 0; j < columns; j += 2 * LL_VL) {
                 vf pair[2] = {vf_load(y + m * FEW_STRIP + j), vf_load(y + m * FEW_STRIP + j + LL_VL)};
                 linear_finish(a, pair, (ptrdiff_t)m, n + j, ll_least(2 * LL_VL, columns - j));
             }
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-/* finish.h: what comes after the sums of a product: y = activation(sum) + residual, for linear.h and few_rows.h.
+/* finish.h: what comes after the sums of a product: y = activation(sum) + residual, for linear.h and few_rows.h. The
+ * activation comes first, of as many sums as lie together; then the rest, two vectors at a time.
  *
  * Rounding: the activation is correctly rounded; the residual is one add; 16 bits are rounded once, at the very end.
  */
@@ -7,11 +8,16 @@
 
 #include "unary.h"
 
-/* Columns [n, n + count) of a row of y, at most two vectors. */
-LL_NOINLINE void linear_finish(const ll_linear_args *a, vf v[2], ptrdiff_t row, size_t n, size_t count)
+/* sums [n] become activation(sums); what lies beside the last column is anything, and is not looked at later. */
+LL_INLINE void linear_activate(const ll_linear_args *a, void *sums, size_t n)
 {
     if (a->activation)
-        unary_float32[a->activation](v, v, 2 * LL_VL);
+        unary_float32[a->activation](sums, sums, n);
+}
+
+/* Columns [n, n + count) of a row of y, at most two vectors, which the activation has been applied to. */
+LL_NOINLINE void linear_finish(const ll_linear_args *a, vf v[2], ptrdiff_t row, size_t n, size_t count)
+{
     if (a->residual) {
         vf residual[2];
         pair_load((const char *)a->residual + row * a->residual_stride, n, n + count, a->dtype, residual);

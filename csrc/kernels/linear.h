@@ -87,6 +87,7 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
         for (size_t i = 0; i < R * V; i++)
             vf_store(to + (ptrdiff_t)(i / V) * a->y_stride + i % V * LL_VL * sizeof(float), y[i]);
     } else {
+        linear_activate(a, y, R * V * LL_VL);
         for (size_t r = 0; r < R; r++)
             for (size_t v = 0; v < V; v += 2) {
                 const int two = v + 1 < V;
