@@ -66,7 +66,7 @@ def answers(folder, *turns, system=None, n=12):
     messages, found = [] if system is None else [{"role": "system", "content": system}], []
     for turn in turns:
         messages.append({"role": "user", "content": turn})
-        found.append(model.chat(messages, n, keep=False).text)
+        found.append(model.chat(messages, n, keep=False, temperature=0).text)
         messages.append({"role": "assistant", "content": found[-1]})
     return found
 
@@ -84,6 +84,26 @@ def test_each_line_is_a_turn(folder):
     word, seed = first.stderr.split()
     again = run("--model", folder, "-n", 9, *sampled, "--seed", seed, input="Who art thou?\n")
     assert word == "seed" and again.stdout == first.stdout and again.stderr == ""
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_models_own_recommendation_is_followed_and_said(tmp_path):
+    folder = chat_folder(tmp_path / "model")
+    entries = {"do_sample": True, "temperature": 0.9, "top_k": 40, "min_p": 0.1}
+    (folder / "generation_config.json").write_text(json.dumps(entries))
+    result = run("--model", folder, "-n", 9, "--seed", 5, input="Who art thou?\n")
+    lacking, said = result.stderr.splitlines()
+    assert "generation_config.json asks for min_p 0.1, which llorch hasn't" in lacking
+    assert said == "as the model's files recommend: temperature 0.9, top_k 40"
+    given = run("--model", folder, "-n", 9, "--seed", 5, "--temperature", 0.9, "--top-k", 40, input="Who art thou?\n")
+    assert given.stdout == result.stdout and "recommend" not in given.stderr
+    greedy = run("--model", folder, "-n", 9, "--temperature", 0, input="Who art thou?\n")
+    assert "recommend" not in greedy.stderr and greedy.stdout == answers(folder, "Who art thou?", n=9)[0] + "\n"
+    assert greedy.stdout != result.stdout
+    with Terminal(folder, "-n", 9, "--seed", 5, "--top-k", 1, state=tmp_path) as terminal:
+        assert "Answers are chosen as the model's files recommend: temperature 0.9\n" in terminal.ask("/help")
+        assert greedy.stdout.strip() in terminal.ask("Who art thou?")
+        assert terminal.end() == 0
 
 
 def test_a_program_may_hold_it(folder):

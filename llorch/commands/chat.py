@@ -34,7 +34,12 @@ Ctrl-C ends an answer. A line that begins with a space is sent as it is, without
 @common.model_option(required=True)
 @click.option("--system", help="What the model is told to be.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(1), help="Of an answer. Without it: what the context has.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
+@click.option(
+    "--temperature",
+    type=float,
+    help="0 takes the likeliest token. Of this and the next three, those that aren't given are as the model's files "
+    "recommend, else 0 and none.",
+)
 @click.option("--top-k", type=int, help="Draw from the K likeliest tokens.")
 @click.option("--top-p", type=float, help="Draw from the likeliest tokens that together have probability P.")
 @click.option("--repetition-penalty", type=float, help="More than 1 makes tokens that came before less likely.")
@@ -60,14 +65,15 @@ def command(model: str, system: str | None, overflow: str, max_new_tokens: int |
     engine = common.load(model, dtype)
     with common.failures():
         engine.chat_templates.choose()
-        from llorch.text.sampling import SamplingParameters
-
-        parameters = SamplingParameters(seed=seed, **sampling).seeded()
+        given = {name: value for name, value in sampling.items() if value is not None}
+        parameters = engine.chat_sampling.having({**given, "seed": seed}).seeded()
         engine.tokenizer  # noqa: B018  now, and not with the first answer
+    if recommended := _recommended(engine, given):
+        common.echo(recommended, err=True)
     if parameters.seed is not None and seed is None:
         common.echo(f"seed {parameters.seed}", err=True)
-    options = {**sampling, "seed": parameters.seed, "overflow": overflow, "max_new_tokens": max_new_tokens}
-    talk = Talk(engine, system, options)
+    options = {**given, "seed": parameters.seed, "overflow": overflow, "max_new_tokens": max_new_tokens}
+    talk = Talk(engine, system, options, recommended)
     if sys.stdin.isatty() and talk.out.terminal:
         with _interrupts.session() as session:
             status = at_terminal(talk, session)
@@ -80,11 +86,22 @@ def command(model: str, system: str | None, overflow: str, max_new_tokens: int |
                     talk.answer(text)
 
 
-class Talk:
-    """A conversation, and where its answers go."""
+def _recommended(model: "CausalLM", given: dict[str, Any]) -> str:
+    """What of the model's own recommendation holds; nothing, where that is what holds without one."""
+    found = model.chat_sampling
+    names = ["repetition_penalty"]
+    if given.get("temperature", found.temperature) != 0:
+        names = ["temperature", "top_k", "top_p", *names]
+    taken = {name: getattr(found, name) for name in names if name not in given}
+    said = [f"{name} {value:g}" for name, value in taken.items() if value is not None]
+    return f"as the model's files recommend: {', '.join(said)}" if said else ""
 
-    def __init__(self, model: "CausalLM", system: str | None, options: dict[str, Any]) -> None:
-        self.model, self.system, self.options = model, system, options
+
+class Talk:
+    """A conversation, and where its answers go. recommended : of its options, what the model's files recommend."""
+
+    def __init__(self, model: "CausalLM", system: str | None, options: dict[str, Any], recommended: str = "") -> None:
+        self.model, self.system, self.options, self.recommended = model, system, options, recommended
         self.messages: list[dict[str, Any]] = []
         self.out = common.ModelText()
 
@@ -201,7 +218,7 @@ def _obey(talk: Talk, line: str) -> bool:
     if name in ("/exit", "/quit"):
         return False
     if name == "/help":
-        common.say_dim(HELP)
+        common.say_dim(f"{HELP}\nAnswers are chosen {talk.recommended}" if talk.recommended else HELP)
     elif name == "/clear":
         talk.messages.clear()
         talk.model.kept.forget()

@@ -311,5 +311,5 @@ def chat_stream(
 ) -> ChatStream:
     sampling = dict(options)
     stop = sampling.pop("stop", None)
-    parameters = SamplingParameters(seed=seed, **sampling)
+    parameters = model.chat_sampling.having({**sampling, "seed": seed})
     return ChatStream(model, messages, asked, max_new_tokens, parameters, cast(Any, stop), overflow, keep, progress)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from llorch.text import batch as batches
 from llorch.text import chat as chats
+from llorch.text import generation_config, tokenizer_files
 from llorch.text import template as templates
-from llorch.text import tokenizer_files
 from llorch.text.batch import Batch, Prompt, Request, Stop
 from llorch.text.chat import Asked, ChatStream, Kept, Messages, Reply
 from llorch.text.protocol import ChatModel, Ids, Model
@@ -61,7 +61,7 @@ class Faces:
             ends = set(config.eos_token_ids)
         else:
             ends = set() if config.eos_token_id is None else {config.eos_token_id}
-        return frozenset(ends | tokenizer_files.generation_ends(model.path))
+        return frozenset(ends | generation_config.ends(model.path))
 
     @cached_property
     def chat_templates(self) -> ChatTemplates:
@@ -81,6 +81,21 @@ class Faces:
             eos = model.tokenizer.library.token_to_id(self.chat_templates.variables.get("eos_token", ""))
             found |= set() if eos is None or eos >= model.config.vocab_size else {eos}
         return frozenset(found)
+
+    @cached_property
+    def chat_sampling(self) -> SamplingParameters:
+        """How `chat` chooses tokens where a caller doesn't say: as the model's files recommend, else greedily.
+
+        What they ask for beside it and llorch hasn't is said once a model, by a warning. ValueError or TypeError names
+        a file and its entry that can't be.
+        """
+        found = generation_config.recommended(getattr(self, "source", None) or cast(Model, self).path)
+        if found.lacking:
+            warnings.warn(
+                f"{found.place} asks for {', '.join(found.lacking)}, which llorch hasn't: answers are chosen without",
+                stacklevel=2,
+            )
+        return found.parameters
 
     @property
     def kept(self) -> Kept:
@@ -308,8 +323,12 @@ class Faces:
             Keep the keys and values for the next turn, which then reads only what is new. The bits of an answer don't
             depend on it. One conversation is kept, the last; its memory is that of `new_cache`, until
             `kept.forget()`.
-        seed, stop, temperature, top_k, top_p, repetition_penalty
+        seed, stop
             As `generate` has them. The tokens that end a turn are `chat_end_ids`.
+        temperature, top_k, top_p, repetition_penalty
+            As `generate` has them, but that one which isn't given is what the model's files recommend:
+            `chat_sampling`. temperature=0 takes the likeliest token whatever they say; None is no top_k, top_p or
+            penalty.
         progress : function of (done, of), optional
             Called as the prompt is read.
 
@@ -459,7 +478,7 @@ def _stream(
 def _requests(prompts: list[Any], most: int, names: list[str], seeds: list[Any], options: Options) -> list[Request]:
     sampling: Any = {**options}
     stop = sampling.pop("stop", None)
-    parameters = SamplingParameters(**sampling)
+    parameters = SamplingParameters().having(sampling)
     return [
         Request(prompt, most, dataclasses.replace(parameters, seed=seed), stop, name)
         for prompt, name, seed in zip(prompts, names, seeds, strict=True)

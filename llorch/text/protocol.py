@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from llorch.text.chat import Kept
+    from llorch.text.sampling import SamplingParameters
     from llorch.text.template import ChatTemplates
     from llorch.text.tokenizer import Tokenizer
 
@@ -42,6 +43,8 @@ class ChatModel(Model, Protocol):
     def chat_templates(self) -> "ChatTemplates": ...
     @property
     def chat_end_ids(self) -> frozenset[int]: ...
+    @property
+    def chat_sampling(self) -> "SamplingParameters": ...
     @property
     def kept(self) -> "Kept": ...
 

@@ -6,7 +6,7 @@
 import dataclasses
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -103,6 +103,14 @@ class SamplingParameters:
             put("repetition_penalty", penalty)
         if self.seed is not None:
             put("seed", whole(self.seed, "seed", 0, 2**64))
+
+    def having(self, given: Mapping[str, Any]) -> "SamplingParameters":
+        """These, with what a caller gives in their place. TypeError for a name that isn't one of theirs."""
+        names = [field.name for field in dataclasses.fields(self)]
+        for name in given:
+            if name not in names:
+                raise TypeError(f"got an unexpected keyword argument {name!r}; sampling has {', '.join(names)}")
+        return dataclasses.replace(self, **given)
 
     def seeded(self) -> "SamplingParameters":
         """These, with a fresh seed if they need one and have none."""

@@ -60,7 +60,7 @@ def _from_json(path: Path, config: Mapping[str, Any]) -> Tokenizer:
     if getattr(library.model, "dropout", None):
         library.model.dropout = None
     tokenizer = Tokenizer(library, in_folder(path))
-    settings = _settings(path.parent)
+    settings = read_settings(path.parent)
 
     def around() -> tuple[list[int], list[int]]:
         bare = library.encode("a", add_special_tokens=False).ids
@@ -107,7 +107,7 @@ def _from_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
         return tokenizers.models.BPE(json.loads(vocabulary.read_text(encoding="utf-8-sig")), pairs)
 
     library = tokenizers.Tokenizer(read(model, vocabulary, merges))
-    settings = _settings(vocabulary.parent)
+    settings = read_settings(vocabulary.parent)
     spaced = settings.get("add_prefix_space") is True  # GPT-2 has none; a fine-tune may say otherwise
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=spaced)
     library.decoder = tokenizers.decoders.ByteLevel()
@@ -121,7 +121,7 @@ def _from_words(path: Path) -> Tokenizer:
     """BERT's, as transformers makes it, but that no token is added to the vocabulary: a model has no row for it."""
     import tokenizers
 
-    settings = _settings(path.parent)
+    settings = read_settings(path.parent)
     kind = settings.get("tokenizer_class")
     if kind is not None and str(kind).removesuffix("Fast") not in BERT_CLASSES:
         raise ValueError(
@@ -152,17 +152,7 @@ def _from_words(path: Path) -> Tokenizer:
     return Tokenizer(library, in_folder(path))
 
 
-def generation_ends(folder: Path) -> set[int]:
-    """The eos_token_id, one or several, of a folder's generation_config.json."""
-    found = _settings(folder, "generation_config.json").get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-        place = printable(str(folder / "generation_config.json"))
-        raise ValueError(f"{place}: eos_token_id is {shown(found)}, it must be an id or a list of ids")
-    return set(ids)
-
-
-def _settings(folder: Path, name: str = "tokenizer_config.json") -> Mapping[str, Any]:
+def read_settings(folder: Path, name: str = "tokenizer_config.json") -> Mapping[str, Any]:
     """What one of a folder's small files says; nothing if there is none."""
     path = folder / name
     if not path.is_file():
