@@ -86,7 +86,7 @@ def passes(model, depth):
         elif op == "gate":
             add("gate", partial(llorch.gate, rows("x", 1, n), rows("y", 1, n), activation=call["function"],
                                 out=rows("z", 1, n)))  # fmt: skip
-        elif op != "last":  # which moves nothing where there is one row
+        elif op != "rows":  # which moves nothing where there is one row
             raise ValueError(f"a step calls {op}, which isn't measured by itself")
     return found
 

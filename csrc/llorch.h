@@ -236,14 +236,15 @@ void ll_argmax(const ll_argmax_args *a);
 
 enum {
     LL_CALL_EMBEDDING,  /* y = column id of weight, times number */
-    LL_CALL_PLACES,     /* y = y + row of weight, plain float32, that belongs to the position */
+    LL_CALL_PLACES,     /* y = y + row of weight, plain float32, that belongs to the position; with `types` to the type of
+                           the token */
     LL_CALL_LAYER_NORM, /* y = layer_norm(x), of each of `heads` parts of n values by itself; number is eps */
     LL_CALL_RMS_NORM,
     LL_CALL_LINEAR,     /* y = function(x @ weight + bias) + x2 */
     LL_CALL_ROPE,       /* y = x with the first R values of `heads` parts of D rotated by table `table` */
-    LL_CALL_ATTENTION,  /* keys k and values v to the caches; y = attention of x; number is scale. last: of the last row
-                           of each sequence alone, to row i of y for sequence i */
-    LL_CALL_LAST,       /* the last row of each sequence of x's whole buffer moves to row i */
+    LL_CALL_ATTENTION,  /* keys k and values v to the caches; y = attention of x; number is scale. rows: of one row of each
+                           sequence alone, to row i of y for sequence i */
+    LL_CALL_ROWS,       /* that row of each sequence of x's whole buffer moves to row i */
     LL_CALL_FUNCTION,   /* y = function(x) */
     LL_CALL_GATE,       /* y = function(x) * x2 */
     LL_CALL_ADD,        /* y = x + x2 */
@@ -251,6 +252,8 @@ enum {
     LL_CALL_SOFTCAP,    /* y = number * tanh(x / number) */
     LL_CALLS
 };
+
+enum { LL_ALL_ROWS, LL_LAST_ROW, LL_FIRST_ROW }; /* of a sequence */
 
 /* Columns of a buffer from one on; buffer < 0 for none. */
 typedef struct ll_view {
@@ -268,7 +271,9 @@ typedef struct ll_call {
     size_t heads, kv_heads, D, R;
     int layer, table;
     double softcap;            /* of attention, as ll_attention_args has them */
-    int default_scale, causal, last;
+    int default_scale, causal;
+    int rows;                  /* LL_ALL_ROWS and so on */
+    int types;
     size_t window;
 } ll_call;
 
@@ -287,6 +292,7 @@ typedef struct ll_run {
     const ll_plan *plan;
     size_t rows;               /* becomes sequence_count when the last rows alone go on */
     const int64_t *ids, *positions; /* [rows]; ids are in the table */
+    const int64_t *types;      /* [rows], in theirs; NULL where no call asks for them */
     const ll_sequence *sequences;
     size_t sequence_count;
     float *const *buffers;     /* [rows][width] each */

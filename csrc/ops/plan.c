@@ -1,8 +1,8 @@
 /* ops/plan.c: a model as an array of kernel calls, all rows of all sequences together; no Python between them.
  *
  * Buffers hold rows of float32, one row a position, the sequences one below the other. A call reads and writes columns of
- * them. Where only the last positions' results are asked for, the last attention gives one row a sequence, and the rows
- * of those positions are gathered from what else is still needed: from there on, a row is a sequence. */
+ * them. Where only the last (or the first) positions' results are asked for, the last attention gives one row a sequence, and the
+ * rows of those positions are gathered from what else is still needed: from there on, a row is a sequence. */
 #include <string.h>
 
 #include "../kernels/table.h"
@@ -60,13 +60,14 @@ static void plan_scale_task(void *context, size_t begin, size_t end)
     }
 }
 
-/* Adds the row of a plain float32 table that belongs to the row's position. */
+/* Adds the row of a plain float32 table that belongs to the row's position, or to its token's type. */
 static void plan_places_task(void *context, size_t begin, size_t end)
 {
     const plan_job *job = context;
     const ll_call *c = job->call;
+    const int64_t *places = c->types ? job->run->types : job->run->positions;
     for (size_t i = begin; i < end; i++) {
-        const char *row = (const char *)c->weight.data + (ptrdiff_t)job->run->positions[i] * c->weight.n_stride;
+        const char *row = (const char *)c->weight.data + (ptrdiff_t)places[i] * c->weight.n_stride;
         float *y = plan_at(job->run, c->y) + i * plan_stride(job->run, c->y);
         for (size_t j = 0; j < c->n; j++) {
             float value;
@@ -169,6 +170,9 @@ static void plan_softcap(const ll_run *run, const ll_call *c, size_t rows)
     plan_rows(run, &part, rows, plan_scale_task);
 }
 
+/* Where the rows of a sequence begin that a call is about. */
+static size_t plan_row(const ll_call *c, const ll_sequence *s) { return c->rows == LL_LAST_ROW ? s->T - 1 : 0; }
+
 /* Keys and values go to the caches; then every head of every sequence in one call. */
 static int plan_attention(const ll_run *run, const ll_call *c)
 {
@@ -182,7 +186,7 @@ static int plan_attention(const ll_run *run, const ll_call *c)
         const ll_sequence *s = &run->sequences[i];
         const float *q = plan_at(run, c->x) + row * q_stride, *k = plan_at(run, c->k) + row * k_stride;
         const float *v = plan_at(run, c->v) + row * v_stride;
-        float *y = plan_at(run, c->y) + (c->last ? i : row) * y_stride;
+        float *y = plan_at(run, c->y) + (c->rows ? i : row) * y_stride;
         const size_t first_kv = (size_t)(kv - run->kv);
         if (s->caches) {
             ll_cache *cache = &s->caches[c->layer];
@@ -199,9 +203,9 @@ static int plan_attention(const ll_run *run, const ll_call *c)
                                 .v_stride = (ptrdiff_t)v_stride * size, .Tk = s->T};
         }
         for (size_t h = 0; h < c->heads; h++)
-            *head++ = (ll_attention_head){.q = q + (c->last ? (s->T - 1) * q_stride : 0) + h * c->D, .y = y + h * c->D,
+            *head++ = (ll_attention_head){.q = q + plan_row(c, s) * q_stride + h * c->D, .y = y + h * c->D,
                                           .q_stride = (ptrdiff_t)q_stride * size, .y_stride = (ptrdiff_t)y_stride * size,
-                                          .Tq = c->last ? 1 : s->T, .kv = first_kv + h / (c->heads / c->kv_heads)};
+                                          .Tq = c->rows ? 1 : s->T, .kv = first_kv + h / (c->heads / c->kv_heads)};
         row += s->T;
     }
     ll_attention_args a = {.heads = run->heads, .kv = run->kv, .count = (size_t)(head - run->heads),
@@ -210,16 +214,17 @@ static int plan_attention(const ll_run *run, const ll_call *c)
     return ll_attention(&a);
 }
 
-/* The last row of each sequence moves to row i: never past one that is still to be moved. */
-static void plan_last(const ll_run *run, const ll_call *c)
+/* The last or first row of each sequence moves to row i: never past one that is still to be moved. */
+static void plan_gather(const ll_run *run, const ll_call *c)
 {
     const size_t stride = plan_stride(run, c->x);
     float *base = run->buffers[c->x.buffer];
-    size_t row = 0;
+    size_t first = 0;
     for (size_t i = 0; i < run->sequence_count; i++) {
-        row += run->sequences[i].T;
-        if (row - 1 != i)
-            memcpy(base + i * stride, base + (row - 1) * stride, stride * sizeof *base);
+        const size_t row = first + plan_row(c, &run->sequences[i]);
+        if (row != i)
+            memcpy(base + i * stride, base + row * stride, stride * sizeof *base);
+        first += run->sequences[i].T;
     }
 }
 
@@ -237,10 +242,10 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
         case LL_CALL_ROPE: plan_rope(run, c, run->rows); break;
         case LL_CALL_ATTENTION:
             failed = plan_attention(run, c);
-            if (c->last)
+            if (c->rows)
                 run->rows = run->sequence_count;
             break;
-        case LL_CALL_LAST: plan_last(run, c); break;
+        case LL_CALL_ROWS: plan_gather(run, c); break;
         case LL_CALL_FUNCTION: plan_function(run, c, run->rows); break;
         case LL_CALL_GATE: plan_gate(run, c, run->rows); break;
         case LL_CALL_ADD:

@@ -15,7 +15,7 @@ cdef extern from "llorch.h" nogil:
         size_t heads, kv_heads, D, R
         int layer, table
         double softcap
-        int default_scale, causal, last
+        int default_scale, causal, rows, types
         size_t window
     ctypedef struct ll_plan:
         const ll_call *calls
@@ -29,6 +29,7 @@ cdef extern from "llorch.h" nogil:
         size_t rows
         const int64_t *ids
         const int64_t *positions
+        const int64_t *types
         const ll_sequence *sequences
         size_t sequence_count
         float **buffers
@@ -40,15 +41,17 @@ cdef extern from "llorch.h" nogil:
     enum:
         LL_PANEL
     int LL_CALL_EMBEDDING, LL_CALL_PLACES, LL_CALL_LAYER_NORM, LL_CALL_RMS_NORM, LL_CALL_LINEAR, LL_CALL_ROPE
-    int LL_CALL_ATTENTION, LL_CALL_LAST, LL_CALL_FUNCTION, LL_CALL_GATE, LL_CALL_ADD, LL_CALL_MULTIPLY, LL_CALL_SOFTCAP
+    int LL_CALL_ATTENTION, LL_CALL_ROWS, LL_CALL_FUNCTION, LL_CALL_GATE, LL_CALL_ADD, LL_CALL_MULTIPLY, LL_CALL_SOFTCAP
+    int LL_ALL_ROWS, LL_LAST_ROW, LL_FIRST_ROW
 
 
 cdef dict _calls = {
     "embedding": LL_CALL_EMBEDDING, "places": LL_CALL_PLACES, "layer_norm": LL_CALL_LAYER_NORM,
     "rms_norm": LL_CALL_RMS_NORM, "linear": LL_CALL_LINEAR, "rope": LL_CALL_ROPE, "attention": LL_CALL_ATTENTION,
-    "last": LL_CALL_LAST, "function": LL_CALL_FUNCTION, "gate": LL_CALL_GATE, "add": LL_CALL_ADD,
+    "rows": LL_CALL_ROWS, "function": LL_CALL_FUNCTION, "gate": LL_CALL_GATE, "add": LL_CALL_ADD,
     "multiply": LL_CALL_MULTIPLY, "softcap": LL_CALL_SOFTCAP,
 }
+cdef dict _rows_of = {"all": LL_ALL_ROWS, "last": LL_LAST_ROW, "first": LL_FIRST_ROW}
 
 
 # ---- the cache of a sequence ------------------------------------------------------------------------------
@@ -181,6 +184,7 @@ cdef class Plan:
     cdef size_t _buffers, _output, _layers, _heads, _kv_heads, _row_floats
     cdef size_t _cache_heads, _cache_D  # of the keys that attention reads
     cdef size_t _positions      # that have an embedding; the largest size_t where none is needed
+    cdef size_t _types          # of tokens that have one; 0 where none is needed
     cdef list _keep
     cdef void *_workspace       # of the last run, kept for the next
     cdef size_t _workspace_bytes
@@ -214,6 +218,8 @@ cdef class Plan:
                     raise ValueError(f"call {i} has {c.kv_heads} heads of keys of {c.D} values, those before it have "
                                      f"{self._cache_heads} of {self._cache_D}: the caches have one size")
                 self._cache_heads, self._cache_D = c.kv_heads, c.D
+            elif c.op == LL_CALL_PLACES and c.types:
+                self._types = c.weight.N
             elif c.op == LL_CALL_PLACES:
                 self._positions = min(self._positions, c.weight.N)
         self._plan.calls = self._calls
@@ -261,7 +267,8 @@ cdef class Plan:
         c.default_scale = scale is None
         if c.op == LL_CALL_ATTENTION:
             c.number = scale or 0.0
-        c.causal, c.last = call.pop("causal", True), call.pop("last", False)
+        c.causal, c.rows = call.pop("causal", True), _rows_of[call.pop("rows", "all")]
+        c.types = call.pop("types", False)
         c.window = call.pop("window", None) or 0
         c.scale = self._floats(call, "scale", c.n)
         c.bias = self._floats(call, "bias", c.n)
@@ -282,12 +289,12 @@ cdef class Plan:
             raise TypeError(f"a call has entries that a plan doesn't know: {', '.join(sorted(call))}")
         return 0
 
-    def run(self, list chunks, caches, bint all_rows, size_t vocabulary, check, grow=None, trace=None):
+    def run(self, list chunks, caches, bint all_rows, size_t vocabulary, check, grow=None, trace=None, list types=None):
         """The output of every row of the chunks, or (all_rows false) as many rows as there are chunks: float32.
 
         chunks : token ids of each sequence, in lists or arrays. caches : a SequenceCache each, whose positions they
         follow and to which they are appended, or None. check : function of (ids, place) that returns an int64 array or
-        raises for ids that aren't. grow : function of the number of positions that makes the tables long enough. trace :
+        raises for ids that aren't. types : of the tokens, int64 arrays that have been checked; None for all of type 0. grow : function of the number of positions that makes the tables long enough. trace :
         function of (number of the call, function of (buffer, column, n) that gives an array) after every call; the array's
         memory is used again by later calls.
 
@@ -310,7 +317,7 @@ cdef class Plan:
 
         for i in range(count):
             rows += <size_t>len(chunks[i])
-        ids = <int64_t *>PyMem_Malloc((2 * rows + 1) * sizeof(int64_t))
+        ids = <int64_t *>PyMem_Malloc(((3 if self._types else 2) * rows + 1) * sizeof(int64_t))
         sequences = <ll_sequence *>PyMem_Malloc((count + 1) * sizeof(ll_sequence))
         try:
             if ids == NULL or sequences == NULL:
@@ -325,6 +332,10 @@ cdef class Plan:
                     raise RuntimeError("token ids changed while they were read")
             if row != rows:
                 raise RuntimeError("token ids changed while they were read")
+            run.types = NULL
+            if self._types:
+                run.types = positions + rows
+                self._take_types(types, chunks, positions + rows)
             if caches is not None:
                 for i in range(count):
                     cache = caches[i]
@@ -459,6 +470,21 @@ cdef class Plan:
             ids[row] = value
             row += 1
         return row
+
+    cdef int _take_types(self, list types, list chunks, int64_t *to) except -1:
+        """Types of all tokens, one chunk after the other."""
+        cdef size_t i
+        cdef int64_t type
+        for i in range(<size_t>len(chunks)):
+            given = [0] * len(chunks[i]) if types is None else types[i].tolist()
+            if <size_t>len(given) != <size_t>len(chunks[i]):
+                raise RuntimeError("token ids or types changed while they were read")
+            for type in given:
+                if not 0 <= type < <int64_t>self._types:
+                    raise ValueError(f"a token's type is {type}, the model has {self._types}")
+                to[0] = type
+                to += 1
+        return 0
 
     cdef void *_take(self, size_t bytes) except NULL:
         """Workspace: what the run before left, if it is large enough and no other thread has it."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llorch import _core
 from llorch._core import PackedLinear, Plan
-from llorch.models.graph import Graph, Step
+from llorch.models.graph import GIVEN, Graph, Step
 
 Array = NDArray[Any]
 PANEL = 16  # columns: where a linear layer may be joined to the next
@@ -67,11 +67,11 @@ def factor_of(step: Step, kept: str) -> float:
 
 
 def _values(graph: Graph) -> list[tuple[Value, list[Value | str]]]:
-    """Every step of the graph in order as a value, with its inputs: values, or "ids" and "positions"."""
+    """Every step of the graph in order as a value, with its inputs: values, or names of what is given."""
     found: list[tuple[Value, list[Value | str]]] = []
     x: Value | None = None
     for layer, steps in ((BEFORE, graph.before), *enumerate(graph.blocks), (AFTER, graph.after)):
-        names: dict[str, Value | str] = {"ids": "ids", "positions": "positions"}
+        names: dict[str, Value | str] = {name: name for name in GIVEN}
         if x is not None:
             names["x"] = x
         for step in steps:
@@ -142,12 +142,12 @@ class Weights:
 class Compiler:
     """One plan of a graph.
 
-    last : the last positions' rows alone go through the end of the last block. fuse : False keeps every tensor of the
-    graph, for a trace.
+    rows : "all"; "last" or "first" for one row of each sequence, which alone goes through the end of the last block.
+    fuse : False keeps every tensor of the graph, for a trace.
     """
 
-    def __init__(self, graph: Graph, weights: Weights, *, last: bool, fuse: bool = True) -> None:
-        self.graph, self.weights, self.last, self.fuse = graph, weights, last, fuse
+    def __init__(self, graph: Graph, weights: Weights, *, rows: str = "all", fuse: bool = True) -> None:
+        self.graph, self.weights, self.rows, self.fuse = graph, weights, rows, fuse
         self.calls: list[dict[str, Any]] = []
         self.widths: list[int] = []
         self.free: list[int] = []
@@ -225,7 +225,7 @@ class Compiler:
 
     def put(self, value: Value, *, over: Value | None = None) -> Value:
         """A place for a result: the output, the place of a value that dies here, or a fresh buffer."""
-        if not value.users and value.layer == AFTER:
+        if value is self.values[-1][0]:
             return self.place(value, self.output)
         if over is not None and self.dies(over) and over.width == value.width:
             self.holders[over.buffer] += 1  # the new one; use() counts the old one off
@@ -241,11 +241,11 @@ class Compiler:
         table = self.weights.tables[name]
         kept = table.dtype if isinstance(table, PackedLinear) else "float32"
         factor = factor_of(value.step, kept)
-        if inputs[0] == "positions":
+        if inputs[0] != "ids":
             user = value.only("add")
             if user is not None and isinstance(table, np.ndarray) and factor == 1.0:
                 return  # the sum adds its rows by itself
-            raise ValueError(f"{name}: an embedding of positions must be added to one of tokens")
+            raise ValueError(f"{name}: an embedding of {inputs[0]} must be added to one of tokens")
         self.put(value)
         self.emit("embedding", value, y=value.view, n=value.width, weight=table, number=factor)
 
@@ -257,7 +257,7 @@ class Compiler:
         if heads > 1 and self.fuse and self.alone(x):
             self.place(value, x.buffer, x.column)  # where it lies, among its neighbours
         else:
-            self.put(value)
+            self.put(value, over=x if self.fuse else None)
         self.emit(
             step.op, value, x=x.view, y=value.view, n=value.width // heads, heads=heads, scale=weight, bias=bias,
             number=float(step.options["eps"]),
@@ -364,19 +364,19 @@ class Compiler:
         scores, v = inputs
         q, k = (one for one in self.inputs_of[id(scores)] if isinstance(one, Value))
         options = scores.step.options
-        last = self.last and value.layer == len(self.graph.blocks) - 1
+        rows = self.rows if value.layer == len(self.graph.blocks) - 1 else "all"
         self.put(value)
         self.emit(
             "attention", value, x=q.view, k=k.view, v=v.view, y=value.view, n=value.width, layer=value.layer,
             heads=self.graph.sizes["H"], kv_heads=self.graph.sizes["G"], D=self.graph.sizes["D"],
             attention_scale=options["scale"], causal=options["causal"], window=options["window"],
-            softcap=options["softcap"], last=last,
+            softcap=options["softcap"], rows=rows,
         )  # fmt: skip
         self.use(q, k, v)
-        if last:
+        if rows != "all":
             needed = {v.buffer for v, _ in self.values if v.left and v.buffer >= 0 and v is not value}
             for buffer in sorted(needed):
-                self.emit("last", x=(buffer, 0))
+                self.emit("rows", x=(buffer, 0), rows=rows)
 
     def _activation(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs
@@ -410,12 +410,15 @@ class Compiler:
             table = self.weights.tables[full_name(self.graph, places.layer, places.step.weight) + ".weight"]
             if not self.dies(tokens):
                 raise ValueError(
-                    f"step {value.step.name!r} adds positions to {tokens.step.name!r}, which is needed again"
+                    f"step {value.step.name!r} adds {places.step.name!r} to {tokens.step.name!r}, which is needed again"
                 )
             value.buffer, value.column = tokens.view
             self.lying[tokens.buffer].append(value)
             self.holders[tokens.buffer] += 1
-            self.emit("places", value, y=value.view, n=value.width, weight=table)
+            (given,) = self.inputs_of[id(places)]
+            if isinstance(table, np.ndarray) and given == "positions":
+                table = table[places.step.options.get("first", 0) :]
+            self.emit("places", value, y=value.view, n=value.width, weight=table, types=given == "token_types")
             self.use(tokens)
             places.left = 0
             return

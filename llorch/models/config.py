@@ -4,12 +4,14 @@ import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from llorch._text import printable
+from llorch.models.graph import Rope
 
 # Hugging Face's names of activations, and llorch's function for each.
 ACTIVATIONS = {
@@ -286,3 +288,205 @@ def _gguf_longrope(get: GGUF, given: Any) -> Mapping[str, Any]:
     scaling = {"rope_type": "longrope", "original_max_position_embeddings": original}
     own = math.sqrt(1 + math.log(context / original) / math.log(original)) if context > original > 1 else 1.0
     return scaling if given is None or np.float32(given) == np.float32(own) else scaling | {"attention_factor": given}
+
+
+# ---- configurations of blocks of attention and a feed-forward layer ---------------------------------------
+
+
+@dataclass(frozen=True)
+class TransformerConfig(ModelConfig):
+    """Sizes and switches of a model whose blocks are attention and a feed-forward layer, checked when made.
+
+    A family adds its own as further fields; those with a bool as default are checked to be one. Families that rotate
+    queries and keys have the fields rope_theta and rope_scaling.
+
+    Attributes
+    ----------
+    vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, max_position_embeddings : int
+        Tokens, the width, that of the feed-forward layer, blocks, heads, the longest context.
+    head_dim : int or None
+        Values of a head, even where they are rotated; None is hidden_size / num_attention_heads.
+    hidden_act : str
+        silu, or another of GPT-2's.
+    bos_token_id : int or None
+    eos_token_id : int, list of ints or None
+
+    Raises
+    ------
+    TypeError, ValueError
+        Names the entry, what it is and what it must be.
+    """
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+
+    # Of the family: its name for people; the entry of its norms' epsilon, and GGUF's; entries of config.json and of
+    # GGUF's metadata that aren't supported, each with the value that asks for nothing.
+    NAME: ClassVar[str] = "model"
+    EPS: ClassVar[str] = "rms_norm_eps"
+    GGUF_EPS: ClassVar[str] = "attention.layer_norm_rms_epsilon"
+    REFUSED: ClassVar[Mapping[str, Any]] = {}
+    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
+            size(getattr(self, name), name)
+        size(self.max_position_embeddings, "max_position_embeddings")
+        size(self.num_hidden_layers, "num_hidden_layers", MOST_LAYERS)
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size is {self.hidden_size}, without head_dim it must be a multiple of "
+                    f"num_attention_heads, {self.num_attention_heads}"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        size(self.head_dim, "head_dim")
+        activation(self.hidden_act, "hidden_act")
+        number(self.eps, self.EPS)
+        if self.has("rope_theta"):
+            self._check_rotation()
+        for field in fields(self):
+            if isinstance(field.default, bool):
+                flag(getattr(self, field.name), field.name)
+        token(self.bos_token_id, "bos_token_id")
+        object.__setattr__(self, "eos_token_id", tokens(self.eos_token_id, "eos_token_id"))
+
+    def _check_rotation(self) -> None:
+        if self.has("partial_rotary_factor"):
+            number(self.partial, "partial_rotary_factor", most=math.nextafter(1, 2))
+        if self.rotary_dim % 2 or not self.rotary_dim:
+            partly = "" if self.partial == 1 else f" and partial_rotary_factor {self.partial}: {self.rotary_dim} values"
+            raise ValueError(f"head_dim is {self.head_dim}{partly}, it must be even: its values are rotated in pairs")
+        theta = getattr(self, "rope_theta")  # noqa: B009  a field of those that have rotations
+        if not number(theta, "rope_theta", most=math.inf) > 0:
+            raise ValueError(f"rope_theta is {theta}, it must be positive")
+        object.__setattr__(self, "rope_scaling", rope_scaling(getattr(self, "rope_scaling")))  # noqa: B009
+
+    def check_heads_fill_width(self) -> None:
+        """For a family whose head_dim is no entry of its own."""
+        if self.hidden_size != self.num_attention_heads * self.width_of_head:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, it must be hidden_size / num_attention_heads, "
+                f"{self.hidden_size} / {self.num_attention_heads}"
+            )
+
+    @property
+    def context(self) -> int:
+        return self.max_position_embeddings
+
+    @property
+    def layers(self) -> int:
+        return self.num_hidden_layers
+
+    @property
+    def eps(self) -> float:
+        """The norms' epsilon, whatever its entry is called."""
+        return getattr(self, self.EPS)  # type: ignore[no-any-return]
+
+    @property
+    def function(self) -> str:
+        """The activation by llorch's name."""
+        return ACTIVATIONS[self.hidden_act]
+
+    @property
+    def width_of_head(self) -> int:
+        """head_dim, which is there once the configuration has been checked."""
+        assert self.head_dim is not None
+        return self.head_dim
+
+    @property
+    def partial(self) -> float:
+        """The part of a head that is rotated, where the family has that entry."""
+        return getattr(self, "partial_rotary_factor", 1.0)
+
+    @property
+    def rotary_dim(self) -> int:
+        """Values of a head that are rotated, the first ones."""
+        return int(self.width_of_head * self.partial)
+
+    def rope(self) -> Rope:
+        """The table of rotations."""
+        theta, scaling = (getattr(self, name) for name in ("rope_theta", "rope_scaling"))
+        scaling = scaling and {"max_position_embeddings": self.max_position_embeddings, **scaling}
+        return Rope(self.rotary_dim, theta, scaling)
+
+    @classmethod
+    def has(cls, name: str) -> bool:
+        """Whether the family has an entry."""
+        return any(field.name == name for field in fields(cls))
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> Self:
+        """A configuration from the entries of a config.json; those that don't concern the mathematics are ignored.
+
+        ValueError names an entry that asks for something llorch doesn't have.
+        """
+        return cls(**cls.entries_of(entries))
+
+    @classmethod
+    def entries_of(cls, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a configuration, from the entries of a config.json."""
+        refuse(entries, cls.NAME, cls.REFUSED)
+        found = {field.name: entries[field.name] for field in fields(cls) if field.name in entries}
+        if not cls.has("rope_theta"):
+            return found
+        theta, scaling, partial = rope_entries(entries)
+        if theta is not None:
+            found["rope_theta"] = theta
+        if cls.has("partial_rotary_factor"):
+            if partial is not None:
+                found["partial_rotary_factor"] = partial
+        elif partial not in (None, 1):
+            raise ValueError(f"partial_rotary_factor is {partial}: llorch's {cls.NAME} rotates all of a head")
+        return found | {"rope_scaling": scaling}
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Self:
+        """From a GGUF file's metadata, and its tensors' shapes. Factors of the rotations come with the tensors."""
+        get = GGUF(metadata, str(metadata.get("general.architecture")))
+        return cls(**cls.entries_of_gguf(get, shapes))
+
+    @classmethod
+    def entries_of_gguf(cls, get: GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The arguments of a configuration, from an architecture's metadata. A family adds its own."""
+        found = {
+            "vocab_size": rows(shapes, "token_embd.weight"),
+            "hidden_size": get("embedding_length"),
+            "intermediate_size": get("feed_forward_length"),
+            "num_hidden_layers": get("block_count"),
+            "num_attention_heads": get("attention.head_count"),
+            "head_dim": get("attention.key_length", None),
+            "max_position_embeddings": get("context_length"),
+            cls.EPS: get(cls.GGUF_EPS),
+            "bos_token_id": get.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": gguf_ends(get.metadata),
+        }
+        D = found["head_dim"]
+        if D is None:
+            H = size(found["num_attention_heads"], f"{get.architecture}.attention.head_count")
+            D = size(found["hidden_size"], f"{get.architecture}.embedding_length") // H
+        if cls.has("rope_theta"):
+            found |= {"rope_theta": get("rope.freq_base", 10000.0), "rope_scaling": gguf_rope_scaling(get, shapes)}
+        rotated = get("rope.dimension_count", None)
+        if cls.has("partial_rotary_factor"):
+            found["partial_rotary_factor"] = part(rotated, D, f"{get.architecture}.rope.dimension_count")
+        elif rotated not in (None, D):
+            raise ValueError(
+                f"{get.architecture}.rope.dimension_count is {rotated}, it must be the width of a head, {D}"
+            )
+        for name, harmless in {"attention.value_length": D, **cls.GGUF_REFUSED}.items():
+            if get(name, None) not in (None, harmless):
+                raise ValueError(f"{get.architecture}.{name} is {get(name)}: llorch's {cls.NAME} has {harmless}")
+        if get("expert_count", 0):
+            raise ValueError(
+                f"{get.architecture}.expert_count is {get('expert_count')}: mixtures of experts are not supported"
+            )
+        return found

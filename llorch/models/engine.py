@@ -66,8 +66,8 @@ class Decoder:
         self.path, self.left_out = source.path, tuple(left_out)
         self.dtype, self.nbytes = weights.dtype, weights.nbytes
         self._weights = weights
-        self._all = Compiler(graph, weights, last=False).run()
-        self._last = Compiler(graph, weights, last=True).run()
+        self._all = Compiler(graph, weights).run()
+        self._last = Compiler(graph, weights, rows="last").run()
         self._traced: tuple[Plan, list[list[tuple[str, int, int, int, int]]]] | None = None
         self._tables = Tables(graph.ropes, config.context, (self._all, self._last))
 
@@ -318,7 +318,7 @@ class Tables:
 def _traced(graph: Graph, weights: Weights) -> tuple[Plan, list[list[tuple[str, int, int, int, int]]]]:
     """A plan in which every tensor of the graph is there for a moment; and of each call what is there after it: name,
     buffer, column, width, heads (0 for rows)."""
-    compiler = Compiler(graph, weights, last=False, fuse=False)
+    compiler = Compiler(graph, weights, fuse=False)
     plan = compiler.run()
     made = [
         [

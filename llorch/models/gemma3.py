@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 from llorch.models import config as check
 from llorch.models import decoder
-from llorch.models.decoder import Norm
 from llorch.models.gemma2 import FULL, SLIDING, Gemma2Config, alternating, block
 from llorch.models.graph import Graph, Rope
+from llorch.models.parts import Norm
 from llorch.models.registry import Family
 
 OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "tie_word_embeddings")  # what a model of text and images says outside

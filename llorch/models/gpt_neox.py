@@ -10,8 +10,9 @@ from typing import Any
 
 from llorch.models import config as check
 from llorch.models import decoder
-from llorch.models.decoder import Attention, Block, DecoderConfig, Norm, Plain
+from llorch.models.decoder import DecoderConfig
 from llorch.models.graph import Graph
+from llorch.models.parts import Attention, Block, Norm, Plain
 from llorch.models.registry import Family
 
 

@@ -12,8 +12,9 @@ Axes are letters, whose sizes a graph gives:
 
 A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weights are its options:
 
-    embedding   a row of the table for each of its input: "ids" or "positions". factor: what a row is multiplied by;
-                rounded: it is rounded to the type that the table is kept in first
+    embedding   a row of the table for each of its input: "ids", "positions" or "token_types". factor: what a row is
+                multiplied by; rounded: it is rounded to the type that the table is kept in first; first: the row of
+                position 0
     layer_norm, rms_norm   over the last axis. eps
     linear      x @ weight + bias
     heads       columns [first * D, (first + count) * D) of (T, width), as (count, T, D)
@@ -39,6 +40,7 @@ OPERATIONS = frozenset(
         *("activation", "add", "multiply", "softcap"),
     )
 )
+GIVEN = ("ids", "positions", "token_types")  # what goes into a graph
 FUNCTIONS = ("gelu", "gelu_tanh", "silu", "relu", "tanh", "sigmoid")
 
 
@@ -48,7 +50,7 @@ class Step:
 
     name : of the tensor; in a block what follows "h.{layer}.", "" for the output of the block.
     op, inputs : the operation, and the names of what goes in, made before it in the same part of the graph; "x" is a
-        block's input (and the last block's output, after the blocks); "ids" and "positions" are given.
+        block's input (and the last block's output, after the blocks); those of `GIVEN` are there from the start.
     axes : letters of its shape.
     rung : the rung of the validator's ladder that it stands on; "" for one that isn't compared.
     what : for people, in a few words.
@@ -132,7 +134,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         for steps in (self.before, *self.blocks, self.after):
-            known = {"x", "ids", "positions"}
+            known = {"x", *GIVEN}
             for step in steps:
                 if missing := [name for name in step.inputs if name not in known]:
                     raise ValueError(f"step {step.name!r} takes {missing[0]!r}, which no step before it makes")

@@ -10,8 +10,9 @@ from typing import Any
 
 from llorch.models import config as check
 from llorch.models import decoder
-from llorch.models.decoder import Attention, Block, DecoderConfig, Gated, Norm
+from llorch.models.decoder import DecoderConfig
 from llorch.models.graph import Graph
+from llorch.models.parts import Attention, Block, Gated, Norm
 from llorch.models.registry import Family
 
 

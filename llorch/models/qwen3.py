@@ -9,8 +9,8 @@ from typing import Any
 
 from llorch.models import config as check
 from llorch.models import decoder
-from llorch.models.decoder import Attention, Block, Gated, Norm
 from llorch.models.graph import Graph
+from llorch.models.parts import Attention, Block, Gated, Norm
 from llorch.models.qwen2 import Qwen2Config
 from llorch.models.registry import Family
 

@@ -11,7 +11,7 @@ from random_models import decoder_metadata
 
 import llorch
 from llorch import reference, validate
-from llorch.models.decoder import Attention, Block, Gated, Norm
+from llorch.models.parts import Attention, Block, Gated, Norm
 from llorch.testing import use_isa
 
 LENGTH = 24  # past every window and original context that the cases have, but phi3's "short" and "partly long"
