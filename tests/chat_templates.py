@@ -2,6 +2,10 @@
 
 import json
 
+import random_models
+
+import llorch
+
 CHATML = """\
 {%- if messages[0]['role'] != 'system' %}
     {{- '<|im_start|>system\\nYou answer in few words.<|im_end|>\\n' }}
@@ -189,3 +193,13 @@ def save(folder, template, made, **settings):
     entries |= {"chat_template": template} if template is not None else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(entries | settings))
     return folder
+
+
+def random_model(folder, template=CHATML, **settings):
+    """A tiny random Llama with the tokenizer of bytes."""
+    made = library()
+    entries = random_models.LLAMA | {"vocab_size": made.get_vocab_size(), "eos_token_id": 1}
+    entries["tie_word_embeddings"] = False  # else it says the same token for ever
+    random_models.save(folder, entries, random_models.llama_tensors(entries)[1])
+    save(folder, template, made, **settings)
+    return llorch.CausalLM.from_pretrained(folder)

@@ -19,6 +19,7 @@ from llorch.text.protocol import ChatModel, context_of
 from llorch.text.sampling import SamplingParameters, whole
 from llorch.text.score import Progress
 from llorch.text.template import ChatTemplate
+from llorch.text.tools import Tools
 
 Messages = Sequence[Mapping[str, Any]]
 OVERFLOWS = ("refuse", "drop_oldest")
@@ -67,7 +68,7 @@ class Reply:
 class Asked:
     """What the template is given beside the messages; see `llorch.CausalLM.chat`."""
 
-    tools: Sequence[Mapping[str, Any]] | None = None
+    tools: Tools | None = None
     documents: Sequence[Mapping[str, Any]] | None = None
     template: str | None = None
     variables: Mapping[str, Any] | None = None

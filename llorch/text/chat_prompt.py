@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from llorch._text import shown
 from llorch.text.template import ChatTemplate
 from llorch.text.tokenizer import Tokenizer
+from llorch.text.tools import Tools, is_function, schema
 
 if TYPE_CHECKING:
     import tokenizers
@@ -37,7 +38,7 @@ def prompt_ids(
     template: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
     documents: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
@@ -85,7 +86,7 @@ class Given:
         self.messages = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
         if not self.messages:
             raise ValueError("messages is empty, at least one message is needed")
-        self.tools = _mappings(tools, "tools")
+        self.tools = _mappings(tools, "tools", functions=True)
         self.documents = _mappings(documents, "documents")
         if not isinstance(variables, Mapping | None):
             raise TypeError(f"variables must be a mapping of names to values, got {type(variables).__name__}")
@@ -121,12 +122,14 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     return plain
 
 
-def _mappings(given: Any, name: str) -> list[dict[str, Any]] | None:
+def _mappings(given: Any, name: str, functions: bool = False) -> list[dict[str, Any]] | None:
+    """functions : one may be a function, and becomes what a model is told of it."""
     if given is None:
         return None
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
         raise TypeError(f"{name} must be a list of mappings, got {type(given).__name__}")
-    plain = _plain(list(given), name)
+    given = [schema(one, f"{name}[{i}]") if functions and is_function(one) else one for i, one in enumerate(given)]
+    plain = _plain(given, name)
     for i, one in enumerate(plain):
         if not isinstance(one, dict):
             raise TypeError(f"{name}[{i}] must be a mapping, as JSON has it, got {type(one).__name__}")

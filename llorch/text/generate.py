@@ -25,6 +25,7 @@ from llorch.text.sampling import Sampling, SamplingParameters, whole
 from llorch.text.score import Progress, Score, score
 from llorch.text.template import ChatTemplates
 from llorch.text.tokenizer import Tokenizer
+from llorch.text.tools import Tools
 
 Piece = TypeVar("Piece", str, int)
 
@@ -279,7 +280,7 @@ class Faces:
         messages: Messages,
         max_new_tokens: int | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -304,7 +305,11 @@ class Faces:
             rule with content, a str. The template may know more, such as tool_calls.
         max_new_tokens : int, at least 0, optional
             None: as many as the context has room for.
-        tools, documents : list of mappings, optional
+        tools : list of functions and mappings, optional
+            Of a function the model is told its name, its parameters by their type hints, and what its docstring in
+            Google's style says of them: as transformers' `get_json_schema` has it. A mapping is taken as it is. No
+            function is called.
+        documents : list of mappings, optional
             As JSON has them: see the model's own description of its template.
         template : str, optional
             The name of one of the model's templates, or a template's text. None: "tool_use" where tools are given and
@@ -341,7 +346,8 @@ class Faces:
         ------
         ValueError
             As `generate`; messages that are too long, or that the template refuses; a model without a template; a
-            template that is broken, or that takes more than a conversation needs: the file and the line are named.
+            template that is broken, or that takes more than a conversation needs: the file and the line are named;
+            a function without a docstring or type hints.
         TypeError
             Messages, tools or documents that aren't what JSON has.
         ImportError
@@ -363,7 +369,7 @@ class Faces:
         messages: Messages,
         max_new_tokens: int | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -387,7 +393,7 @@ class Faces:
         self: ChatModel,
         messages: Messages,
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,

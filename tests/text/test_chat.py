@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 from helpers import assert_same_bits, same_bits, smollm2
-from random_models import LLAMA, llama_metadata, llama_tensors, save, write_gguf
+from random_models import llama_metadata, llama_tensors, write_gguf
 
 import llorch
 from llorch.files import Source
@@ -80,17 +80,7 @@ def special_in(library, ids):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("chat"))
-
-
-def random_model(folder, template=made.CHATML, **settings):
-    """A tiny random Llama with the tests' tokenizer."""
-    library = made.library()
-    entries = LLAMA | {"vocab_size": library.get_vocab_size(), "eos_token_id": 1}
-    entries["tie_word_embeddings"] = False  # else it says the same token for ever
-    save(folder, entries, llama_tensors(entries)[1])
-    made.save(folder, template, library, **settings)
-    return llorch.CausalLM.from_pretrained(folder)
+    return made.random_model(tmp_path_factory.mktemp("chat"))
 
 
 class Scripted:
@@ -467,7 +457,7 @@ def test_ends(model, tmp_path):
     assert model.chat(TALK, 0).text == "" and model.chat(TALK, 0).finish_reason == "length"
     # generation_config.json has several, the tokenizer's settings another.
     ids = {token: model.tokenizer.library.token_to_id(token) for token in ("<|im_end|>", "<|end|>", "<|eot_id|>")}
-    other = random_model(tmp_path, eos_token="<|im_end|>")
+    other = made.random_model(tmp_path, eos_token="<|im_end|>")
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [ids["<|end|>"], ids["<|eot_id|>"]]}))
     assert other.chat_end_ids == {1, *ids.values()}
     for id in other.chat_end_ids:
@@ -476,7 +466,7 @@ def test_ends(model, tmp_path):
 
 def test_a_gguf_file_answers_as_the_folder_does(tmp_path):
     pytest.importorskip("gguf")
-    folder = random_model(tmp_path / "folder", eos_token="<|im_end|>")
+    folder = made.random_model(tmp_path / "folder", eos_token="<|im_end|>")
     config, tensors = llama_tensors(json.loads((tmp_path / "folder" / "config.json").read_text()))
     metadata = llama_metadata(config) | made.gguf_metadata(made.library(), made.CHATML)
     path = write_gguf(tmp_path / "model.gguf", llama.FAMILY, config, tensors, "llama", metadata)

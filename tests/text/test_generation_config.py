@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import chat_templates as made
 import pytest
-from random_models import LLAMA, llama_metadata, llama_tensors, save, write_gguf
+from random_models import llama_metadata, llama_tensors, write_gguf
 
 import llorch
 from llorch.models import llama
@@ -47,15 +47,12 @@ FILES = {
 }  # fmt: skip
 
 
-def chat_model(folder, entries=None, **more):
-    """A tiny random Llama, with what generation_config.json has."""
-    library = made.library()
-    config = LLAMA | {"vocab_size": library.get_vocab_size(), "eos_token_id": 1, "tie_word_embeddings": False}
-    save(folder, config, llama_tensors(config)[1])
-    made.save(folder, made.CHATML, library, **more)
+def chat_model(folder, entries=None):
+    """With what generation_config.json has."""
+    model = made.random_model(folder)
     if entries is not None:
         (folder / "generation_config.json").write_text(json.dumps(entries))
-    return llorch.CausalLM.from_pretrained(folder)
+    return model
 
 
 def of_metadata(entries):
