@@ -126,6 +126,23 @@ typedef struct ll_softmax_args {
 
 void ll_softmax(const ll_softmax_args *a);
 
+/* ---- pooling (ops/pool.c) --------------------------------------------------------------------- */
+
+typedef struct ll_pool_args {
+    const void *x;         /* rows of n values of dtype: sequences, one below the other */
+    void *y;               /* [count, n] of dtype: the mean of each; shares nothing with x */
+    ptrdiff_t x_stride, y_stride; /* bytes from row to row */
+    const int64_t *starts; /* [count + 1]: sequence i is rows [starts[i], starts[i + 1]), more than skip, <= LL_MAX_ROW */
+    size_t count, n, skip; /* the first `skip` rows of each sequence stay out of its mean */
+    int dtype;
+} ll_pool_args;
+
+void ll_mean_pool(const ll_pool_args *a);
+
+typedef ll_softmax_args ll_normalize_args; /* rows to rows, too */
+
+void ll_normalize(const ll_normalize_args *a);
+
 /* ---- attention (ops/attention.c) ------------------------------------------------------------- *
  *   D      values of a query, key and value;  Dp  D rounded up to whole panels
  *   Tq, Tk positions of the queries; of the keys and values. Query i is at position Tk - Tq + i                   */

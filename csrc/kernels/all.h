@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "norm.h"
 #include "pack.h"
+#include "pool.h"
 #include "rope.h"
 #include "select.h"
 #include "softmax.h"
@@ -44,4 +45,6 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .attention_values = LL_SYMBOL(attention_values),
     .attention = LL_SYMBOL(attention),
     .argmax = LL_SYMBOL(argmax),
+    .mean_pool = LL_SYMBOL(mean_pool),
+    .normalize = LL_SYMBOL(normalize),
 };

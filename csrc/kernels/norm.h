@@ -22,6 +22,9 @@
  *           divide for one row while it adds for the next: alone, a row waits for its own folds.
  * Oracle:   llorch.reference.layer_norm and its neighbours. Tests: tests/kernels/test_norm.py.
  */
+#ifndef LL_NORM_H
+#define LL_NORM_H
+
 #include <float.h>
 
 #include "../isa/vec.h"
@@ -468,3 +471,5 @@ LL_DEFINE(add_rms_norm_f32, ADD_RMS_NORM, LL_F32)
 LL_DEFINE(add_rms_norm_f16, ADD_RMS_NORM, LL_F16)
 LL_DEFINE(add_rms_norm_bf16, ADD_RMS_NORM, LL_BF16)
 #undef LL_DEFINE
+
+#endif

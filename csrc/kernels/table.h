@@ -79,6 +79,8 @@ typedef struct ll_kernels {
     void (*attention)(const ll_attention_args *a, const ll_attention_group *groups, size_t begin, size_t end,
                       float *workspace);
     void (*argmax)(const ll_argmax_args *a, size_t begin, size_t end);
+    void (*mean_pool)(const ll_pool_args *a, size_t begin, size_t end);
+    void (*normalize)(const ll_normalize_args *a, size_t begin, size_t end);
 } ll_kernels;
 
 /* The active table (dispatch.c). */

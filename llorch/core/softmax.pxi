@@ -1,4 +1,4 @@
-"""softmax."""
+"""softmax, and what other functions of rows share with it."""
 
 cdef extern from "llorch.h" nogil:
     ctypedef struct ll_softmax_args:
@@ -8,6 +8,51 @@ cdef extern from "llorch.h" nogil:
         size_t rows, n
         int dtype
     void ll_softmax(const ll_softmax_args *)
+
+
+cdef object _by_rows(x, out, str purpose, void (*kernel)(const ll_softmax_args *) noexcept nogil):
+    """A function of each row of x."""
+    cdef Operand ox, oout
+    cdef ll_softmax_args a
+    cdef Py_ssize_t i, count = 1
+    cdef list keep = []
+    _clear(&ox); _clear(&oout)
+    try:
+        _take(&ox, x, "x", False, keep)
+        if ox.ndim == 0:
+            raise ValueError(f"x has no axis to {purpose}: its shape is (), it must be (..., n)")
+        for i in range(ox.ndim):
+            count *= ox.shape[i]
+        a.n = ox.shape[ox.ndim - 1]
+        if a.n > LL_MAX_ROW:
+            raise ValueError(f"x has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")
+        a.rows = <size_t>count // a.n if a.n else 0
+        a.dtype = ox.dtype
+        if out is None:
+            out = _new(&ox, x)
+            _take(&oout, out, "out", True, keep)
+        else:
+            _take(&oout, out, "out", True, keep)
+            _check_like(&oout, "out", ox.dtype, _shape(&ox))
+            _check_places(&oout, "out")
+            _check_apart(&oout, "out", &ox, "x", True)
+        if count:
+            a.x = _rows(&ox, count, True)
+            a.x_stride = ox.row_stride
+            a.y = _rows(&oout, count, False)
+            a.y_stride = oout.row_stride
+            if count < RELEASE_FROM:
+                kernel(&a)
+            else:
+                with nogil:
+                    ll_interrupts_on()
+                    kernel(&a)
+                _check_interrupted()
+            if oout.scratch != NULL:
+                _copy_strided(&oout, <char *>oout.scratch, False)
+    finally:
+        _drop(&ox); _drop(&oout)
+    return out
 
 
 def softmax(x, *, out=None):
@@ -38,44 +83,4 @@ def softmax(x, *, out=None):
     rounded; the bits don't depend on batch, strides, alignment, threads or processor: `llorch.reference.softmax`
     defines them.
     """
-    cdef Operand ox, oout
-    cdef ll_softmax_args a
-    cdef Py_ssize_t i, count = 1
-    cdef list keep = []
-    _clear(&ox); _clear(&oout)
-    try:
-        _take(&ox, x, "x", False, keep)
-        if ox.ndim == 0:
-            raise ValueError("x has no axis to take the softmax over: its shape is (), it must be (..., n)")
-        for i in range(ox.ndim):
-            count *= ox.shape[i]
-        a.n = ox.shape[ox.ndim - 1]
-        if a.n > LL_MAX_ROW:
-            raise ValueError(f"x has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")
-        a.rows = <size_t>count // a.n if a.n else 0
-        a.dtype = ox.dtype
-        if out is None:
-            out = _new(&ox, x)
-            _take(&oout, out, "out", True, keep)
-        else:
-            _take(&oout, out, "out", True, keep)
-            _check_like(&oout, "out", ox.dtype, _shape(&ox))
-            _check_places(&oout, "out")
-            _check_apart(&oout, "out", &ox, "x", True)
-        if count:
-            a.x = _rows(&ox, count, True)
-            a.x_stride = ox.row_stride
-            a.y = _rows(&oout, count, False)
-            a.y_stride = oout.row_stride
-            if count < RELEASE_FROM:
-                ll_softmax(&a)
-            else:
-                with nogil:
-                    ll_interrupts_on()
-                    ll_softmax(&a)
-                _check_interrupted()
-            if oout.scratch != NULL:
-                _copy_strided(&oout, <char *>oout.scratch, False)
-    finally:
-        _drop(&ox); _drop(&oout)
-    return out
+    return _by_rows(x, out, "take the softmax over", ll_softmax)

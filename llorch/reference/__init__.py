@@ -22,6 +22,7 @@ from llorch.reference._mistral import Mistral
 from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llorch.reference._olmo2 import OLMo2
 from llorch.reference._phi3 import Phi3
+from llorch.reference._pool import mean_pool, normalize
 from llorch.reference._qwen2 import Qwen2
 from llorch.reference._qwen3 import Qwen3
 from llorch.reference._rope import rope, rope_table
@@ -61,8 +62,10 @@ __all__ = [
     "layer_norm",
     "linear",
     "log_probabilities",
+    "mean_pool",
     "narrow",
     "next_token",
+    "normalize",
     "philox",
     "relu",
     "rms_norm",

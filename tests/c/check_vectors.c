@@ -13,9 +13,9 @@
 
 #include "../../csrc/formats.h"
 
-enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, FAMILIES };
+enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, FAMILIES };
 static const char *const families[FAMILIES] = {"norm", "linear", "unary", "softmax", "attention", "argmax", "embedding",
-                                                 "gate", "cast", "rope", "rope_table", "formats"};
+                                                 "gate", "cast", "rope", "rope_table", "formats", "pool"};
 
 /* What a family's numbers are stands with its function; arrays follow, contiguous, the expected output last. */
 typedef struct header {
@@ -191,6 +191,25 @@ static void check_softmax(FILE *f, const header *h)
                          .rows = rows, .n = n, .dtype = (int)h->n[2]};
     ll_softmax(&a);
     check(SOFTMAX, y, wanted, rows * n, h->n[2]);
+    free(x), free(wanted), free(y);
+}
+
+/* rows, n, dtype, sequences, skip (~0: normalize, and no sequences), lengths of at most two of them; x [rows, n] */
+static void check_pool(FILE *f, const header *h)
+{
+    const size_t rows = h->n[0], n = h->n[1], size = size_of(h->n[2]);
+    const int normalize = h->n[4] == ~0u;
+    const size_t count = normalize ? rows : h->n[3];
+    const int64_t starts[3] = {0, h->n[5], (int64_t)h->n[5] + h->n[6]};
+    const ptrdiff_t stride = (ptrdiff_t)(n * size);
+    void *x = read_values(f, rows * n, h->n[2]), *wanted = read_wanted(f, count * n, h->n[2]), *y = blank(count * n * size);
+    if (normalize)
+        ll_normalize(&(ll_normalize_args){.x = x, .y = y, .x_stride = stride, .y_stride = stride, .rows = rows, .n = n,
+                                          .dtype = (int)h->n[2]});
+    else
+        ll_mean_pool(&(ll_pool_args){.x = x, .y = y, .x_stride = stride, .y_stride = stride, .starts = starts,
+                                     .count = count, .n = n, .skip = h->n[4], .dtype = (int)h->n[2]});
+    check(POOL, y, wanted, count * n, h->n[2]);
     free(x), free(wanted), free(y);
 }
 
@@ -437,7 +456,7 @@ static int check_cases(const char *path)
 {
     static void (*const by_family[FAMILIES])(FILE *, const header *) = {
         check_norm, check_linear, check_unary, check_softmax, check_attention, check_argmax, check_embedding, check_gate,
-        check_cast, check_rope, check_table, check_formats};
+        check_cast, check_rope, check_table, check_formats, check_pool};
     header h;
     FILE *f = fopen(path, "rb");
     if (!f)

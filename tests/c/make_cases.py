@@ -24,7 +24,7 @@ from llorch.reference._formats import SIZES  # noqa: E402
 from llorch.reference._unary import ONE  # noqa: E402
 
 # the numbers of check_vectors.c
-NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS = range(12)
+NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL = range(13)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # and of llorch.h
 OPERATIONS = (None, "exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "relu")  # and of llorch.h
 rng = np.random.default_rng(20261125)
@@ -205,6 +205,20 @@ def argmax_and_embedding():
             write(EMBEDDING, (30, 100, dtype), table, reference.embedding(table, range(29, -1, -1)))
 
 
+def pool():
+    for dtype, kind in enumerate(DTYPES):
+        for lengths, skip, n in (([1, 64], 0, 33), ([130], 0, 20), ([5, 70], 3, 17)):
+            x = normal(sum(lengths), n).astype(kind)
+            y = reference.mean_pool(x, lengths, skip=skip)
+            write(POOL, (len(x), n, dtype, len(lengths), skip, *lengths), x, y)
+        special = np.float32([[0, -0.0, 0], [np.inf, 1, -2], [np.nan, 1, 2], [2e19, 3e19, 1], [1e-13, 1e-45, 0]])
+        with np.errstate(over="ignore"):
+            rows = [x.astype(kind) for x in (normal(3, 200), normal(2, 64, scale=1e-20), special)]
+        for x in rows:
+            write(POOL, (*x.shape, dtype, 0, 2**32 - 1), x, reference.normalize(x))
+
+
+cases = norm, linear, unary, relu_gate_and_cast, rope, formats, softmax_and_attention, argmax_and_embedding, pool
 with open(sys.argv[1], "wb") as file:
-    for cases in (norm, linear, unary, relu_gate_and_cast, rope, formats, softmax_and_attention, argmax_and_embedding):
-        cases()
+    for case in cases:
+        case()

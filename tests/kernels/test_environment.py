@@ -151,6 +151,9 @@ CASES = {  # what the host calls, and what it should get
     "cast": lambda m: m.cast(S_SMALL, np.float16),
     "cast, wider": lambda m: m.cast(TABLE, np.float32),
     "embedding": lambda m: m.embedding(TABLE, IDS),
+    "mean_pool": lambda m: m.mean_pool(S_VANISHING, [1, 300, 99]),
+    "normalize": lambda m: m.normalize(S_VANISHING),
+    "normalize, ordinary rows": lambda m: m.normalize(S),
     "argmax": lambda m: m.argmax(LOGITS),
     "packed": lambda m: m.linear(ROWS, VANISHING, B) if m is reference else llorch.PackedLinear(VANISHING, B)(ROWS),
     "packed as bfloat16": lambda m: (
@@ -247,7 +250,8 @@ def test_threads_born_in_the_hosts_environment(host, setting):
 def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
     """Negative control: the oracle without its guard, NumPy in whatever environment, gives other bits for these."""
     before = host.get_env()
-    for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm", "rope", "gate", "add_rms_norm"):
+    for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm", "rope", "gate", "add_rms_norm",
+                 "mean_pool", "normalize"):  # fmt: skip
         try:
             host.set_env(SETTINGS[setting])
             got = CASES[name](UNGUARDED)
@@ -274,6 +278,8 @@ ORACLE = {  # of llorch.reference alone; what several return is put into one arr
     "dot128": lambda m: m.dot128(FEW, VANISHING, np.zeros((2, 90), np.float32)),
     "narrow": lambda m: m.narrow(W_SMALL, np.dtype(np.float16)),
     "attention, all of it": lambda m: m.attention(Q, K[:1], V[:1], window=70, softcap=0.3, scale=0.3),
+    "mean_pool": lambda m: m.mean_pool(S_VANISHING, [1, 300, 99]),
+    "normalize": lambda m: m.normalize(S_VANISHING),
     "rope": lambda m: m.rope(V, *ROTATION),
     "rope_table": lambda m: np.stack(m.rope_table(64, FAR, scaling={"rope_type": "linear", "factor": 1.7})),
     "dequantize": lambda m: m.dequantize(BLOCKS, "MXFP4", (400 * 32,)),

@@ -82,6 +82,11 @@ CALLS = {
         lambda d, **out: llorch.cast(X.astype(np.float16), d, **out),
         lambda d: reference.cast(X.astype(np.float16), d),
     ),
+    "mean_pool": (
+        lambda d, **out: llorch.mean_pool(X.astype(d), [1, 2], **out),
+        lambda d: reference.mean_pool(X.astype(d), [1, 2]),
+    ),
+    "normalize": elementwise("normalize"),
     "rope": (
         lambda d, **out: llorch.rope(Q.astype(d), *TABLE, **out),
         lambda d: reference.rope(Q.astype(d), *TABLE),
