@@ -54,6 +54,10 @@ def entries_of(kind, tiny, **more):
         "starcoder2": {"intermediate_size": plain},
         "mistral": {"sliding_window": None},
         "phi3": {"sliding_window": 2047},  # its files have one; more than is measured here
+        "granite": {  # the numbers of a Granite 3.0 of 8B parameters, which has 1 / head_dim too
+            **{"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 16.0},
+            "attention_multiplier": 1 / (width // heads),
+        },
         "gemma2": {"query_pre_attn_scalar": width // heads},
         "gemma3_text": {"query_pre_attn_scalar": width // heads},
     }

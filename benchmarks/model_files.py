@@ -25,6 +25,10 @@ SAID_BY_SOME = {  # GGUF's entries that not every architecture has, and their na
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base_swa": "rope_local_base_freq",
     "use_parallel_residual": "use_parallel_residual",
+    "embedding_scale": "embedding_multiplier",
+    "attention.scale": "attention_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
 }
 
 

@@ -266,6 +266,8 @@ enum {
     LL_CALL_GATE,       /* y = function(x) * x2 */
     LL_CALL_ADD,        /* y = x + x2 */
     LL_CALL_MULTIPLY,   /* y = x * x2 */
+    LL_CALL_SCALE,      /* y = x * number */
+    LL_CALL_DIVIDE,     /* y = x / number */
     LL_CALL_SOFTCAP,    /* y = number * tanh(x / number) */
     LL_CALLS
 };

@@ -86,6 +86,15 @@ def _stablelm_metadata(config):
     return entries
 
 
+def _granite_metadata(config):
+    return {
+        "embedding_scale": config.embedding_multiplier,
+        "attention.scale": config.attention_multiplier,
+        "residual_scale": config.residual_multiplier,
+        "logit_scale": config.logits_scaling,
+    }
+
+
 CASES = {
     "mistral": Case(
         {"model_type": "mistral", "sliding_window": 5},
@@ -176,6 +185,36 @@ CASES = {
         metadata=_stablelm_metadata,
         gguf=("plain", "biases", "side by side", "a quarter", "linear"),
         graphs=("side by side",),
+    ),
+    "granite": Case(
+        {
+            "model_type": "granite",
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 1.7,
+        },
+        {
+            "no multipliers": {
+                **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0),
+                "attention_multiplier": 8**-0.5,
+            },
+            "biases": {"attention_bias": True, "mlp_bias": True},
+            "tied": {"tie_word_embeddings": True},
+            "head_dim": {"head_dim": 12},
+            "linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "wide": WIDE,
+        },
+        {
+            "embedding": {"embedding_multiplier": 3.1},
+            "attention": {"attention_multiplier": 0.21},
+            "residual": {"residual_multiplier": 0.23},
+            "logits": {"logits_scaling": 1.8},
+        },
+        architecture="granite",
+        metadata=_granite_metadata,
+        gguf=("plain", "no multipliers", "biases", "tied", "head_dim"),
+        graphs=("no multipliers",),
     ),
 }
 ALL = [(name, switch) for name, case in CASES.items() for switch in ("plain", *case.switches)]

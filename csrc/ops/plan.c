@@ -42,7 +42,7 @@ static void plan_add_task(void *context, size_t begin, size_t end)
     }
 }
 
-/* y = x / cap, then (function LL_NONE) y = x * cap */
+/* y = x / number (LL_CALL_DIVIDE), or y = x * number. They are two: the product with 1 / number has other bits. */
 static void plan_scale_task(void *context, size_t begin, size_t end)
 {
     const plan_job *job = context;
@@ -51,12 +51,12 @@ static void plan_scale_task(void *context, size_t begin, size_t end)
     for (size_t i = begin; i < end; i++) {
         const float *x = plan_at(job->run, c->x) + i * plan_stride(job->run, c->x);
         float *y = plan_at(job->run, c->y) + i * plan_stride(job->run, c->y);
-        if (c->function == LL_NONE)
-            for (size_t j = 0; j < c->n; j++)
-                y[j] = x[j] * number;
-        else
+        if (c->op == LL_CALL_DIVIDE)
             for (size_t j = 0; j < c->n; j++)
                 y[j] = x[j] / number;
+        else
+            for (size_t j = 0; j < c->n; j++)
+                y[j] = x[j] * number;
     }
 }
 
@@ -93,7 +93,7 @@ static int plan_embedding(const ll_run *run, const ll_call *c, size_t rows)
     if (c->number != 1.0) {
         ll_call scale = *c;
         scale.x = c->y;
-        scale.function = LL_NONE;
+        scale.op = LL_CALL_SCALE;
         plan_rows(run, &scale, rows, plan_scale_task);
     }
     return 0;
@@ -162,11 +162,12 @@ static void plan_gate(const ll_run *run, const ll_call *c, size_t rows)
 static void plan_softcap(const ll_run *run, const ll_call *c, size_t rows)
 {
     ll_call part = *c;
-    part.function = LL_TANH;
+    part.op = LL_CALL_DIVIDE;
     plan_rows(run, &part, rows, plan_scale_task);
     part.x = c->y;
+    part.function = LL_TANH;
     plan_function(run, &part, rows);
-    part.function = LL_NONE;
+    part.op = LL_CALL_SCALE;
     plan_rows(run, &part, rows, plan_scale_task);
 }
 
@@ -250,6 +251,8 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
         case LL_CALL_GATE: plan_gate(run, c, run->rows); break;
         case LL_CALL_ADD:
         case LL_CALL_MULTIPLY: plan_rows(run, c, run->rows, plan_add_task); break;
+        case LL_CALL_SCALE:
+        case LL_CALL_DIVIDE: plan_rows(run, c, run->rows, plan_scale_task); break;
         case LL_CALL_SOFTCAP: plan_softcap(run, c, run->rows); break;
         }
         if (failed)

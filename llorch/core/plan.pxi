@@ -41,7 +41,8 @@ cdef extern from "llorch.h" nogil:
     enum:
         LL_PANEL
     int LL_CALL_EMBEDDING, LL_CALL_PLACES, LL_CALL_LAYER_NORM, LL_CALL_RMS_NORM, LL_CALL_LINEAR, LL_CALL_ROPE
-    int LL_CALL_ATTENTION, LL_CALL_ROWS, LL_CALL_FUNCTION, LL_CALL_GATE, LL_CALL_ADD, LL_CALL_MULTIPLY, LL_CALL_SOFTCAP
+    int LL_CALL_ATTENTION, LL_CALL_ROWS, LL_CALL_FUNCTION, LL_CALL_GATE, LL_CALL_ADD, LL_CALL_MULTIPLY, LL_CALL_SCALE
+    int LL_CALL_DIVIDE, LL_CALL_SOFTCAP
     int LL_ALL_ROWS, LL_LAST_ROW, LL_FIRST_ROW
 
 
@@ -49,7 +50,7 @@ cdef dict _calls = {
     "embedding": LL_CALL_EMBEDDING, "places": LL_CALL_PLACES, "layer_norm": LL_CALL_LAYER_NORM,
     "rms_norm": LL_CALL_RMS_NORM, "linear": LL_CALL_LINEAR, "rope": LL_CALL_ROPE, "attention": LL_CALL_ATTENTION,
     "rows": LL_CALL_ROWS, "function": LL_CALL_FUNCTION, "gate": LL_CALL_GATE, "add": LL_CALL_ADD,
-    "multiply": LL_CALL_MULTIPLY, "softcap": LL_CALL_SOFTCAP,
+    "multiply": LL_CALL_MULTIPLY, "scale": LL_CALL_SCALE, "divide": LL_CALL_DIVIDE, "softcap": LL_CALL_SOFTCAP,
 }
 cdef dict _rows_of = {"all": LL_ALL_ROWS, "last": LL_LAST_ROW, "first": LL_FIRST_ROW}
 

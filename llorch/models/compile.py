@@ -424,8 +424,11 @@ class Compiler:
             return
         self._two("add", value, inputs)
 
-    def _softcap(self, value: Value, inputs: list[Any]) -> None:
+    def _by_a_number(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs
+        (number,) = value.step.options.values()
         self.put(value, over=x if self.fuse else None)
-        self.emit("softcap", value, x=x.view, y=value.view, n=value.width, number=float(value.step.options["cap"]))
+        self.emit(value.step.op, value, x=x.view, y=value.view, n=value.width, number=float(number))
         self.use(x)
+
+    _scale = _divide = _softcap = _by_a_number

@@ -63,6 +63,7 @@ def graph(
     factor: float = 1.0,
     rounded: bool = False,
     softcap: float | None = None,
+    divisor: float = 1.0,
     embed: str = "embed_tokens",
     head: str = "lm_head",
     prefix: str = "layers.",
@@ -70,8 +71,8 @@ def graph(
     """Embedding, blocks, norm and head.
 
     norm : the last one. ropes : tables by name; None: one, "main", that of the configuration. factor : what rows of the
-    embedding are multiplied by; rounded : to the type of the embedding first. softcap : of the logits. embed, head :
-    names of those weights. prefix : of blocks.
+    embedding are multiplied by; rounded : to the type of the embedding first. softcap : of the logits; divisor : of
+    them, where they have no softcap. embed, head : names of those weights. prefix : of blocks.
     """
     H, G, D = c.num_attention_heads, c.num_key_value_heads, c.width_of_head
     assert G is not None
@@ -84,15 +85,22 @@ def graph(
         row, options = f"{row} * {factor:.6g}", {"factor": factor, "rounded": rounded}
     before = (Step("embed", "embedding", ("ids",), "TE", "embed", row, embed, options=options),)
     what = f"ln_f through the head, which is {embed} where it is tied"
-    logits = "logits" if softcap is None else "head"
+    if softcap is not None and divisor != 1:
+        raise ValueError(f"softcap is {softcap} and divisor {divisor}: it isn't said which of them comes first")
+    finish: tuple[str, str, dict[str, float]] | None = None  # what the head's output goes through
+    if softcap is not None:
+        finish = "softcap", f"{softcap} * tanh(head / {softcap})", {"cap": softcap}
+    elif divisor != 1:
+        finish = "divide", f"head / {divisor:.6g}", {"divisor": divisor}
+    logits = "head" if finish else "logits"
     after = [
         Step("ln_f", norm.op, ("x",), "TE", "final_norm", f"the final {norm.title}", norm.weight,
              options=norm.step("", "x", "", "").options),
-        Step(logits, "linear", ("ln_f",), "TV", "logits" if softcap is None else "", what, head),
+        Step(logits, "linear", ("ln_f",), "TV", "logits", what, head),
     ]  # fmt: skip
-    if softcap is not None:
-        what = f"{softcap} * tanh(head / {softcap})"
-        after.append(Step("logits", "softcap", ("head",), "TV", "logits", what, options={"cap": softcap}))
+    if finish:
+        op, what, number = finish
+        after.append(Step("logits", op, ("head",), "TV", "logits", what, options=number))
     outside = (
         Parameter(f"{embed}.weight", "VE", "token_embd.weight"),
         *norm.parameters("output_norm"),

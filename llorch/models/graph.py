@@ -26,6 +26,8 @@ A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weigh
     attend      softmax(scores) v, the heads side by side: (T, Q)
     activation  function: a name of `FUNCTIONS`
     add, multiply   of two tensors, value by value
+    scale       x * factor. factor, rounded to float32
+    divide      x / divisor. divisor, rounded to float32; x * (1 / divisor) has other bits
     softcap     cap * tanh(x / cap). cap
 """
 
@@ -37,7 +39,7 @@ from typing import Any
 OPERATIONS = frozenset(
     (
         *("embedding", "layer_norm", "rms_norm", "linear", "heads", "columns", "rope", "cache", "scores", "attend"),
-        *("activation", "add", "multiply", "softcap"),
+        *("activation", "add", "multiply", "scale", "divide", "softcap"),
     )
 )
 GIVEN = ("ids", "positions", "token_types")  # what goes into a graph

@@ -12,7 +12,7 @@ Names of a part's weights are Hugging Face's and have Llama's as defaults. GGUF'
 they stand here once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,6 +223,7 @@ class Block:
     parallel : both read the block's input, and the sum is (feed-forward output + attention output) + input.
     shared_norm : both read what norm_1 makes of the block's input, and the sum is (input + attention output) +
         feed-forward output; norm_2 is None.
+    multiplier : what both outputs are multiplied by before they are added.
     """
 
     attention: Attention
@@ -233,6 +234,7 @@ class Block:
     feed_forward_norm: Norm | None = None
     parallel: bool = False
     shared_norm: bool = False
+    multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         if self.shared_norm and (self.norm_1 is None or self.norm_2 is not None or self.parallel):
@@ -248,6 +250,8 @@ class Block:
         if self.attention_norm is not None:
             y = "attn.norm"
             yield self.attention_norm.step(y, "attn.c_proj", "attention", "attn.c_proj")
+        if self.multiplier != 1:
+            y = yield from self._multiplied("attn.scaled", y, "attention")
         x = "x"
         if not self.parallel:
             x = "residual"
@@ -264,11 +268,18 @@ class Block:
         if self.feed_forward_norm is not None:
             z = "mlp.norm"
             yield self.feed_forward_norm.step(z, "mlp.c_proj", "feed_forward", "mlp.c_proj")
+        if self.multiplier != 1:
+            z = yield from self._multiplied("mlp.scaled", z, "feed_forward")
         if self.parallel:
             yield Step("branches", "add", (z, y), "TE", "feed_forward", f"{z} + {y}")
             yield Step("", "add", ("branches", "x"), "TE", "block", "the block's output: branches + its input")
         else:
             yield Step("", "add", ("residual", z), "TE", "block", f"the block's output: residual + {z}")
+
+    def _multiplied(self, name: str, x: str, rung: str) -> Generator[Step, None, str]:
+        what = f"{x} * {self.multiplier:.6g}"
+        yield Step(name, "scale", (x,), "TE", rung, what, options={"factor": self.multiplier})
+        return name
 
     def parameters(self) -> Iterator[Parameter]:
         if self.norm_1 is not None:

@@ -25,7 +25,7 @@ MODULES = tuple(
     f"llorch.models.{name}"
     for name in (
         *("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3"),
-        *("gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2", "stablelm"),
+        *("gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2", "stablelm", "granite"),
     )
 )
 

@@ -16,6 +16,7 @@ from llorch.reference._gate import cast, gate, relu
 from llorch.reference._gemma import Gemma2, Gemma3
 from llorch.reference._gpt2 import GPT2
 from llorch.reference._gpt_neox import GPTNeoX
+from llorch.reference._granite import Granite
 from llorch.reference._linear import dot128, linear
 from llorch.reference._llama import Llama
 from llorch.reference._mistral import Mistral
@@ -37,6 +38,7 @@ __all__ = [
     "GPTNeoX",
     "Gemma2",
     "Gemma3",
+    "Granite",
     "Llama",
     "Mistral",
     "OLMo2",

@@ -11,8 +11,10 @@ from random_models import decoder_metadata
 
 import llorch
 from llorch import reference, validate
+from llorch.models import decoder
 from llorch.models.parts import Attention, Block, Gated, Norm
 from llorch.testing import use_isa
+from llorch.validate.ladder.names import Names, canonical
 
 LENGTH = 24  # past every window and original context that the cases have, but phi3's "short" and "partly long"
 
@@ -130,7 +132,7 @@ def test_whose_queries_and_keys_gguf_has_interleaved(name):
     family, config, _ = made(name)
     found = {p.name: p.interleaved for p in family.graph(config).block_parameters if p.interleaved}
     permuted = {"self_attn.q_proj.weight": "H", "self_attn.k_proj.weight": "G"}
-    assert found == (permuted if name in ("mistral", "smollm3") else {})
+    assert found == (permuted if name in ("mistral", "smollm3", "granite") else {})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -202,6 +204,9 @@ def test_the_ladder_stands_beside_transformers(tiny):
         ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear', Phi-3 has longrope alone"),
         ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rotations"),
+        ("granite", {"logits_scaling": 0.0}, "logits_scaling is 0.0, it must be positive"),
+        ("granite", {"residual_multiplier": -0.5}, "residual_multiplier is -0.5, it must be finite in float32 and not"),
+        ("granite", {"attention_multiplier": "1"}, "attention_multiplier must be a number, got str"),
         ("stablelm", {"qk_layernorm": True}, "qk_layernorm is True: llorch's StableLM doesn't support it"),
         ("stablelm", {"head_dim": 12}, "head_dim is 12, it must be hidden_size / num_attention_heads, 48 / 6"),
     ],
@@ -219,6 +224,50 @@ def test_a_window_in_gguf_where_the_family_has_no_word_for_it(name):
     assert family.config_of_gguf(metadata, shapes).vocab_size == 67
     with pytest.raises(ValueError, match=rf"{name}.attention.sliding_window is 9: llorch's .* has 0"):
         family.config_of_gguf(metadata | {f"{name}.attention.sliding_window": 9}, shapes)
+
+
+def test_a_granites_logits_are_divided(tmp_path):
+    """Negative control: multiplied by 1 / logits_scaling, some have other bits."""
+    _, config, tensors = made("granite")
+
+    class Multiplied(reference.Granite):
+        def head(self, x):
+            return super(reference.Granite, self).head(x) * (np.float32(1) / np.float32(config.logits_scaling))
+
+    logits = write(tmp_path / "m", "granite").forward(ids_of())
+    assert np.abs(Multiplied(config, tensors).forward(ids_of()) - logits).max() < 1e-6
+    assert not same_bits(Multiplied(config, tensors).forward(ids_of()), logits)
+
+
+def test_what_a_granite_of_gguf_leaves_out():
+    """llama.cpp's converter writes no multiplier that is 0, and its loader takes the usual scale of the scores then."""
+    family, config, _ = made("granite")
+    shapes = {"token_embd.weight": (67, 48)}
+    found = {"general.architecture": "granite", **decoder_metadata(config, "granite"), "granite.logit_scale": 8.0}
+    for entries in ({}, dict.fromkeys(("embedding_scale", "attention.scale", "residual_scale"), 0.0)):
+        read = family.config_of_gguf(found | {f"granite.{name}": value for name, value in entries.items()}, shapes)
+        assert (read.embedding_multiplier, read.residual_multiplier, read.logits_scaling) == (1, 1, 8)
+        assert read.attention_multiplier == 1 / 8**0.5
+    assert family.config_of_gguf(found | {"granite.rope.scaling.finetuned": True}, shapes) == read
+    with pytest.raises(ValueError, match=r"granite.rope.scaling.finetuned is False: llorch's Granite has True"):
+        family.config_of_gguf(found | {"granite.rope.scaling.finetuned": False}, shapes)
+    del found["granite.logit_scale"]
+    with pytest.raises(ValueError, match=r"the metadata has no granite.logit_scale"):
+        family.config_of_gguf(found, shapes)
+
+
+def test_what_a_head_makes_in_a_dump():
+    """Other engines' lm_head is the logits, but where these are divided afterwards."""
+    family, config, _ = made("granite")
+    assert canonical("lm_head", Names.of(family.graph(config))) == "head"
+    plain = dataclasses.replace(config, logits_scaling=1.0)
+    assert canonical("lm_head", Names.of(family.graph(plain))) == "logits"
+
+
+def test_a_graph_whose_logits_are_capped_and_divided():
+    _, config, _ = made("granite")
+    with pytest.raises(ValueError, match=r"softcap is 3.0 and divisor 2.0"):
+        decoder.graph(config, [Block(Attention(), Gated("silu"))], Norm("norm", 1e-5), softcap=3.0, divisor=2.0)
 
 
 @pytest.mark.parametrize("norm", ["attn_q_norm", "attn_k_norm"])

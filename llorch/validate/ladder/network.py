@@ -424,6 +424,10 @@ class Network:
                 return x + t[step.inputs[1]]
             case "multiply":
                 return x * t[step.inputs[1]]
+            case "scale" | "divide":
+                (number,) = (a.dtype(np.float32(one)) for one in options.values())
+                y: Array = x * number if step.op == "scale" else x / number
+                return y
             case "softcap":
                 return a.softcap(x, options["cap"])
         raise ValueError(f"step {step.name} has the operation {step.op}, which the validator doesn't know")

@@ -253,7 +253,7 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
             if step.op != "embedding" and step.inputs[0] != "x":
                 hooks.append(module.register_forward_hook(keep(name_of(step.inputs[0]), of_input=True)))
 
-    watch(graph.before, str, "")
+    watch(graph.before[:-1], str, "")  # the last of them is what goes into the first block: some scale it in between
     watch(graph.after, str, "")
     for i, steps in enumerate(graph.blocks):
         watch(steps, lambda name, i=i: block_name(i, name), graph.prefix(i))  # type: ignore[misc]
