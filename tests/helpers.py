@@ -53,6 +53,17 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and bool((bits(a) == bits(b)).all())
 
 
+def not_greedy(logits, ids, begin):
+    """Places from `begin` on whose id isn't the likeliest by the logits (T, V) before it, though the two largest of
+    these are 1e-4 apart or more."""
+    places = []
+    for at in range(begin, len(ids)):
+        second, first = np.partition(logits[at - 1], -2)[-2:]
+        if ids[at] != logits[at - 1].argmax() and first - second >= 1e-4:
+            places.append(at)
+    return places
+
+
 def rng(*key):
     """A generator that depends on the test's own numbers only."""
     return np.random.default_rng([20261124, *key])
