@@ -45,8 +45,12 @@ enum { LL_NONE = 0, LL_EXP, LL_TANH, LL_ERF, LL_SIGMOID, LL_SILU, LL_GELU, LL_GE
 /* ---- weights (ops/pack.c) -------------------------------------------------------------------- */
 
 /* A packed weight is panels of 16 columns: [panel][k][16] of its format, the columns past N zero, so that a kernel
- * reads it from front to back. The layout is the same for every instruction set. */
+ * reads it from front to back. bfloat16 is in pairs of k, [panel][k / 2][16][2], with a zero behind an odd K: a shift
+ * widens the first of each pair, a mask the second. The layout is the same for every instruction set. */
 #define LL_PANEL 16
+
+/* Rows that a panel has room for. */
+static inline size_t ll_panel_rows(size_t K, int format) { return format == LL_BF16 ? K + K % 2 : K; }
 
 static inline size_t ll_panels(size_t n) { return (n + LL_PANEL - 1) / LL_PANEL; }
 /* n rounded up to whole panels */

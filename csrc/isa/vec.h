@@ -15,6 +15,8 @@
  *   vf_stream(p, v)                           store around the caches; p aligned to the vector's size
  *   vf_load_f16(p)  vf_store_f16(p, v)        LL_VL float16: widened exactly, rounded once to nearest even
  *   vf_load_bf16(p)  vf_store_bf16(p, v)      the same for bfloat16
+ *   vf_load_first(p)  vf_load_second(p)       of LL_VL pairs of bfloat16: the first of each, or the second, widened
+ *   vf_store_pairs(p, a, b)                   LL_VL pairs: a's values are the first, b's the second, rounded
  *   vf_add  vf_sub  vf_mul  vf_div  vf_fma(a, b, c)   lane by lane; vf_fma rounds a * b + c once
  *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
  *   vf_join(a, b, m)                          the first m lanes of a, then the first of b

@@ -44,13 +44,27 @@ LL_FN vf vf_load_bf16(const void *p)
                                           -1, -1, 8, 9, -1, -1, 10, 11, -1, -1, 12, 13, -1, -1, 14, 15);
     return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(p)), from));
 }
-LL_FN void vf_store_bf16(void *p, vf v)
+/* Rounded, in the upper halves; what is in the lower ones doesn't count. */
+LL_FN __m256i vf_round_bf16(vf v)
 {
     __m256i u = _mm256_castps_si256(v);
     __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    rounded = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan), 16);
+    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), nan);
+}
+LL_FN vf vf_load_first(const void *p) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256(p), 16)); }
+LL_FN vf vf_load_second(const void *p)
+{
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(p), _mm256_set1_epi32((int)0xffff0000)));
+}
+LL_FN void vf_store_pairs(void *p, vf a, vf b)
+{
+    _mm256_storeu_si256(p, _mm256_blend_epi16(_mm256_srli_epi32(vf_round_bf16(a), 16), vf_round_bf16(b), 0xaa));
+}
+LL_FN void vf_store_bf16(void *p, vf v)
+{
+    __m256i rounded = _mm256_srli_epi32(vf_round_bf16(v), 16);
     _mm_storeu_si128(p, _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1)));
 }
 

@@ -38,14 +38,27 @@ LL_FN vf vf_load_bf16(const void *p)
     const __m512i values = _mm512_castsi256_si512(_mm256_loadu_si256(p));
     return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, from, values));
 }
-LL_FN void vf_store_bf16(void *p, vf v)
+/* Rounded, in the upper halves; what is in the lower ones doesn't count. */
+LL_FN __m512i vf_round_bf16(vf v)
 {
     __m512i u = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+    return _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+}
+LL_FN void vf_store_bf16(void *p, vf v)
+{
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(vf_round_bf16(v), 16)));
+}
+LL_FN vf vf_load_first(const void *p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16)); }
+LL_FN vf vf_load_second(const void *p)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32((int)0xffff0000)));
+}
+LL_FN void vf_store_pairs(void *p, vf a, vf b)
+{
+    _mm512_storeu_si512(p, _mm512_mask_mov_epi16(_mm512_srli_epi32(vf_round_bf16(a), 16), 0xaaaaaaaa, vf_round_bf16(b)));
 }
 
 LL_FN float vf_fold(vf v)

@@ -134,6 +134,30 @@ LL_FN void vf_store_bf16(void *p, vf v)
     LL_EACH h[l] = ll_f32_to_bf16(v.lane[l]);
     memcpy(p, h, sizeof h);
 }
+LL_FN vf vf_load_first(const void *p)
+{
+    uint32_t u[LL_VL];
+    vf v;
+    memcpy(u, p, sizeof u);
+    LL_EACH u[l] <<= 16;
+    memcpy(&v, u, sizeof v);
+    return v;
+}
+LL_FN vf vf_load_second(const void *p)
+{
+    uint32_t u[LL_VL];
+    vf v;
+    memcpy(u, p, sizeof u);
+    LL_EACH u[l] &= 0xffff0000u;
+    memcpy(&v, u, sizeof v);
+    return v;
+}
+LL_FN void vf_store_pairs(void *p, vf a, vf b)
+{
+    uint32_t u[LL_VL];
+    LL_EACH u[l] = ll_f32_to_bf16(a.lane[l]) | (uint32_t)ll_f32_to_bf16(b.lane[l]) << 16;
+    memcpy(p, u, sizeof u);
+}
 
 LL_FN float vf_fold(vf v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
 LL_FN void vf_transpose(vf v[LL_VL])

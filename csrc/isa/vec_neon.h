@@ -55,13 +55,23 @@ LL_FN vf vf_load_bf16(const void *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
-LL_FN void vf_store_bf16(void *p, vf v)
+/* Rounded, in the upper halves; what is in the lower ones doesn't count. */
+LL_FN uint32x4_t vf_round_bf16(vf v)
 {
     uint32x4_t u = vreinterpretq_u32_f32(v);
     uint32x4_t odd = vandq_u32(vshrq_n_u32(u, 16), vdupq_n_u32(1));
     uint32x4_t rounded = vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
-    rounded = vbslq_u32(vceqq_f32(v, v), rounded, vdupq_n_u32(0x7fc00000));
-    vst1_u8(p, vreinterpret_u8_u16(vshrn_n_u32(rounded, 16)));
+    return vbslq_u32(vceqq_f32(v, v), rounded, vdupq_n_u32(0x7fc00000));
+}
+LL_FN void vf_store_bf16(void *p, vf v) { vst1_u8(p, vreinterpret_u8_u16(vshrn_n_u32(vf_round_bf16(v), 16))); }
+LL_FN vf vf_load_first(const void *p) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(p)), 16)); }
+LL_FN vf vf_load_second(const void *p)
+{
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), vdupq_n_u32(0xffff0000u)));
+}
+LL_FN void vf_store_pairs(void *p, vf a, vf b)
+{
+    vst1q_u8(p, vreinterpretq_u8_u32(vsriq_n_u32(vf_round_bf16(b), vf_round_bf16(a), 16)));
 }
 
 LL_FN float vf_fold(vf v)

@@ -137,6 +137,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     _Alignas(64) float sums[PACK_GROUP * LINEAR_ROWS * LL_PANEL];
     const ll_weight *w = &a->weight;
     const size_t tiles = tile_count(a->M), K = w->K, size = ll_dtype_size(w->format);
+    const size_t K_packed = ll_panel_rows(K, w->format);
     const int by_rows = !w->packed && w->n_stride == (ptrdiff_t)size;
     if (ll_few_rows(a)) {
         few_rows(a, x, tile_begin, tile_end, panel_begin * LL_PANEL, ll_least(panel_end * LL_PANEL, w->N));
@@ -160,14 +161,14 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                 if (!direct)
                     pack_fetch(w, panel, panels, k, kc, room);
                 for (size_t p = 0; p < panels; p += together) {
-                    const char *packed = (const char *)w->data + ((panel + p) * K + k) * LL_PANEL * size;
+                    const char *packed = (const char *)w->data + ((panel + p) * K_packed + k) * LL_PANEL * size;
                     linear_part part = {.args = a, .kc = kc, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
                                         .b = direct ? packed : (const char *)(room + p * kc * LL_PANEL),
-                                        .b_panel = (direct ? K : kc) * LL_PANEL, .ahead = (const char *)x,
+                                        .b_panel = (direct ? K_packed : kc) * LL_PANEL, .ahead = (const char *)x,
                                         .sums_panel = rows * LL_PANEL, .m = m};
                     part.sums = sums + p * part.sums_panel;
                     if (direct && count > 1) { /* the tiles share the calls for what comes after */
-                        const ptrdiff_t whole = (ptrdiff_t)(K * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
+                        const ptrdiff_t whole = (ptrdiff_t)(K_packed * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
                         part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
                                      : !last ? packed - (ptrdiff_t)p * whole + (ptrdiff_t)(kc * LL_PANEL * size)
                                      : panel + PACK_GROUP < panel_end ? packed + (ptrdiff_t)(PACK_GROUP - p) * whole - in
@@ -183,9 +184,9 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                             part.ahead_k = (size_t)w->k_stride;
                             part.ahead_panel = LL_PANEL * size;
                         } else if (w->packed) {
-                            part.ahead = (const char *)w->data + (next * K + k_next) * LL_PANEL * size;
+                            part.ahead = (const char *)w->data + (next * K_packed + k_next) * LL_PANEL * size;
                             part.ahead_k = LL_PANEL * size / count;
-                            part.ahead_panel = K * LL_PANEL * size;
+                            part.ahead_panel = K_packed * LL_PANEL * size;
                         }
                     }
                     for (size_t tile = block; tile < block_end; tile++) {

@@ -44,10 +44,52 @@ LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (
  * are on their way by the loads alone, as each takes more instructions. Half a block of a panel. */
 #define TILE_AHEAD ((size_t)(LL_BLOCK / 2 * LL_PANEL * 2))
 
+/* Vector v of a row of k at b: of the first row of a pair, or the second. */
+LL_INLINE vf tile_load(const char *b, size_t v, size_t panel, size_t b_panel, size_t second, int dtype)
+{
+    b += v / panel * b_panel * ll_dtype_size(dtype);
+    if (dtype != LL_BF16)
+        return row_load(b, v % panel * LL_VL, dtype);
+    b += v % panel * LL_VL * 4;
+    return second ? vf_load_second(b) : vf_load_first(b);
+}
+
+/* p += a * b for one k. */
+LL_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, const char *b, size_t b_panel,
+                            size_t second, int dtype, vf *p)
+{
+    /* the smaller of the two sides waits in registers, or there are too few of them */
+    if (R < V) {
+        vf x[LL_TILE_ROWS];
+        LL_UNROLL
+        for (size_t r = 0; r < R; r++)
+            x[r] = vf_set1(a[r * a_row]);
+        LL_UNROLL
+        for (size_t v = 0; v < V; v++) {
+            vf w = tile_load(b, v, panel, b_panel, second, dtype);
+            LL_UNROLL
+            for (size_t r = 0; r < R; r++)
+                p[r * V + v] = vf_fma(x[r], w, p[r * V + v]);
+        }
+    } else {
+        vf w[8];
+        LL_UNROLL
+        for (size_t v = 0; v < V; v++)
+            w[v] = tile_load(b, v, panel, b_panel, second, dtype);
+        LL_UNROLL
+        for (size_t r = 0; r < R; r++) {
+            vf x = vf_set1(a[r * a_row]);
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++)
+                p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
+        }
+    }
+}
+
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]
  *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
- *          dtype, which widen exactly; panel is how many vectors lie side by side
+ *          dtype, which widen exactly; panel is how many vectors lie side by side. bfloat16 is in pairs of k (llorch.h)
  *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k, as many lines
  *          as there are panels, ahead_panel bytes apart; or the constant NULL
  *   stream how far ahead of itself b is called for, in bytes, where dtype has 16 bits
@@ -56,46 +98,26 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
                         size_t b_k, size_t b_panel, int dtype, size_t kc, const char *ahead, size_t ahead_k, size_t ahead_panel,
                         size_t stream, vf *p)
 {
-    const size_t size = ll_dtype_size(dtype);
+    const size_t size = ll_dtype_size(dtype), rows = dtype == LL_BF16 ? 2 : 1; /* that lie together */
+    size_t k = 0;
     LL_UNROLL_BY(4)
-    for (size_t k = 0; k < kc; k++) {
+    for (; k + rows <= kc; k += rows) {
         if (ahead) {
             for (size_t v = 0; v < (R > 2 ? V : 1); v += panel) /* one row or two have nothing to call for */
                 __builtin_prefetch(ahead + v / panel * ahead_panel, 0, 2);
-            ahead += ahead_k;
+            ahead += rows * ahead_k;
         }
         if (dtype != LL_F32 && k % 2 == 0)
             for (size_t v = 0; v < V; v += panel)
                 __builtin_prefetch(b + (v / panel) * b_panel * size + stream, 0, 0);
-        /* the smaller of the two sides waits in registers, or there are too few of them */
-        if (R < V) {
-            vf x[LL_TILE_ROWS];
-            LL_UNROLL
-            for (size_t r = 0; r < R; r++)
-                x[r] = vf_set1(a[r * a_row]);
-            LL_UNROLL
-            for (size_t v = 0; v < V; v++) {
-                vf w = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
-                LL_UNROLL
-                for (size_t r = 0; r < R; r++)
-                    p[r * V + v] = vf_fma(x[r], w, p[r * V + v]);
-            }
-        } else {
-            vf w[8];
-            LL_UNROLL
-            for (size_t v = 0; v < V; v++)
-                w[v] = row_load(b + (v / panel) * b_panel * size, (v % panel) * LL_VL, dtype);
-            LL_UNROLL
-            for (size_t r = 0; r < R; r++) {
-                vf x = vf_set1(a[r * a_row]);
-                LL_UNROLL
-                for (size_t v = 0; v < V; v++)
-                    p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
-            }
-        }
-        a += a_k;
-        b += b_k * size;
+        LL_UNROLL
+        for (size_t i = 0; i < rows; i++)
+            tile_row_fma(R, V, panel, a + i * a_k, a_row, b, b_panel, i, dtype, p);
+        a += rows * a_k;
+        b += rows * b_k * size;
     }
+    if (k < kc) /* the last of an odd K */
+        tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
 }
 
 /* y += dot128 over K values of k that begin at a boundary of blocks: y [R * V] vectors, in memory. */

@@ -25,7 +25,7 @@ static void pack_blocks(const pack_job *job, size_t begin, size_t end)
     _Alignas(64) float part[LL_PANEL * PACK_ROW];
     const ll_weight *w = job->from;
     const ll_format *format = &ll_formats[w->format];
-    const size_t size = LL_PANEL * ll_dtype_size(job->format);
+    const size_t size = LL_PANEL * ll_dtype_size(job->format), rows = ll_panel_rows(w->K, job->format);
     for (size_t panel = begin; panel < end; panel++) {
         const size_t first = panel * LL_PANEL, columns = ll_least(LL_PANEL, w->N - first);
         for (size_t k = 0; k < w->K; k += PACK_BLOCKS) {
@@ -36,7 +36,7 @@ static void pack_blocks(const pack_job *job, size_t begin, size_t end)
                                   w->format, count, part + n * PACK_ROW);
             const ll_weight wide = {.data = part, .format = LL_F32, .k_stride = sizeof(float),
                                     .n_stride = PACK_ROW * sizeof(float), .K = count, .N = columns};
-            job->kernels->pack(&wide, job->format, job->to + (panel * w->K + k) * size, 0, 1);
+            job->kernels->pack(&wide, job->format, job->to + (panel * rows + k) * size, 0, 1);
         }
     }
 }
@@ -50,7 +50,10 @@ static void pack_task(void *context, size_t begin, size_t end)
         job->kernels->pack(job->from, job->format, job->to, begin, end);
 }
 
-size_t ll_packed_bytes(size_t K, size_t N, int format) { return ll_whole_panels(N) * K * ll_dtype_size(format); }
+size_t ll_packed_bytes(size_t K, size_t N, int format)
+{
+    return ll_whole_panels(N) * ll_panel_rows(K, format) * ll_dtype_size(format);
+}
 
 void ll_pack(const ll_weight *from, int format, void *to)
 {
@@ -67,9 +70,11 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
         ll_dequantize_row(from + (ptrdiff_t)n * w->n_stride, w->format, w->K, y);
         return;
     }
+    size_t together = 1; /* values that lie side by side at each stride */
     if (w->packed) {
-        stride = (ptrdiff_t)(LL_PANEL * size);
-        from += (n / LL_PANEL * w->K * LL_PANEL + n % LL_PANEL) * size;
+        together = w->format == LL_BF16 ? 2 : 1;
+        stride = (ptrdiff_t)(LL_PANEL * together * size);
+        from += (n / LL_PANEL * ll_panel_rows(w->K, w->format) * LL_PANEL + n % LL_PANEL * together) * size;
     } else {
         from += (ptrdiff_t)n * w->n_stride;
     }
@@ -85,8 +90,9 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
                 memcpy(y + k, from + (ptrdiff_t)k * stride, sizeof *y);
             continue;
         }
-        for (; k < first + count; k++)
-            memcpy((char *)part + (k - first) * size, from + (ptrdiff_t)k * stride, size);
+        for (; k < first + count; k += together)
+            memcpy((char *)part + (k - first) * size, from + (ptrdiff_t)(k / together) * stride, together * size);
+        k = first + count;
         kernels->cast(part, w->format, y + first, LL_F32, count);
     }
 }
@@ -96,8 +102,13 @@ void ll_packed_column(const ll_weight *w, size_t n, float *y) { ll_weight_column
 void ll_packed_row(const ll_weight *w, size_t k, float *y)
 {
     const ll_kernels *kernels = ll_table();
-    const size_t size = ll_dtype_size(w->format);
-    for (size_t n = 0; n < w->N; n += LL_PANEL)
-        kernels->cast((const char *)w->data + (n * w->K + k * LL_PANEL) * size, w->format, y + n, LL_F32,
-                      ll_least(LL_PANEL, w->N - n));
+    const size_t size = ll_dtype_size(w->format), together = w->format == LL_BF16 ? 2 : 1;
+    const size_t to_panel = ll_panel_rows(w->K, w->format) * LL_PANEL;
+    for (size_t n = 0; n < w->N; n += LL_PANEL) {
+        const char *from = (const char *)w->data + (n / LL_PANEL * to_panel + k / together * together * LL_PANEL) * size;
+        uint32_t row[LL_PANEL]; /* of its format */
+        for (size_t j = 0; j < LL_PANEL; j++)
+            memcpy((char *)row + j * size, from + (j * together + k % together) * size, size);
+        kernels->cast(row, w->format, y + n, LL_F32, ll_least(LL_PANEL, w->N - n));
+    }
 }
