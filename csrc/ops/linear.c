@@ -2,8 +2,10 @@
  * threads. */
 #include "../kernels/table.h"
 
-/* Multiplications a thread must have to be worth waking: some 10 us of work. */
+/* Multiplications a thread must have to be worth waking: some 10 us of work. With few rows the time is that of reading the
+ * weight, as long as so many rows take. */
 #define GRAIN_FMA ((size_t)1 << 19)
+#define GRAIN_ROWS 16
 /* Panels a thread likes to have together: the fewer, the less one waits for the other at the end, which tells where the
  * memory is what both wait for; a strip of columns where few rows meet a plain weight. */
 #define GRAIN_PANELS 8
@@ -96,7 +98,7 @@ int ll_linear(const ll_linear_args *a)
     if (job.panels >= 4 * GRAIN_PANELS || job.panels >= job.tiles) {
         size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP
                        : a->weight.packed && M <= LL_FEW_ROWS ? GRAIN_PANELS_FEW : GRAIN_PANELS;
-        if (job.panels * LL_PANEL * (K + 1) < 2 * GRAIN_FMA / M)
+        if (job.panels * LL_PANEL * (K + 1) < 2 * GRAIN_FMA / (M < GRAIN_ROWS ? GRAIN_ROWS : M))
             grain = job.panels;
         ll_parallel_for(job.panels, grain, panels_task, &job);
     } else {
