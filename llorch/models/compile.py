@@ -408,14 +408,14 @@ class Compiler:
             tokens, places = places, tokens
         if places.step.op == "embedding" and places.buffer < 0:
             table = self.weights.tables[full_name(self.graph, places.layer, places.step.weight) + ".weight"]
+            (given,) = self.inputs_of[id(places)]
             if not self.dies(tokens):
                 raise ValueError(
-                    f"step {value.step.name!r} adds {places.step.name!r} to {tokens.step.name!r}, which is needed again"
+                    f"step {value.step.name!r} adds {given} to {tokens.step.name!r}, which is needed again"
                 )
             value.buffer, value.column = tokens.view
             self.lying[tokens.buffer].append(value)
             self.holders[tokens.buffer] += 1
-            (given,) = self.inputs_of[id(places)]
             if isinstance(table, np.ndarray) and given == "positions":
                 table = table[places.step.options.get("first", 0) :]
             self.emit("places", value, y=value.view, n=value.width, weight=table, types=given == "token_types")
