@@ -313,7 +313,7 @@ typedef struct ll_sequence {
 
 typedef struct ll_run {
     const ll_plan *plan;
-    size_t rows;               /* becomes sequence_count when the last rows alone go on */
+    size_t rows;               /* becomes sequence_count when one row of each goes on */
     const int64_t *ids, *positions; /* [rows]; ids are in the table */
     const int64_t *types;      /* [rows], in theirs; NULL where no call asks for them */
     const ll_sequence *sequences;

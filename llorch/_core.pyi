@@ -154,6 +154,8 @@ class Plan:
     tables: tuple[tuple[NDArray[Any], NDArray[Any]], ...]
     @property
     def calls(self) -> tuple[dict[str, Any], ...]: ...
+    @property
+    def row_floats(self) -> int: ...
     def __init__(
         self,
         calls: list[dict[str, Any]],
@@ -171,6 +173,7 @@ class Plan:
         check: Callable[[Any, int], NDArray[Any]],
         grow: Callable[[int], object] | None = None,
         trace: Callable[[int, Callable[[int, int, int], NDArray[Any]]], object] | None = None,
+        types: list[NDArray[Any]] | None = None,
     ) -> NDArray[Any]: ...
 
 def _packed_reserve(K: int, N: int, dtype: str) -> PackedLinear: ...

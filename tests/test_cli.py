@@ -264,7 +264,7 @@ def test_info_tells_what_is_left_out_and_why_a_model_cannot_run(tmp_path):
     assert "left out, score.weight:          a head of another task" in run("info", tmp_path).stdout
     config = json.loads((tmp_path / "config.json").read_text())
     for entries, why in (
-        ({"model_type": "bert"}, "model_type is bert"),
+        ({"model_type": "t5"}, "model_type is t5"),
         ({"n_head": 7}, "it must be a multiple of n_head"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | entries))
@@ -330,11 +330,11 @@ def test_info_of_formats_that_are_not_read(tmp_path):
 
 def test_a_folder_without_weights(tmp_path):
     """Its family comes first: nobody should look for the weights of a model that can't be run with them either."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "num_hidden_layers": 2}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5", "num_hidden_layers": 2}))
     for command in (("generate", "a", "--model"), ("score", "ab", "--model")):
-        assert "model_type is bert, llorch has" in run(*command, tmp_path).stderr
+        assert "model_type is t5, llorch has" in run(*command, tmp_path).stderr
     result = run("info", tmp_path)
-    assert result.exit_code == 0 and "model_type is bert" in result.stdout and "no tokenizer.model" not in result.stdout
+    assert result.exit_code == 0 and "model_type is t5" in result.stdout and "no tokenizer.model" not in result.stdout
     assert "layers: 2\n" in re.sub(" +", " ", result.stdout)
     shutil.copy(MODEL.path / "config.json", tmp_path)
     assert "has neither model.safetensors nor" in run("generate", "a", "--model", tmp_path).stderr

@@ -15,15 +15,22 @@ def code(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in sorted(names)) or "not"
 
 
+KINDS = {"decoder": "decoder", "encoder": "encoder (embeddings, reranking)"}
+
+
 def table() -> str:
     blocks = ", ".join(name for name, format in BLOCKS.items() if format.read)
-    lines = [
-        f"| family | safetensors in F32, F16, BF16: `model_type` | GGUF in F32, F16, BF16, {blocks}: `architecture` |",
-        "| --- | --- | --- |",
-    ]
-    for family in sorted(families(), key=lambda family: family.name.lower()):
-        lines.append(f"| {family.name} | {code(family.model_types)} | {code(family.architectures)} |")
-    return "\n".join(lines)
+    gguf, lines = f"GGUF in F32, F16, BF16, {blocks}: `architecture`", []
+    for kind, title in KINDS.items():
+        lines += [
+            f"| {title} | safetensors in F32, F16, BF16: `model_type` | {gguf} |",
+            "| --- | --- | --- |",
+        ]
+        for family in sorted(families(), key=lambda family: family.name.lower()):
+            if family.kind == kind:
+                lines.append(f"| {family.name} | {code(family.model_types)} | {code(family.architectures)} |")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def readme(text: str) -> str:

@@ -246,7 +246,10 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
             if (c->rows)
                 run->rows = run->sequence_count;
             break;
-        case LL_CALL_ROWS: plan_gather(run, c); break;
+        case LL_CALL_ROWS:
+            plan_gather(run, c);
+            run->rows = run->sequence_count;
+            break;
         case LL_CALL_FUNCTION: plan_function(run, c, run->rows); break;
         case LL_CALL_GATE: plan_gate(run, c, run->rows); break;
         case LL_CALL_ADD:

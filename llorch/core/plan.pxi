@@ -230,6 +230,11 @@ cdef class Plan:
     def __init__(self, calls, widths, output, layers, tables=()):
         pass
 
+    @property
+    def row_floats(self):
+        """Floats of working memory for each row of a run, at least 1."""
+        return max(self._row_floats, 1)
+
     def __dealloc__(self):
         PyMem_Free(self._calls)
         PyMem_Free(self._widths)

@@ -320,6 +320,14 @@ class Compiler:
         self.alias(value)
         self.use(x)
 
+    def _row(self, value: Value, inputs: list[Any]) -> None:
+        (x,) = inputs
+        if self.rows == "all":
+            self.emit("rows", x=(x.buffer, 0), rows="first")
+        self.place(value, x.buffer, x.column)
+        self.alias(value)
+        self.use(x)
+
     def _cache(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs
         self.place(value, x.buffer, x.column)

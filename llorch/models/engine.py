@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,31 +27,23 @@ Ids = Sequence[int] | Array
 Trace = Callable[[str, Array], object]
 Cache = SequenceCache
 
+KINDS = {  # of families, for people: what they are, and what runs them
+    "decoder": ("a decoder, which gives the next token", "llorch.CausalLM"),
+    "encoder": ("an encoder, which gives a hidden state", "llorch.TextEncoder"),
+}
 FIRST_POSITIONS = 512  # rows of a table of rotations that are made at once; it doubles as positions are met
 
 
-class Decoder:
-    """A model whose every logit is specified: the text of its family in `llorch.reference` has the same bits.
+class Engine:
+    """What engines of all kinds have in common: a model from its files, checks, plans, a trace.
 
-    A sequence's logits depend on its own tokens alone: not on what else is in the batch, on how the tokens were cut
-    into chunks, on cache, threads or processor. May be used from several threads at once, each with its own caches.
-
-    Attributes
-    ----------
-    config : the family's configuration, such as `llorch.models.gpt2.GPT2Config`
-    family : llorch.models.registry.Family
-    graph : llorch.models.graph.Graph
-        What is computed, step by step.
-    dtype : "float32", "bfloat16" or "float16"
-        How the weights are kept. Everything is computed in float32.
-    nbytes : int
-        Memory of the weights.
-    path : pathlib.Path
-        The folder or file it came from.
-    source : llorch.files.Source
-    left_out : tuple of str
-        Tensors of the file that belong to other tasks.
+    KIND : of the families that it runs. RESULT : what comes of it, for people. ROWS : what there are plans for, as
+    `Compiler` has it. Attributes are those of `Decoder`.
     """
+
+    KIND: ClassVar[str]
+    RESULT: ClassVar[str]
+    ROWS: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -66,10 +58,9 @@ class Decoder:
         self.path, self.left_out = source.path, tuple(left_out)
         self.dtype, self.nbytes = weights.dtype, weights.nbytes
         self._weights = weights
-        self._all = Compiler(graph, weights).run()
-        self._last = Compiler(graph, weights, rows="last").run()
+        self._plans = {rows: Compiler(graph, weights, rows=rows).run() for rows in self.ROWS}
         self._traced: tuple[Plan, list[list[tuple[str, int, int, int, int]]]] | None = None
-        self._tables = Tables(graph.ropes, config.context, (self._all, self._last))
+        self._tables = Tables(graph.ropes, config.context, self._plans.values())
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, dtype: str | None = None) -> Self:
@@ -99,7 +90,7 @@ class Decoder:
         model: Self = _core._in_fpenv(cls._load, path_or_hub_id, dtype)
         if model.left_out:
             warnings.warn(
-                f"{printable(str(model.path))}: left out, as they belong to another task than the next token: "
+                f"{printable(str(model.path))}: left out, as they belong to another task than {model.RESULT}: "
                 f"{loading.some(model.left_out)}",
                 stacklevel=2,
             )
@@ -110,13 +101,27 @@ class Decoder:
         """In the contract's floating-point environment: the file's numbers are read and computed with here."""
         source = registry.open_known(path_or_hub_id)
         family = registry.family_of(source)
+        cls._check_family(source, family)
         config = registry.config_of(source, family)
-        graph = family.graph(config)
+        graph = cls._graph(family, config)
         if dtype is not None and dtype not in loading.DTYPES:
             raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
         found = loading.find(source, family, graph)
         registry.check_ropes(source, config, graph)
         return cls(source, family, config, graph, loading.load(source, graph, found, dtype), found.heads)
+
+    @classmethod
+    def _check_family(cls, source: Source, family: Family) -> None:
+        """ValueError for a family whose models give something else."""
+        if family.kind != cls.KIND:
+            (found, runs), (wanted, _) = KINDS[family.kind], KINDS[cls.KIND]
+            raise ValueError(
+                f"{printable(str(source.path))}: {family.name} is {found}, not {wanted}: it is run by {runs}"
+            )
+
+    @classmethod
+    def _graph(cls, family: Family, config: ModelConfig) -> Graph:
+        return family.graph(config)
 
     def __repr__(self) -> str:
         c, sizes = self.config, self.graph.sizes
@@ -128,6 +133,96 @@ class Decoder:
 
     def __reduce__(self) -> Any:
         raise TypeError("a model can't be pickled or copied: load it again from its path")
+
+    # ---- checks ----------------------------------------------------------------------------------------
+
+    def _ids(self, ids: Ids, name: str) -> Array:
+        if isinstance(ids, str | bytes):
+            raise TypeError(f"{name} must be token ids, got a {type(ids).__name__}: encode it by model.tokenizer")
+        try:
+            given = np.asarray(ids)
+        except ValueError:  # sequences of several lengths
+            raise ValueError(f"{name} must be one sequence of token ids, it holds several") from None
+        if given.ndim != 1:
+            raise ValueError(f"{name} has shape {given.shape}, it must be one sequence of token ids")
+        if not given.size:
+            raise ValueError(f"{name} is empty, at least one token id is needed")
+        if given.dtype.kind not in "iu":
+            raise TypeError(f"{name} must be ints, got {given.dtype.name}")
+        low, high = given.min(), given.max()
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = int(np.flatnonzero((given < 0) | (given >= self.config.vocab_size))[0])
+            raise IndexError(f"{name}[{wrong}] is {given[wrong]}, ids must be in [0, {self.config.vocab_size})")
+        return given
+
+    # ---- the computation -------------------------------------------------------------------------------
+
+    def _run(
+        self,
+        plan: Plan,
+        chunks: list[Any],
+        caches: list[Cache] | None,
+        all_rows: bool,
+        check: Callable[[Any, int], Array],
+        trace: Any = None,
+        types: list[Array] | None = None,
+    ) -> Array:
+        grow = self._tables.grow if self.graph.ropes else None
+        return plan.run(chunks, caches, all_rows, self.config.vocab_size, check, grow, trace, types)
+
+    def _forward(
+        self,
+        ids: Any,
+        caches: list[Cache] | None,
+        check: Callable[[Any, int], Array],
+        trace: Trace | None,
+        types: list[Array] | None = None,
+    ) -> Array:
+        """The result of every row, and what a trace sees on the way."""
+        if trace is None:
+            return self._run(self._plans["all"], [ids], caches, True, check, types=types)
+        if self._traced is None:
+            made = _traced(self.graph, self._weights)
+            self._tables.add(made[0])
+            self._traced = made
+        plan, tensors = self._traced
+        seen = trace
+
+        def see(call: int, array: Callable[[int, int, int], Array]) -> None:
+            for name, buffer, column, width, heads in tensors[call]:
+                values = array(buffer, column, width)
+                if heads:
+                    values = values.reshape(len(values), heads, width // heads).transpose(1, 0, 2)
+                seen(name, values)
+
+        return self._run(plan, [ids], caches, True, check, see, types)
+
+
+class Decoder(Engine):
+    """A model whose every logit is specified: the text of its family in `llorch.reference` has the same bits.
+
+    A sequence's logits depend on its own tokens alone: not on what else is in the batch, on how the tokens were cut
+    into chunks, on cache, threads or processor. May be used from several threads at once, each with its own caches.
+
+    Attributes
+    ----------
+    config : the family's configuration, such as `llorch.models.gpt2.GPT2Config`
+    family : llorch.models.registry.Family
+    graph : llorch.models.graph.Graph
+        What is computed, step by step.
+    dtype : "float32", "bfloat16" or "float16"
+        How the weights are kept. Everything is computed in float32.
+    nbytes : int
+        Memory of the weights.
+    path : pathlib.Path
+        The folder or file it came from.
+    source : llorch.files.Source
+    left_out : tuple of str
+        Tensors of the file that belong to other tasks.
+    """
+
+    KIND, RESULT = "decoder", "the next token"
+    ROWS = ("all", "last")
 
     def new_cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for one sequence of up to `capacity` positions (None: the context, the most there can be).
@@ -177,23 +272,7 @@ class Decoder:
         def check(chunk: Ids, place: int) -> Array:
             return self._ids(chunk, "ids")
 
-        if trace is None:
-            return self._run(self._all, [ids], caches, True, check)
-        if self._traced is None:
-            made = _traced(self.graph, self._weights)
-            self._tables.add(made[0])
-            self._traced = made
-        plan, tensors = self._traced
-        seen = trace
-
-        def see(call: int, array: Callable[[int, int, int], Array]) -> None:
-            for name, buffer, column, width, heads in tensors[call]:
-                values = array(buffer, column, width)
-                if heads:
-                    values = values.reshape(len(values), heads, width // heads).transpose(1, 0, 2)
-                seen(name, values)
-
-        return self._run(plan, [ids], caches, True, check, see)
+        return self._forward(ids, caches, check, trace)
 
     def step(self, chunks: Sequence[Ids], caches: Sequence[Cache]) -> Array:
         """Appends to several sequences at once; the logits of the last position of each.
@@ -226,31 +305,10 @@ class Decoder:
             self._check_cache(caches[i], f"caches[{i}]", len(chunks[i]), f"chunks[{i}]", i)
         if len(caches) > 1 and len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("caches has the same Cache twice: each sequence needs one of its own, see Cache.fork")
-        return self._run(self._last, chunks, caches, False, self._chunk)
-
-    # ---- checks ----------------------------------------------------------------------------------------
+        return self._run(self._plans["last"], chunks, caches, False, self._chunk)
 
     def _chunk(self, ids: Ids, place: int) -> Array:
         return self._ids(ids, f"chunks[{place}]")
-
-    def _ids(self, ids: Ids, name: str) -> Array:
-        if isinstance(ids, str | bytes):
-            raise TypeError(f"{name} must be token ids, got a {type(ids).__name__}: encode it by model.tokenizer")
-        try:
-            given = np.asarray(ids)
-        except ValueError:  # sequences of several lengths
-            raise ValueError(f"{name} must be one sequence of token ids, it holds several") from None
-        if given.ndim != 1:
-            raise ValueError(f"{name} has shape {given.shape}, it must be one sequence of token ids")
-        if not given.size:
-            raise ValueError(f"{name} is empty, at least one token id is needed")
-        if given.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be ints, got {given.dtype.name}")
-        low, high = given.min(), given.max()
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = int(np.flatnonzero((given < 0) | (given >= self.config.vocab_size))[0])
-            raise IndexError(f"{name}[{wrong}] is {given[wrong]}, ids must be in [0, {self.config.vocab_size})")
-        return given
 
     def _check_cache(self, cache: Cache, name: str, more: int, of: str, place: int | None = None) -> None:
         if not isinstance(cache, SequenceCache):
@@ -261,20 +319,6 @@ class Decoder:
             raise ValueError(
                 f"{of} has {more} tokens, but {name} holds {cache.length} of at most {cache.capacity} positions"
             )
-
-    # ---- the computation -------------------------------------------------------------------------------
-
-    def _run(
-        self,
-        plan: Plan,
-        chunks: list[Any],
-        caches: list[Cache] | None,
-        all_rows: bool,
-        check: Callable[[Any, int], Array],
-        trace: Any = None,
-    ) -> Array:
-        grow = self._tables.grow if self.graph.ropes else None
-        return plan.run(chunks, caches, all_rows, self.config.vocab_size, check, grow, trace)
 
 
 class Tables:

@@ -8,7 +8,8 @@ Axes are letters, whose sizes a graph gives:
 
     T  positions of a text, S the same as keys      E  width of the model          V  tokens of the vocabulary
     H  heads, G heads of keys and values            D  width of a head             F  width of the feed-forward layer
-    Q  H * D, R  G * D, W  Q + 2 R, U  2 F          P  positions that have an embedding
+    Q  H * D, R  G * D, W  Q + 2 R, U  2 F          P  positions that have an embedding, Y types of tokens
+    C  labels of a classifier
 
 A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weights are its options:
 
@@ -19,6 +20,7 @@ A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weigh
     linear      x @ weight + bias
     heads       columns [first * D, (first + count) * D) of (T, width), as (count, T, D)
     columns     columns [first, first + count) of (T, width)
+    row         of the first position, by itself
     rope        rotates pairs of a head's values by the position. table: which of the graph's rope tables; None for its
                 input as it is
     cache       keys or values as the cache keeps them: its input
@@ -39,7 +41,7 @@ from typing import Any
 OPERATIONS = frozenset(
     (
         *("embedding", "layer_norm", "rms_norm", "linear", "heads", "columns", "rope", "cache", "scores", "attend"),
-        *("activation", "add", "multiply", "scale", "divide", "softcap"),
+        *("activation", "add", "multiply", "scale", "divide", "softcap", "row"),
     )
 )
 GIVEN = ("ids", "positions", "token_types")  # what goes into a graph
@@ -121,8 +123,9 @@ class Graph:
     """A model of one configuration.
 
     sizes : of the letters, but T and S. before, blocks, after : steps in order; the last of `before` is the first
-    block's x, the last of `after` the logits. parameters, block_parameters : outside the blocks, and of each block (all
-    have the same). block_prefix : Hugging Face's, "h." or "layers.". ropes : tables by name.
+    block's x, the last of all the result: a decoder's logits, an encoder's hidden state or labels. parameters,
+    block_parameters : outside the blocks, and of each block (all have the same). block_prefix : Hugging Face's, "h." or
+    "layers.". ropes : tables by name.
     """
 
     sizes: Mapping[str, int]

@@ -46,15 +46,10 @@ def find(source: Source, family: Family, graph: Graph) -> Found:
     entries: dict[str, Entry] = {}
     sorts: dict[str, list[str]] = {"buffer": [], "head": [], "": []}
     for given, entry in source.tensors.items():
-        plain = given
-        if source.kind == "hf":
-            for prefix in family.prefixes:
-                plain = plain.removeprefix(prefix)
-            plain = family.renamed.get(plain, plain)
+        plain = family.plain(given) if source.kind == "hf" else given
         name = names.get(plain)
         if name is None:
-            kind = family.kind(plain) if source.kind == "hf" else "buffer" if plain in GGUF_OTHERS else ""
-            sorts[kind].append(given)
+            sorts[family.sort_of(plain) if source.kind == "hf" else GGUF_OTHERS.get(plain, "")].append(given)
         elif name in entries:
             both = " and as ".join(printable(one) for one in (entries[name].name, given))
             raise ValueError(f"{where}: tensor {printable(plain)} is there twice, as {both}")
@@ -79,7 +74,10 @@ def find(source: Source, family: Family, graph: Graph) -> Found:
     return Found(entries, tuple(sorts["buffer"]), tuple(sorts["head"]))
 
 
-GGUF_OTHERS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
+GGUF_OTHERS = {f"rope_{name}.weight": "buffer" for name in ("freqs", "factors_long", "factors_short")} | {
+    f"cls{name}": "head"
+    for name in (".weight", ".bias", ".output.weight", ".output.bias", ".norm.weight", ".norm.bias")
+}
 
 
 def _config(source: Source) -> str:
@@ -203,8 +201,8 @@ class Loader:
         embeddings = [step for step in self.graph.before if step.op == "embedding"]
         for step in embeddings:
             name = f"{step.weight}.weight"
-            if step.inputs[0] == "positions":
-                weights.tables[name] = self.rounded(self.read(name)[0])
+            if step.inputs[0] != "ids":
+                weights.tables[name] = self.vector(name).reshape(self.entries[name].shape)
             else:
                 weights.tables[name] = self.table(name)
         # The largest first, when there is little else in memory beside what it is read into.

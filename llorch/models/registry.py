@@ -26,6 +26,7 @@ MODULES = tuple(
     for name in (
         *("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3"),
         *("gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2", "stablelm", "granite"),
+        "bert",
     )
 )
 
@@ -46,8 +47,10 @@ class Family:
     config, config_of_gguf : from entries of config.json; from a GGUF file's metadata and its tensors' shapes.
     graph : of a configuration.
     reference : the class in llorch.reference, by name, or a class.
+    kind : "decoder", whose graph ends with the logits of the next token, or "encoder", with the hidden state.
+    classifier : of a configuration, the graph that ends with an encoder's labels of a text; None where there is none.
     prefixes : what may stand before every name in Hugging Face's files.
-    renamed : other names that files have for a parameter, and the graph's.
+    renamed : other names that files have for a parameter, and the graph's. endings : the same of ends of names.
     left_out, others : patterns of names that are left out, besides BUFFERS and HEADS: the former without a word.
     """
 
@@ -56,14 +59,26 @@ class Family:
     config: Callable[[Mapping[str, Any]], ModelConfig]
     graph: Callable[[Any], Graph]
     reference: Any
+    kind: str = "decoder"
+    classifier: Callable[[Any], Graph] | None = None
     architectures: tuple[str, ...] = ()
     config_of_gguf: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], ModelConfig] | None = None
     prefixes: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    endings: Mapping[str, str] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
-    def kind(self, name: str) -> str:
+    def plain(self, name: str) -> str:
+        """The graph's name of a tensor in Hugging Face's files."""
+        for prefix in self.prefixes:
+            name = name.removeprefix(prefix)
+        for theirs, ours in self.endings.items():
+            if name.endswith(theirs):
+                name = name.removesuffix(theirs) + ours
+        return self.renamed.get(name, name)
+
+    def sort_of(self, name: str) -> str:
         """Of a name that the graph doesn't have: "buffer", "head" or "" for one that isn't known."""
         if re.fullmatch(BUFFERS, name) or any(re.fullmatch(pattern, name) for pattern in self.left_out):
             return "buffer"

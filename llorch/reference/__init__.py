@@ -9,7 +9,9 @@ here runs in the environment of docs/numerics.md, and leaves the caller's as it 
 
 from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
+from llorch.reference._bert import Bert
 from llorch.reference._decoder import Decoder as _Decoder
+from llorch.reference._encoder import Encoder as _Encoder
 from llorch.reference._environment import guard_methods, guarded
 from llorch.reference._formats import dequantize
 from llorch.reference._gate import cast, gate, relu
@@ -35,6 +37,7 @@ from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 
 __all__ = [
     "GPT2",
+    "Bert",
     "GPTNeoX",
     "Gemma2",
     "Gemma3",
@@ -81,7 +84,8 @@ __all__ = [
     "widen",
 ]
 
-guard_methods(_Decoder)  # what the families inherit
+for _base in (_Decoder, _Encoder):  # what the families inherit
+    guard_methods(_base)
 for _name in __all__:
     if isinstance(globals()[_name], type):
         guard_methods(globals()[_name])

@@ -382,7 +382,7 @@ def test_environment_of_the_scale_of_scores(host, tmp_path, setting):
         model = llorch.GPT2.from_pretrained(folder)
     finally:
         host.set_env(before)
-    assert [call["attention_scale"] for call in model._last.calls if call["op"] == "attention"] == wanted
+    assert [call["attention_scale"] for call in model._plans["last"].calls if call["op"] == "attention"] == wanted
 
 
 SUBNORMAL = np.float32([0, 1e-40])  # made here: a host that flushes can't
