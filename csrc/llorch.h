@@ -161,7 +161,7 @@ typedef struct ll_kv {
     const void *k, *v;            /* [Tk, D] of dtype; unused when blocks isn't NULL */
     ptrdiff_t k_stride, v_stride; /* bytes from row to row */
     float *const *blocks;         /* of a cache; NULL for rows */
-    size_t offset, Tk;            /* Tk >= 1, with causal >= the Tq of its heads; <= LL_MAX_ROW */
+    size_t offset, Tk;            /* Tk >= 1, with causal, a window or a bias >= the Tq of its heads; <= LL_MAX_ROW */
 } ll_kv;
 
 /* The queries of one head. */
@@ -170,6 +170,8 @@ typedef struct ll_attention_head {
     void *y;                      /* [Tq, D] of dtype; may be q itself, row on row */
     ptrdiff_t q_stride, y_stride; /* bytes from row to row */
     size_t Tq, kv;                /* its keys and values are kv[kv] */
+    const float *bias;            /* added to the score of position t for a query at p: bias[t - p], t - p clipped to
+                                     [-reach, reach]; NULL for none */
 } ll_attention_head;
 
 typedef struct ll_attention_args {
@@ -181,7 +183,9 @@ typedef struct ll_attention_args {
     double softcap;                 /* rounded to float32 once: s = softcap * tanh(s / softcap); 0 for none */
     int default_scale, dtype;
     int causal;                     /* a query sees the positions up to its own, else all of its sequence */
-    size_t window;                  /* with causal: only the last so many of them; 0 for all */
+    size_t window;                  /* with causal: only the last so many of them; else those at most so far from the
+                                       query, on both sides; 0 for all */
+    size_t reach;                   /* of the heads' biases: <= LL_MAX_ROW */
 } ll_attention_args;
 
 /* 0, or -1: no memory to work in, and nothing has been written. */

@@ -65,6 +65,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    position_bias: Any = None,
     out: Any = None,
 ) -> NDArray[Any]: ...
 
@@ -96,6 +97,7 @@ class KVCache:
         causal: bool = True,
         window: int | None = None,
         softcap: float | None = None,
+        position_bias: Any = None,
         out: Any = None,
     ) -> NDArray[Any]: ...
 

@@ -1,21 +1,21 @@
 /* attention.h: attention of queries q [Tq, D] to the keys and values [Tk, D] of their sequence.
  *
  *   query i is at position p = Tk - Tq + i and sees the positions t = 0 .. p (causal), max(0, p - window + 1) .. p (causal
- *   with a window), or 0 .. Tk - 1 (not causal):
- *   s_t = dot128(q, k_t, +0) * scale      with a softcap C: s_t = C * tanh(s_t / C)
+ *   with a window), 0 .. Tk - 1 (not causal), or those of them that are at most window before or after p:
+ *   s_t = dot128(q, k_t, +0) * scale      with a softcap C: s_t = C * tanh(s_t / C)      with a bias: s_t = s_t + bias[t - p]
  *   m = max_t s_t      e_t = exp(s_t - m)      Z = sum64(e)
  *   o_d = dot128 over t of e_t, v_t,d, init +0               y_d = o_d / Z
  *
  * Order:    dot128 over d in blocks of 128 from d = 0, over t in blocks of 128 from position 0; sum64 with lane
  *           t mod 64. All by absolute position, with a window too: it doesn't matter which queries come together.
- * Rounding: dot128, one multiplication (softcap: one division, tanh correctly, one multiplication), the subtraction, exp
- *           correctly, sum64, one division; 16-bit results once more.
+ * Rounding: dot128, one multiplication (softcap: one division, tanh correctly, one multiplication; bias: one addition),
+ *           the subtraction, exp correctly, sum64, one division; 16-bit results once more.
  * Edges:    positions that a query doesn't see don't exist. A tile gives them the numerator +0, which is neutral beside
  *           finite values; where one isn't finite, the tile's rows are summed one by one, each over its own positions. A
  *           row with a score that is NaN or +infinity, or with none but -infinity, is NaN. y may be q.
  * Cost:     a tile's rows are queries of the heads that share keys (table.h: groups): chunks of keys and values are read
  *           once for all of them. Scores are [rows of a unit][positions they see], in the second cache: chunks that lie
- *           wholly before a window are not touched. A tile runs through packed keys and values (llorch.h: chunks) as the
+ *           wholly outside a window are not touched, nor are panels before it. A tile runs through packed keys and values (llorch.h: chunks) as the
  *           matrix product does; keys and values that come as rows are packed by the driver, or here, chunk by chunk,
  *           where a group has one unit.
  * Oracle:   llorch.reference.attention. Tests: tests/kernels/test_attention.py.
@@ -258,6 +258,29 @@ LL_NOINLINE void attention_softcap(float *s, size_t begin, size_t end, float cap
     }
 }
 
+/* s_t += b_t of the scores [begin, end); step 0: s_t += b_0 */
+LL_INLINE void attention_add(float *s, size_t begin, size_t end, const float *b, int step)
+{
+    const vf far = vf_set1(b[0]);
+    for (size_t t = begin; t < end; t += LL_VL) {
+        const size_t count = ll_least(LL_VL, end - t);
+        const vf near = step ? row_load_n((const char *)b, t - begin, count, LL_F32) : far;
+        row_store_n((char *)s, t, vf_add(row_load_n((const char *)s, t, count, LL_F32), near), count, LL_F32);
+    }
+}
+
+/* s_t += bias of the distance from the query, which for the first of the scores is `distance`. */
+LL_NOINLINE void attention_bias(float *s, size_t begin, size_t end, ptrdiff_t distance, const float *bias, size_t reach)
+{
+    const ptrdiff_t before = -(ptrdiff_t)reach - distance, after = (ptrdiff_t)reach + 1 - distance;
+    const size_t near = before > (ptrdiff_t)begin ? ll_least((size_t)before, end) : begin; /* what has a bias of its own */
+    const size_t far = after > (ptrdiff_t)near ? ll_least((size_t)after, end) : near;
+    attention_add(s, begin, near, bias - reach, 0);
+    if (near < far)
+        attention_add(s, near, far, bias + (distance + (ptrdiff_t)near), 1);
+    attention_add(s, far, end, bias + reach, 0);
+}
+
 LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
     for (size_t r = 0; r < t->R; r++) {
@@ -266,6 +289,9 @@ LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_atten
         const size_t begin = sees.begin - t->base, end = sees.end - t->base, whole = begin / LL_LANES * LL_LANES;
         if (a->softcap > 0.0)
             attention_softcap(s, begin, end, (float)a->softcap);
+        const float *bias = ll_attention_head_of(g, t->row + r)->bias;
+        if (bias)
+            attention_bias(s, begin, end, (ptrdiff_t)t->base - (ptrdiff_t)ll_attention_position(g, t->row + r), bias, a->reach);
         for (size_t i = whole; i < begin; i++) /* so that lanes are lanes: exp makes +0 of these */
             s[i] = -INFINITY;
         char *row = (char *)(s + whole);
@@ -306,11 +332,13 @@ static void attention_sum(const ll_attention_args *a, const ll_attention_group *
                           const attention_values *v, size_t first)
 {
     const size_t o_stride = ll_whole_panels(a->D), panels = o_stride / LL_PANEL;
-    const size_t end = attention_inside(t->last, first).end;
+    const size_t begin = attention_inside(t->first, first).begin, end = attention_inside(t->last, first).end;
     const ll_span all = {attention_inside(t->last, first).begin, attention_inside(t->first, first).end}; /* rows see these */
     const float *e = t->s + (first - t->base);
-    if ((!all.begin || attention_finite(v, panels, 0, all.begin)) && (all.end == end || attention_finite(v, panels, all.end, end))) {
-        attention_of_rows[t->R - 1].values(e, g->score_stride, v, end, t->o, o_stride, panels);
+    if ((all.begin == begin || attention_finite(v, panels, begin, all.begin))
+        && (all.end == end || attention_finite(v, panels, all.end, end))) {
+        const attention_values from = {v->at + begin * v->stride * sizeof(float), v->stride, v->panel};
+        attention_of_rows[t->R - 1].values(e + begin, g->score_stride, &from, end - begin, t->o, o_stride, panels);
         return;
     }
     for (size_t r = 0; r < t->R; r++) {
@@ -381,9 +409,12 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
             keys = attention_chunk(g, D, first / LL_BLOCK);
         for (size_t i = 0; i < tiles; i++) {
             const attention_tile *t = &tile[i];
-            if (first >= t->base && first < t->last.end)
-                attention_of_rows[t->R - 1].scores(t->q, keys, D, scale, t->s + (first - t->base), g->score_stride,
-                                                   ll_whole_panels(ll_least(t->last.end - first, LL_BLOCK)) / LL_PANEL);
+            if (first < t->base || first >= t->last.end)
+                continue;
+            const ll_span all = {attention_inside(t->first, first).begin, attention_inside(t->last, first).end};
+            const size_t panel = all.begin / LL_PANEL, skipped = panel * LL_PANEL;
+            attention_of_rows[t->R - 1].scores(t->q, keys + skipped * D, D, scale, t->s + (first - t->base) + skipped,
+                                               g->score_stride, ll_whole_panels(all.end) / LL_PANEL - panel);
         }
     }
     for (size_t i = 0; i < tiles; i++)

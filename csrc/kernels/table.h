@@ -45,13 +45,21 @@ static inline const ll_attention_head *ll_attention_head_of(const ll_attention_g
     return g->count == 1 ? g->heads : &g->heads[row % g->count];
 }
 
+/* Where a row of a group is. */
+static inline size_t ll_attention_position(const ll_attention_group *g, size_t row)
+{
+    return g->kv->Tk - g->Tq + ll_attention_query(g, row);
+}
+
 /* The positions that a row of a group sees. */
 static inline ll_span ll_attention_sees(const ll_attention_args *a, const ll_attention_group *g, size_t row)
 {
-    if (!a->causal)
+    if (!a->causal && !a->window)
         return (ll_span){0, g->kv->Tk};
-    const size_t end = g->kv->Tk - g->Tq + ll_attention_query(g, row) + 1;
-    return (ll_span){a->window && end > a->window ? end - a->window : 0, end};
+    const size_t p = ll_attention_position(g, row);
+    if (a->causal)
+        return (ll_span){a->window && p + 1 > a->window ? p + 1 - a->window : 0, p + 1};
+    return (ll_span){p > a->window ? p - a->window : 0, ll_least(p + a->window + 1, g->kv->Tk)};
 }
 
 typedef struct ll_kernels {

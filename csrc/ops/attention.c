@@ -60,6 +60,9 @@ static void pack_task(void *context, size_t begin, size_t end)
     }
 }
 
+/* Most positions that a query sees of a window. */
+static size_t widest(const ll_attention_args *a) { return a->causal ? a->window : 2 * a->window + 1; }
+
 /* The group that begins with this head, of units of at most `most` tiles. */
 static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels *kernels, size_t head, size_t most)
 {
@@ -72,8 +75,8 @@ static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels 
     if (!g.tiles)
         return g;
     size_t most_seen = g.kv->Tk; /* by a tile: from the begin of its first chunk to the end of what its last row sees */
-    if (a->causal && a->window)
-        most_seen = ll_least(most_seen, a->window + LL_BLOCK + up(R, g.count));
+    if (a->window)
+        most_seen = ll_least(most_seen, widest(a) + LL_BLOCK + up(R, g.count));
     /* rows of scores not at a distance of whole pages, which share their places in the first cache */
     g.score_stride = ll_whole_panels(most_seen) + LL_PANEL;
     g.together = SCORE_BYTES / (R * g.score_stride * sizeof(float));
@@ -122,8 +125,8 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         p.workspace = floats > p.workspace ? floats : p.workspace;
         const double Tk = (double)(g.kv->Tk - g.first_block * LL_BLOCK), Tq = (double)g.Tq;
         double seen = a->causal ? Tk - Tq / 2 : Tk;
-        if (a->causal && a->window && (double)a->window < seen)
-            seen = (double)a->window;
+        if (a->window && (double)widest(a) < seen)
+            seen = (double)widest(a);
         p.work += Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
         p.units += g.units;
         p.together = g.together > p.together ? g.together : p.together;

@@ -14,13 +14,14 @@ cdef extern from "llorch.h" nogil:
         void *y
         Py_ssize_t q_stride, y_stride
         size_t Tq, kv
+        const float *bias
     ctypedef struct ll_attention_args:
         const ll_attention_head *heads
         const ll_kv *kv
         size_t count, kv_count, D
         double scale, softcap
         int default_scale, dtype, causal
-        size_t window
+        size_t window, reach
     int ll_attention(const ll_attention_args *)
     ctypedef struct ll_cache:
         size_t heads, D, capacity, length, count
@@ -44,10 +45,11 @@ cdef extern from "llorch.h" nogil:
 
 
 cdef struct Mask:
-    # what attention takes besides its arrays
+    # what attention takes besides its arrays; bias: [heads][2 * reach + 1] or NULL
     double scale, softcap
     int default_scale, causal
-    size_t window
+    size_t window, reach
+    const float *bias
 
 
 cdef int _mask(Mask *m, scale, causal, window, softcap) except -1:
@@ -60,15 +62,30 @@ cdef int _mask(Mask *m, scale, causal, window, softcap) except -1:
     if causal is not True and causal is not False:
         raise TypeError(f"causal must be True or False, got {causal!r}")
     m.causal = causal
-    m.window = 0
+    m.window = m.reach = 0
+    m.bias = NULL
     if window is not None:
         m.window = _natural(window, "window", 1)
-        if not m.causal:
-            raise ValueError(f"window is {m.window} with causal=False: windows are causal ones only")
     if softcap is not None:
         m.softcap = _number(softcap, "softcap")
         if not FLOAT32_TINY <= m.softcap < FLOAT32_END:
             raise ValueError(f"softcap must be positive and finite in float32, got {softcap!r}")
+    return 0
+
+
+cdef int _take_bias(Mask *m, Operand *o, obj, heads, list keep) except -1:
+    """The bias of `heads` heads by distance, or None."""
+    if obj is None:
+        return 0
+    _take(o, obj, "position_bias", False, keep)
+    if o.ndim != 2 or o.shape[0] != heads or o.shape[1] % 2 == 0:
+        raise ValueError(f"position_bias has shape {_shape(o)}, it must be ({heads}, 2 R + 1): a row for each head of q, with "
+                         "the distances -R .. R of a key from the query")
+    if <size_t>o.shape[1] > LL_MAX_ROW:
+        raise ValueError(f"position_bias has shape {_shape(o)}, at most {LL_MAX_ROW} (2**24) distances are specified")
+    count = _size(o)
+    m.bias = _wide(o, _size(o), "position_bias")
+    m.reach = <size_t>o.shape[1] // 2
     return 0
 
 
@@ -124,21 +141,23 @@ cdef Py_ssize_t _size(Operand *o) noexcept:
     return count
 
 
-cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cache *cache, Mask *m, out, list keep):
-    """The call itself. Keys and values are k and v, or, where those are NULL, the cache's."""
+cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cache *cache, Mask *m, Operand *bias, out,
+                    list keep):
+    """The call itself. Keys and values are k and v, or, where those are NULL, the cache's. bias: whose memory m's is."""
     cdef Operand oout
     cdef ll_attention_args a
     cdef ll_attention_head *heads = NULL
     cdef ll_kv *kv = NULL
     cdef Py_ssize_t size = _size(q), k_step = 0, v_step = 0
-    cdef size_t i, group, Tq = q.shape[q.ndim - 2], Tk = cache.length if k == NULL else <size_t>k.shape[k.ndim - 2]
+    cdef size_t i, group, H = q.shape[q.ndim - 3] if q.ndim > 2 else 1
+    cdef size_t Tq = q.shape[q.ndim - 2], Tk = cache.length if k == NULL else <size_t>k.shape[k.ndim - 2]
     cdef int failed = 0
     _clear(&oout)
     try:
         a.D = q.shape[q.ndim - 1]
         a.dtype = q.dtype
         a.scale, a.default_scale = m.scale, m.default_scale
-        a.softcap, a.causal, a.window = m.softcap, m.causal, m.window
+        a.softcap, a.causal, a.window, a.reach = m.softcap, m.causal, m.window, m.reach
         if out is None:
             out = _new(q, q_object)
             _take(&oout, out, "out", True, keep)
@@ -147,6 +166,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
             _check_like(&oout, "out", q.dtype, _shape(q), "q")
             _check_places(&oout, "out")
             _check_apart(&oout, "out", q, "q", True)
+            _check_apart(&oout, "out", bias, "position_bias", False)
             if k != NULL:
                 _check_apart(&oout, "out", k, "k", False)
                 _check_apart(&oout, "out", v, "v", False)
@@ -181,6 +201,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
                 heads[i].q_stride, heads[i].y_stride = _row_step(q), _row_step(&oout)
                 heads[i].Tq = Tq
                 heads[i].kv = i // group
+                heads[i].bias = NULL if m.bias == NULL else m.bias + i % H * (2 * m.reach + 1) + m.reach
             if <size_t>size * Tk < RELEASE_FROM * 4:
                 failed = ll_attention(&a)
             else:
@@ -198,7 +219,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
     return out
 
 
-def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, out=None):
+def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, position_bias=None, out=None):
     """Attention, ``softmax(q @ k.T * scale) @ v`` over the positions that a query sees, every bit specified.
 
     Parameters
@@ -212,13 +233,18 @@ def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, ou
     scale : float, optional
         Finite; rounded once to float32. Without it float32(1 / sqrt(D)).
     causal : bool
-        A query sees the positions up to its own, and Tk >= Tq; False (encoders): every position.
+        A query sees the positions up to its own; False (encoders): every position. Tk >= Tq where causal, with a window
+        and with a position_bias.
     window : int, optional
-        At least 1, and causal: a query sees the last `window` positions up to its own, itself included.
+        At least 1. Causal: a query sees the last `window` positions up to its own, itself included. Else those that are
+        at most `window` before or behind its own, ``2 * window + 1`` of them (ModernBERT).
     softcap : float, optional
         Positive and finite; rounded once to float32. Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+    position_bias : array (H, 2 R + 1) of float32, float16 or bfloat16, optional
+        A bias by relative position (MPNet): the score of the key at t for head h's query at p becomes
+        ``score + position_bias[h, R + clip(t - p, -R, R)]``, after scale and softcap, one float32 addition.
     out : array like q, optional
-        Receives the result: q itself, or memory that q, k and v don't share.
+        Receives the result: q itself, or memory that no other argument shares.
 
     Returns
     -------
@@ -230,9 +256,9 @@ def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, ou
         An argument of another element type than q; float64 is never narrowed silently. causal that isn't a bool, window
         that isn't an int, scale or softcap that isn't a number.
     ValueError
-        A shape that doesn't fit (H must be a multiple of k's and v's heads), Tk < Tq where causal, no position at all
-        where not, more than 2**24 positions or values, a scale that is NaN or infinite, a window below 1 or without
-        causal, a softcap that isn't positive and finite, an out that overlaps in part or is read-only.
+        A shape that doesn't fit (H must be a multiple of k's and v's heads), Tk < Tq where queries need a position of
+        their own, no position at all where not, more than 2**24 positions or values, a scale that is NaN or infinite, a
+        window below 1, a softcap that isn't positive and finite, an out that overlaps in part or is read-only.
 
     Notes
     -----
@@ -242,13 +268,13 @@ def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, ou
     +infinity is NaN. Scores take 4 bytes for each position seen by each of a few dozen queries in hand, never Tq * Tk;
     time grows with the window, not with Tk. Ctrl-C ends a long call, and then out is half written. Vaswani et al.,
     arXiv:1706.03762; grouped queries: Ainslie et al., arXiv:2305.13245; windows: Beltagy et al., arXiv:2004.05150;
-    softcap: Gemma 2, arXiv:2408.00118.
+    softcap: Gemma 2, arXiv:2408.00118; relative positions: Raffel et al., arXiv:1910.10683.
     """
-    cdef Operand oq, ok, ov
+    cdef Operand oq, ok, ov, obias
     cdef Mask m
     cdef list keep = []
     cdef Py_ssize_t Tq, Tk
-    _clear(&oq); _clear(&ok); _clear(&ov)
+    _clear(&oq); _clear(&ok); _clear(&ov); _clear(&obias)
     try:
         _mask(&m, scale, causal, window, softcap)
         _take_matrices(&oq, q, "q", "(..., H, Tq, D)", keep)
@@ -267,14 +293,15 @@ def attention(q, k, v, *, scale=None, causal=True, window=None, softcap=None, ou
         if shape[-1] != kshape[-1]:
             raise ValueError(f"k has {kshape[-1]} values in a head, q has {shape[-1]}: the last axes must be equal")
         _check_like(&ov, "v", oq.dtype, kshape, "q")
+        _take_bias(&m, &obias, position_bias, shape[-3] if len(shape) > 2 else 1, keep)
         Tq, Tk = shape[-2], kshape[-2]
-        if m.causal and Tk < Tq:
+        if Tk < Tq and (m.causal or m.window or m.bias != NULL):
             raise ValueError(f"k has {Tk} positions, fewer than the {Tq} queries: query i is at position Tk - Tq + i")
         if Tq and not Tk:
             raise ValueError(f"k has no positions for the {Tq} queries to see")
-        return _attend(&oq, q, &ok, &ov, NULL, &m, out, keep)
+        return _attend(&oq, q, &ok, &ov, NULL, &m, &obias, out, keep)
     finally:
-        _drop(&oq); _drop(&ok); _drop(&ov)
+        _drop(&oq); _drop(&ok); _drop(&ov); _drop(&obias)
 
 
 cdef size_t _natural(value, str name, size_t least) except? 0:

@@ -164,17 +164,17 @@ cdef class KVCache:
             raise MemoryError("no memory for a table of blocks")
         return other
 
-    def attention(self, q, *, scale=None, causal=True, window=None, softcap=None, out=None):
+    def attention(self, q, *, scale=None, causal=True, window=None, softcap=None, position_bias=None, out=None):
         """Attention of q (H, Tq, head_dim), the last Tq of the cache's positions, H a multiple of heads.
 
         Arguments, errors and bits are those of `attention` on the arrays that were appended; q and the result may be of
         another type than those were.
         """
-        cdef Operand oq
+        cdef Operand oq, obias
         cdef Mask m
         cdef KVCache held
         cdef list keep = []
-        _clear(&oq)
+        _clear(&oq); _clear(&obias)
         try:
             _mask(&m, scale, causal, window, softcap)
             _take_matrices(&oq, q, "q", f"({self._cache.heads}, Tq, {self._cache.D})", keep)
@@ -182,13 +182,14 @@ cdef class KVCache:
                     or <size_t>oq.shape[2] != self._cache.D):
                 raise ValueError(f"q has shape {_shape(&oq)}, it must be ({self._cache.heads}, Tq, {self._cache.D}), or have a "
                                  f"multiple of {self._cache.heads} heads")
+            _take_bias(&m, &obias, position_bias, oq.shape[0], keep)
             held = self.fork()  # the blocks stay, and are no one's to write, while this runs
             if <size_t>oq.shape[1] > held._cache.length:
                 raise ValueError(f"the cache holds {held._cache.length} positions, fewer than the {oq.shape[1]} queries: they are "
                                  "the last positions of the cache, append their keys and values first")
-            return _attend(&oq, q, NULL, NULL, &held._cache, &m, out, keep)
+            return _attend(&oq, q, NULL, NULL, &held._cache, &m, &obias, out, keep)
         finally:
-            _drop(&oq)
+            _drop(&oq); _drop(&obias)
 
     @property
     def keys(self):

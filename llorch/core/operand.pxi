@@ -426,14 +426,24 @@ cdef double _number(value, str name) except? -1.0:
 
 cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, str each, list keep) except? NULL:
     """weight or bias as n contiguous float32: its own memory, or a widened copy. NULL for None."""
-    cdef char *packed
-    cdef float *wide
     if obj is None:
         return NULL
     _take(o, obj, name, False, keep)
     if o.ndim != 1 or o.shape[0] != n:
         raise ValueError(f"{name} has shape {_shape(o)}, it must be ({n},), one value for each {each}")
-    if o.dtype == LL_F32 and (n <= 1 or o.strides[0] == o.itemsize):
+    return _wide(o, n, name)
+
+
+cdef const float *_wide(Operand *o, Py_ssize_t n, str name) except? NULL:
+    """All n values of o, in C order, as contiguous float32: its own memory, or a widened copy that goes with o."""
+    cdef char *packed
+    cdef float *wide
+    cdef Py_ssize_t i, step = o.itemsize
+    cdef bint contiguous = True
+    for i in range(o.ndim - 1, -1, -1):
+        contiguous = contiguous and (o.shape[i] <= 1 or o.strides[i] == step)
+        step *= o.shape[i]
+    if o.dtype == LL_F32 and contiguous:
         return <const float *>o.data
     # n float32, and behind them the packed 16-bit values, if they have gaps
     o.scratch = PyMem_Malloc(n * 4 + n * 2 + 1)
@@ -444,7 +454,7 @@ cdef const float *_vector(Operand *o, obj, str name, Py_ssize_t n, str each, lis
         _copy_strided(o, <char *>wide, True)
     else:
         packed = o.data
-        if n > 1 and o.strides[0] != o.itemsize:
+        if not contiguous:
             packed = <char *>(wide + n)
             _copy_strided(o, packed, True)
         ll_widen(packed, o.dtype, wide, n)

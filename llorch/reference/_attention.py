@@ -48,6 +48,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    position_bias: Array | None = None,
     out: Array | None = None,
 ) -> Array:
     """Attention of q (..., H, Tq, D) to k, v (..., H_kv, Tk, D), H a multiple of H_kv. See `llorch.attention`."""
@@ -61,12 +62,13 @@ def attention(
     if H and (H_kv == 0 or H % H_kv):
         raise ValueError(f"q has {H} heads, k and v have {H_kv}: the first must be a multiple of the second")
     (Tq, D), Tk = q.shape[-2:], k.shape[-2]
-    if causal and Tk < Tq:
+    shape = () if position_bias is None else position_bias.shape
+    if position_bias is not None and (len(shape) != 2 or shape[0] != H or shape[1] % 2 == 0):
+        raise ValueError(f"position_bias has shape {shape}, it must be ({H}, 2 R + 1)")
+    if Tk < Tq and (causal or window is not None or position_bias is not None):
         raise ValueError(f"k has {Tk} positions, fewer than the {Tq} queries: query i is at position Tk - Tq + i")
     if Tk == 0 and Tq:
         raise ValueError("k has no positions")
-    if window is not None and not causal:
-        raise ValueError("window needs causal=True: it is counted backwards from a query's own position")
     if window is not None and window < 1:
         raise ValueError(f"window is {window}, it must be at least 1: a query sees its own position")
     if softcap is not None and not (np.isfinite(np.float32(softcap)) and np.float32(softcap) > 0):
@@ -81,7 +83,10 @@ def attention(
         rows = [i // H * H_kv + i % H // (H // H_kv) for i in range(q.size // (Tq * D))]
         a = widen(q).reshape(len(rows), Tq, D)
         b, c = (widen(x).reshape(x.size // (Tk * D), Tk, D)[rows] for x in (k, v))
-        y = narrow(_heads(a, b, c, factor, cap, _seen(Tq, Tk, causal, window)), q.dtype).reshape(q.shape)
+        bias = None if position_bias is None else _biases(widen(position_bias, "position_bias"), Tq, Tk)
+        if bias is not None:
+            bias = bias[[i % H for i in range(len(rows))]]
+        y = narrow(_heads(a, b, c, factor, cap, bias, _seen(Tq, Tk, causal, window)), q.dtype).reshape(q.shape)
     if out is None:
         return y
     out[...] = y
@@ -89,16 +94,34 @@ def attention(
 
 
 def _seen(Tq: int, Tk: int, causal: bool, window: int | None) -> list[slice]:
-    """For every position t the queries that see it; query i is at position p = Tk - Tq + i, and p - window < t <= p."""
-    if not causal:
+    """For every position t the queries that see it. Query i is at p = Tk - Tq + i, where p - window < t <= p, or, not
+    causal, abs(t - p) <= window."""
+    if not causal and window is None:
         return [slice(0, Tq) for t in range(Tk)]
     before = Tk - Tq
-    last = [Tk if window is None else t + window for t in range(Tk)]
-    return [slice(max(t - before, 0), max(min(last[t] - before, Tq), 0)) for t in range(Tk)]
+    behind = 0 if causal else window or 0
+    last = [Tk if window is None else t + window if causal else t + window + 1 for t in range(Tk)]
+    return [slice(max(t - behind - before, 0), max(min(last[t] - before, Tq), 0)) for t in range(Tk)]
 
 
-def _heads(q: Array, k: Array, v: Array, factor: np.float32, cap: np.float32 | None, seen: list[slice]) -> Array:
-    """Attention of q (heads, Tq, D) to k and v (heads, Tk, D), all float32.
+def _biases(table: Array, Tq: int, Tk: int) -> Array:
+    """(heads, Tq, Tk): of the key at t for query i at p = Tk - Tq + i, table (heads, 2 R + 1) at the distance t - p."""
+    R = table.shape[1] // 2
+    places = [[R + min(max(t - p, -R), R) for t in range(Tk)] for p in range(Tk - Tq, Tk)]
+    biases: Array = table[:, np.asarray(places, np.int64).reshape(Tq, Tk)]
+    return biases
+
+
+def _heads(
+    q: Array,
+    k: Array,
+    v: Array,
+    factor: np.float32,
+    cap: np.float32 | None,
+    bias: Array | None,
+    seen: list[slice],
+) -> Array:
+    """Attention of q (heads, Tq, D) to k and v (heads, Tk, D), bias (heads, Tq, Tk), all float32.
 
     A position is looked at only by the queries that see it, seen[t]: for the others it doesn't exist.
     """
@@ -115,6 +138,8 @@ def _heads(q: Array, k: Array, v: Array, factor: np.float32, cap: np.float32 | N
         s = s * factor
         if cap is not None:
             s = cap * tanh(s / cap)
+        if bias is not None:
+            s = s + bias
 
         # m = max s_t, e_t = exp(s_t - m)
         m = np.zeros((heads, Tq), np.float32) - np.float32(np.inf)

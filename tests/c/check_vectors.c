@@ -216,7 +216,7 @@ static void check_pool(FILE *f, const header *h)
 /* A case of attention, and where a call of it is put together. */
 typedef struct attention_case {
     size_t heads, Tq, Tk, D, kv_heads;
-    const float *q, *k, *v, *wanted;
+    const float *q, *k, *v, *bias, *wanted; /* bias: [heads][2 * args.reach + 1] or NULL */
     ll_cache cache;
     ll_attention_head *head;
     ll_kv *kv;
@@ -234,6 +234,8 @@ static void add_sequence(attention_case *c, size_t first, size_t end, size_t Tk,
         c->head[at] = (ll_attention_head){.q = c->q + (i * c->Tq + first) * c->D, .y = blank((end - first) * c->D * sizeof(float)),
                                           .q_stride = row, .y_stride = row, .Tq = end - first,
                                           .kv = c->args.kv_count + i / (c->heads / c->kv_heads)};
+        if (c->bias)
+            c->head[at].bias = c->bias + i * (2 * c->args.reach + 1) + c->args.reach;
     }
     for (size_t i = 0; i < c->kv_heads; i++)
         c->kv[c->args.kv_count++] = chunks ? ll_cache_kv(&c->cache, i, Tk)
@@ -257,18 +259,20 @@ static void attend(attention_case *c)
     c->args.count = c->args.kv_count = 0;
 }
 
-/* heads, Tq, Tk, D, heads of keys, window (0: none), causal; eps is the softcap; q [heads, Tq, D], k and v [heads of keys,
- * Tk, D]. By arrays at once, the last query alone, by a cache that was filled in three steps, and all that as sequences of
- * one call beside a shorter one, in two orders. */
+/* heads, Tq, Tk, D, heads of keys, window (0: none), causal + 2 * distances (0: no bias); eps is the softcap; q [heads, Tq,
+ * D], k and v [heads of keys, Tk, D], the bias [heads, distances]. By arrays at once, the last query alone, by a cache that
+ * was filled in three steps, and all that as sequences of one call beside a shorter one, in two orders. */
 static void check_attention(FILE *f, const header *h)
 {
     const size_t heads = h->n[0], Tq = h->n[1], Tk = h->n[2], D = h->n[3], kv_heads = h->n[4];
     float *q = read_values(f, heads * Tq * D, LL_F32), *k = read_values(f, kv_heads * Tk * D, LL_F32);
-    float *v = read_values(f, kv_heads * Tk * D, LL_F32), *wanted = read_wanted(f, heads * Tq * D, LL_F32);
+    const size_t distances = h->n[6] / 2;
+    float *v = read_values(f, kv_heads * Tk * D, LL_F32), *bias = distances ? read_values(f, heads * distances, LL_F32) : NULL;
+    float *wanted = read_wanted(f, heads * Tq * D, LL_F32);
     const ptrdiff_t row = (ptrdiff_t)(D * sizeof(float));
     const size_t parts[] = {0, Tk / 3, Tk / 3 + (Tk > 1), Tk};
     attention_case c = {.heads = heads, .Tq = Tq, .Tk = Tk, .D = D, .kv_heads = kv_heads, .q = q, .k = k, .v = v,
-                        .wanted = wanted, .head = blank(4 * heads * sizeof *c.head),
+                        .bias = bias, .wanted = wanted, .head = blank(4 * heads * sizeof *c.head),
                         .kv = blank(4 * kv_heads * sizeof *c.kv), .first = blank(4 * heads * sizeof *c.first)};
     if (ll_cache_init(&c.cache, kv_heads, D, Tk))
         exit(2);
@@ -281,10 +285,10 @@ static void check_attention(FILE *f, const header *h)
         ll_cache_write(&c.cache, &rows);
         c.cache.length += rows.T;
     }
-    const int causal = h->n[6] != 0;
-    const size_t half = (Tq + 1) / 2, fewer = causal ? Tk - Tq + half : Tk;
+    const int causal = h->n[6] % 2 != 0, placed = h->n[5] || bias; /* by its position; not causal, keys behind it are seen */
+    const size_t half = placed && !causal ? Tq : (Tq + 1) / 2, fewer = causal ? Tk - Tq + half : Tk;
     c.args = (ll_attention_args){.heads = c.head, .kv = c.kv, .D = D, .default_scale = 1, .causal = causal,
-                                 .window = h->n[5], .softcap = (double)h->eps};
+                                 .window = h->n[5], .softcap = (double)h->eps, .reach = distances / 2};
     add_sequence(&c, 0, Tq, Tk, 0);
     attend(&c);
     add_sequence(&c, Tq - 1, Tq, Tk, 0);
@@ -306,7 +310,7 @@ static void check_attention(FILE *f, const header *h)
         attend(&c);
     }
     ll_cache_free(&c.cache);
-    free(q), free(k), free(v), free(wanted), free(c.head), free(c.kv), free(c.first);
+    free(q), free(k), free(v), free(bias), free(wanted), free(c.head), free(c.kv), free(c.first);
 }
 
 /* rows, n; x [rows, n]; the places as float32, -1 - place for a NaN */

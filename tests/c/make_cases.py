@@ -169,25 +169,31 @@ def softmax_and_attention():
         heads, T, D = map(int, shape.split("x"))
         arrays = (vectors[f"attention/{shape}/{name}"] for name in "qkvy")
         write(ATTENTION, (heads, T, T, D, heads, 0, 1), *arrays)
-    for heads, kv_heads, Tq, Tk, D, window, causal, softcap in (
-        (2, 2, 1, 1, 1, None, True, None),
-        (1, 1, 1, 300, 16, None, True, None),
-        (2, 2, 13, 140, 17, None, True, None),
-        (1, 1, 30, 30, 64, None, True, None),
-        (6, 2, 1, 200, 16, None, True, None),
-        (3, 1, 40, 150, 20, None, True, 2.5),
-        (4, 2, 20, 300, 16, 1, True, None),
-        (2, 1, 33, 290, 24, 100, True, 30.0),
-        (2, 2, 1, 400, 16, 130, True, None),
-        (1, 1, 30, 30, 64, None, False, None),
-        (4, 2, 19, 190, 12, None, False, 1.5),
+    for heads, kv_heads, Tq, Tk, D, window, causal, softcap, reach in (
+        (2, 2, 1, 1, 1, None, True, None, None),
+        (1, 1, 1, 300, 16, None, True, None, None),
+        (2, 2, 13, 140, 17, None, True, None, None),
+        (1, 1, 30, 30, 64, None, True, None, None),
+        (6, 2, 1, 200, 16, None, True, None, None),
+        (3, 1, 40, 150, 20, None, True, 2.5, None),
+        (4, 2, 20, 300, 16, 1, True, None, None),
+        (2, 1, 33, 290, 24, 100, True, 30.0, None),
+        (2, 2, 1, 400, 16, 130, True, None, None),
+        (1, 1, 30, 30, 64, None, False, None, None),
+        (4, 2, 19, 190, 12, None, False, 1.5, None),
+        (4, 2, 150, 150, 16, 20, False, None, None),
+        (3, 3, 50, 50, 32, None, False, None, 9),
+        (2, 1, 40, 290, 17, 100, False, 2.5, 70),
+        (2, 2, 1, 140, 8, None, True, None, 200),
     ):
         q, k, v = normal(heads, Tq, D), normal(kv_heads, Tk, D), normal(kv_heads, Tk, D)
         if causal:
             v[:, -1, 0] = np.nan  # only the last query sees it
             v[:, : max(Tk - Tq - (window or Tk) + 1, 0)] = np.nan  # no query sees these
-        y = reference.attention(q, k, v, window=window, causal=causal, softcap=softcap)
-        write(ATTENTION, (heads, Tq, Tk, D, kv_heads, window or 0, int(causal)), q, k, v, y, eps=softcap or 0.0)
+        bias = None if reach is None else normal(heads, 2 * reach + 1)
+        y = reference.attention(q, k, v, window=window, causal=causal, softcap=softcap, position_bias=bias)
+        mask = window or 0, int(causal) + 2 * (0 if reach is None else 2 * reach + 1)
+        write(ATTENTION, (heads, Tq, Tk, D, kv_heads, *mask), q, k, v, bias, y, eps=softcap or 0.0)
 
 
 def argmax_and_embedding():

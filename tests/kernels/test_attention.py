@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from pathlib import Path
 
 import ml_dtypes
@@ -156,22 +157,37 @@ MASKS = (
     (4, 2, 1, 200, 16, {"causal": False}),
     (6, 2, 130, 130, 12, {"causal": False, "softcap": 2.0}),
     (2, 1, 30, 9, 8, {"causal": False}),
+    (2, 2, 33, 33, 8, {"causal": False, "window": 5}),
+    (4, 2, 300, 300, 16, {"causal": False, "window": 64}),
+    (4, 1, 70, 400, 17, {"causal": False, "window": 129}),
+    (2, 2, 1, 300, 16, {"causal": False, "window": 1}),
+    (12, 12, 62, 62, 32, {"causal": False, "reach": 20}),
+    (4, 2, 140, 200, 16, {"reach": 7, "window": 90, "softcap": 1.5}),
+    (3, 3, 150, 150, 8, {"causal": False, "window": 30, "reach": 128}),
+    (2, 1, 1, 150, 8, {"reach": 0}),
 )
+BOTH_SIDES = tuple(i for i, (*_, mask) in enumerate(MASKS) if not mask.get("causal", True) and "window" in mask)
+BIASES = tuple(i for i, (*_, mask) in enumerate(MASKS) if "reach" in mask)
 
 
 def masked(number, dtype=np.float32):
     """q, k, v, the mask and what is right."""
+    return *_masked_arguments(number, dtype), _masked_wanted(number, dtype)
+
+
+def _masked_arguments(number, dtype):
     H, H_kv, Tq, Tk, D, mask = MASKS[number]
     q, k, v = normal(H, Tq, D), normal(H_kv, Tk, D, seed=1), normal(H_kv, Tk, D, seed=2)
-    q, k, v = (x.astype(dtype) for x in (q, k, v))
-    return q, k, v, mask, _masked_wanted(number, dtype)
+    if "reach" in mask:
+        mask = {name: value for name, value in mask.items() if name != "reach"}
+        mask["position_bias"] = normal(H, 2 * MASKS[number][-1]["reach"] + 1, seed=3).astype(dtype)
+    return *(x.astype(dtype) for x in (q, k, v)), mask
 
 
 @functools.cache
 def _masked_wanted(number, dtype):
-    H, H_kv, Tq, Tk, D, mask = MASKS[number]
-    q, k, v = normal(H, Tq, D), normal(H_kv, Tk, D, seed=1), normal(H_kv, Tk, D, seed=2)
-    return reference.attention(*(x.astype(dtype) for x in (q, k, v)), **mask)
+    *arrays, mask = _masked_arguments(number, dtype)
+    return reference.attention(*arrays, **mask)
 
 
 @pytest.mark.parametrize("number", range(len(MASKS)))
@@ -179,14 +195,14 @@ def test_masks(isa, number):
     q, k, v, mask, wanted = masked(number)
     for threads in (1, 3):
         with num_threads(threads):
-            assert_same_bits(llorch.attention(q, k, v, **mask), wanted, f"arrays, {mask}")
+            assert_same_bits(llorch.attention(q, k, v, **mask), wanted, f"arrays, {MASKS[number]}")
             if q.shape[1] <= k.shape[1]:
-                assert_same_bits(cache_of(k, v).attention(q, **mask), wanted, f"cache, {mask}")
+                assert_same_bits(cache_of(k, v).attention(q, **mask), wanted, f"cache, {MASKS[number]}")
 
 
 @pytest.mark.parametrize("dtype", (np.dtype(np.float16), BF16), ids=str)
 def test_masks_of_16_bits(isa, dtype):
-    for number in (1, 4, 9, 14, 16):
+    for number in (1, 4, 9, 14, 16, 19, 21, 23, 24):
         q, k, v, mask, wanted = masked(number, dtype)
         assert_same_bits(llorch.attention(q, k, v, **mask), wanted, f"arrays, {mask}")
         assert_same_bits(cache_of(k, v).attention(q, **mask), wanted, f"cache, {mask}")
@@ -278,6 +294,45 @@ def test_encoders_are_batch_and_query_invariant(isa):
         assert_same_bits(llorch.attention(q[:, some], k, v, **mask), wanted[:, some], f"queries {some}")
     assert not same_bits(llorch.attention(q, k, v, softcap=2.0)[:, :-1], wanted[:, :-1]), "control: causal"
     assert_same_bits(llorch.attention(q, k, v, softcap=2.0)[:, -1], wanted[:, -1])
+    for number in BOTH_SIDES + BIASES:  # queries that have a position: the last ones
+        q, k, v, mask, wanted = masked(number)
+        for last in {1, 2, 7, 50} & set(range(q.shape[1])):
+            assert_same_bits(llorch.attention(q[:, -last:], k, v, **mask), wanted[:, -last:], f"{MASKS[number]}")
+        batch = [np.stack([x, x[:, ::-1]]) for x in (q, k, v)]
+        assert_same_bits(llorch.attention(*batch, **mask)[0], wanted, f"beside another, {MASKS[number]}")
+
+
+def test_another_window_or_bias_would_be_seen():
+    """Negative controls: a window one wider or narrower, a bias whose sign, distances or heads are exchanged."""
+    for number in BOTH_SIDES:
+        q, k, v, mask, wanted = masked(number)
+        for window in {mask["window"] - 1, mask["window"] + 1} - {0}:
+            assert not same_bits(llorch.attention(q, k, v, **{**mask, "window": window}), wanted), f"{MASKS[number]}"
+        assert not same_bits(llorch.attention(q, k, v, **{**mask, "causal": True}), wanted), "one side alone"
+    for number in BIASES:
+        q, k, v, mask, wanted = masked(number)
+        bias = mask["position_bias"]
+        others = [-bias, bias[:, ::-1], bias[::-1]] if bias.shape[1] > 1 else []  # one value for all changes no weight
+        for other in others:
+            assert not same_bits(llorch.attention(q, k, v, **{**mask, "position_bias": other}), wanted)
+            assert_same_bits(
+                llorch.attention(q, k, v, **{**mask, "position_bias": other}),
+                llorch.attention(q, k, v, **{**mask, "position_bias": other.copy()}),
+                "strides",
+            )
+
+
+def test_what_a_bias_makes_infinite_or_nan(isa):
+    """A score of -infinity weighs nothing, a NaN is the row's, and both where the distance is seen alone."""
+    q, k, v = normal(2, 40, 8), normal(2, 40, 8, seed=1), normal(2, 40, 8, seed=2)
+    bias = normal(2, 21, seed=3)
+    bias[0, 12] = -np.inf
+    bias[1, 0] = np.nan
+    for how in ({"causal": False}, {}, {"causal": False, "window": 9}):
+        y = llorch.attention(q, k, v, position_bias=bias, **how)
+        assert_same_bits(y, reference.attention(q, k, v, position_bias=bias, **how))
+        assert not np.isnan(y[0]).any()
+        assert np.isnan(y[1]).all(axis=1).tolist() == [i >= 10 and "window" not in how for i in range(40)]
 
 
 @pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf, 3.4e38))
@@ -298,16 +353,40 @@ def test_positions_outside_the_window_do_not_exist(isa, value):
                     assert np.isnan(y[0, t : t + window]).all(), "control: who sees it is NaN"
 
 
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_positions_outside_a_window_of_both_sides_do_not_exist(isa, value):
+    for T, window in ((40, 7), (300, 64), (300, 1)):
+        q, k, v = (normal(2, T, 8, seed=i) for i in range(3))
+        wanted = llorch.attention(q, k, v, window=window, causal=False)
+        for t in {0, window, T // 2, 127 % T, 128 % T, T - 1}:
+            for spoilt in (0, 1):
+                arrays = [k.copy(), v.copy()]
+                arrays[spoilt][0, t] = value
+                y = llorch.attention(q, *arrays, window=window, causal=False)
+                seen = slice(max(t - window, 0), t + window + 1)
+                apart = np.ones(T, bool)
+                apart[seen] = False
+                assert_same_bits(y[:, apart], wanted[:, apart], f"T={T}, window {window}, {value} at {t}")
+                if np.isnan(value):
+                    assert np.isnan(y[0, seen]).all(), "control: who sees it is NaN"
+
+
 def test_special_values_with_masks(isa):
-    for number in (1, 4, 8, 9, 12, 14, 17):
-        q, k, v, mask, _ = masked(number)
+    for number in (1, 4, 8, 9, 12, 14, 17, 19, 21, 23, 24):
         for seed in range(4):
-            r = rng(seed, number)
-            x, y, z = q.copy(), k.copy(), v.copy()
-            for a in (x, y, z):
-                for _ in range(3):
-                    a[tuple(r.integers(n) for n in a.shape)] = SPECIALS[r.integers(len(SPECIALS))]
-            assert_same_bits(llorch.attention(x, y, z, **mask), reference.attention(x, y, z, **mask), f"{mask}, {seed}")
+            *arrays, mask, wanted = spoilt(number, seed)
+            assert_same_bits(llorch.attention(*arrays, **mask), wanted, f"{number}, {seed}")
+
+
+@functools.cache
+def spoilt(number, seed):
+    """As `masked`, with some special values among q, k and v."""
+    *arrays, mask = _masked_arguments(number, np.float32)
+    r = rng(seed, number)
+    for a in arrays:
+        for _ in range(3):
+            a[tuple(r.integers(n) for n in a.shape)] = SPECIALS[r.integers(len(SPECIALS))]
+    return *arrays, mask, reference.attention(*arrays, **mask)
 
 
 def test_the_cost_of_a_window_is_that_of_the_window():
@@ -332,6 +411,18 @@ def test_the_cost_of_a_window_is_that_of_the_window():
             )
             one = llorch.attention(q[h, -1:], places[0][h], places[1][h], window=window)
             assert_same_bits(one, wanted[h, -1:], "one query")
+
+
+def test_time_grows_with_the_window_of_both_sides():
+    """Not with the sequence: 4,096 positions, of which a query sees 129, take a fraction of the time that all take."""
+    q = normal(1, 4096, 16)
+    seconds = {}
+    with num_threads(1):
+        for window in (64, None) * 3:
+            start = time.thread_time()
+            llorch.attention(q, q, q, causal=False, window=window)
+            seconds[window] = min(time.thread_time() - start, seconds.get(window, np.inf))
+    assert seconds[64] * 4 < seconds[None], f"{seconds}"
 
 
 # ---- a query's bits depend on what it sees -----------------------------------------------------------
@@ -617,7 +708,7 @@ def test_shapes():
 
 # ---- errors ---------------------------------------------------------------------------------------------
 
-Q, K = normal(2, 4, 8), normal(2, 6, 8)
+Q, K, B = normal(2, 4, 8), normal(2, 6, 8), normal(2, 3)
 
 
 @pytest.mark.parametrize(
@@ -635,7 +726,14 @@ Q, K = normal(2, 4, 8), normal(2, 6, 8)
         (lambda: llorch.attention(Q, K, K, window=0), ValueError, "window must be at least 1 .*got 0"),
         (lambda: llorch.attention(Q, K, K, window=-3), ValueError, "window must be at least 1 .*got -3"),
         (lambda: llorch.attention(Q, K, K, window=2.0), TypeError, "window must be an int, got float"),
-        (lambda: llorch.attention(Q, K, K, window=2, causal=False), ValueError, "window is 2 with causal=False"),
+        (lambda: llorch.attention(K, Q, Q, window=2, causal=False), ValueError, "k has 4 positions, fewer than the 6 queries"),  # noqa: E501
+        (lambda: llorch.attention(K, Q, Q, position_bias=B, causal=False), ValueError, "k has 4 positions, fewer than the 6"),  # noqa: E501
+        (lambda: llorch.attention(Q, K, K, position_bias=B[:, 1:]), ValueError, r"position_bias has shape \(2, 2\), it must be \(2, 2 R \+ 1\)"),  # noqa: E501
+        (lambda: llorch.attention(Q, K, K, position_bias=B[:1]), ValueError, r"position_bias has shape \(1, 3\), it must be \(2, "),  # noqa: E501
+        (lambda: llorch.attention(Q, K, K, position_bias=B[0]), ValueError, r"position_bias has shape \(3,\)"),
+        (lambda: llorch.attention(Q, K, K, position_bias=B.astype(np.float64)), TypeError, "position_bias is float64"),
+        (lambda: llorch.attention(Q, K, K, position_bias=0.5), TypeError, "position_bias must be an array"),
+        (lambda: cache_of(K, K).attention(Q, position_bias=B[:, :0]), ValueError, r"position_bias has shape \(2, 0\)"),
         (lambda: llorch.attention(Q, K, K, softcap=0), ValueError, "softcap must be positive and finite in float32, got 0"),  # noqa: E501
         (lambda: llorch.attention(Q, K, K, softcap=-1.0), ValueError, "softcap must be positive .*got -1.0"),
         (lambda: llorch.attention(Q, K, K, softcap=1e-46), ValueError, "softcap must be positive .*got 1e-46"),
@@ -693,6 +791,8 @@ def test_overlaps_are_refused_and_nothing_is_written():
     ):
         with pytest.raises(ValueError, match=message):
             llorch.attention(q, k, v, out=out)
+    with pytest.raises(ValueError, match="out overlaps position_bias"):
+        llorch.attention(q, k, v, position_bias=base[320:326].reshape(2, 3), out=base[300:364].reshape(2, 4, 8))
     assert (base == before).all()
 
 

@@ -115,6 +115,7 @@ LARGE, VANISHING = FEW * np.float32(3e37), normal(200, 90, scale=1e-40)
 W, B, H = normal(200, 90, seed=1), normal(90, seed=2, scale=1e-39), normal(2000, 90, seed=3)
 W_SMALL = W * np.float32(1e-5)
 Q, K, V = normal(3, 150, 16), normal(3, 150, 16, seed=1), normal(3, 150, 16, seed=2, scale=1e-39)
+DISTANCES = normal(3, 81, seed=3)
 HALF = {
     name: a.astype(np.float16) for name, a in {"x": ROWS, "w": W, "q": Q, "k": K, "v": V * np.float32(1e33)}.items()
 }
@@ -139,6 +140,7 @@ CASES = {  # what the host calls, and what it should get
     "attention": lambda m: m.attention(Q, K, V),
     "attention, 16 bits": lambda m: m.attention(HALF["q"], HALF["k"], HALF["v"]),
     "attention, one query": lambda m: m.attention(Q[:, -1:], K, V),
+    "attention, biased": lambda m: m.attention(Q, K, V, causal=False, window=70, position_bias=DISTANCES),
     "gelu_tanh": lambda m: m.gelu(S, approximate="tanh"),
     "rms_norm": lambda m: m.rms_norm(S_VANISHING, eps=1e-42),
     "add_layer_norm": lambda m: m.add_layer_norm(S_VANISHING, S_BACK, eps=0.0)[0],

@@ -95,12 +95,12 @@ def test_sum64_is_the_text():
         assert_same_bits(reference.sum64(v[None])[0], np.float32([p[0]]))
 
 
-def attention_of_one(q, k, v, p, *, scale=None, causal=True, window=None, softcap=None):
+def attention_of_one(q, k, v, p, *, scale=None, causal=True, window=None, softcap=None, bias=None):
     """Sections 5 and 8 of docs/numerics.md for the query q (D,) at position p, value by value: the text, no array."""
     D = q.size
     factor = np.float32(1 / np.sqrt(np.float64(D)) if scale is None else scale)
     last = p + 1 if causal else len(k)
-    seen = [t for t in range(last) if window is None or t > p - window]
+    seen = [t for t in range(last) if window is None or (t > p - window if causal else abs(t - p) <= window)]
 
     def chain(pairs, y):
         """dot128 of what is there: (index, a, b) in order; a block is what has index div 128."""
@@ -117,6 +117,9 @@ def attention_of_one(q, k, v, p, *, scale=None, causal=True, window=None, softca
         s[t] = chain([(d, q[d], k[t, d]) for d in range(D)], np.float32(0)) * factor
         if softcap is not None:
             s[t] = np.float32(softcap) * reference.tanh(np.float32([s[t] / np.float32(softcap)]))[0]
+        if bias is not None:
+            R = len(bias) // 2
+            s[t] = s[t] + bias[R + min(max(t - p, -R), R)]
     m = max(s.values())
     e = {t: reference.exp(np.float32([s[t] - m]))[0] for t in seen}
     lanes = [np.float32(0)] * 64
@@ -138,6 +141,10 @@ VARIANTS = (
     {"softcap": 30.0, "scale": 0.3},
     {"window": 64, "softcap": 2.0},
     {"causal": False, "softcap": 1.5, "scale": 0.1},
+    {"causal": False, "window": 3},
+    {"causal": False, "window": 100, "reach": 4},
+    {"causal": False, "reach": 70},
+    {"reach": 2, "softcap": 2.0},
 )
 
 
@@ -152,11 +159,13 @@ def test_attention_is_the_text(how):
         (1, 1, 1, 9, 130),
     ):
         q, k, v = normal(H, Tq, D, scale=3), normal(H_kv, Tk, D, seed=1), normal(H_kv, Tk, D, seed=2)
-        got = reference.attention(q, k, v, **how)
+        mask = {name: value for name, value in how.items() if name != "reach"}
+        bias = normal(H, 2 * how["reach"] + 1, seed=3) if "reach" in how else None
+        got = reference.attention(q, k, v, **mask, position_bias=bias)
         for h in range(H):
             for i in range(Tq):
-                g = h // (H // H_kv)
-                wanted = attention_of_one(q[h, i], k[g], v[g], Tk - Tq + i, **how)
+                g, own = h // (H // H_kv), None if bias is None else bias[h]
+                wanted = attention_of_one(q[h, i], k[g], v[g], Tk - Tq + i, **mask, bias=own)
                 assert_same_bits(got[h, i], wanted, f"head {h}, query {i} of {(H, H_kv, Tq, Tk, D)}")
 
 
@@ -192,7 +201,11 @@ def test_attention_never_looks_at_what_does_not_exist():
         ((4, 3), {}, "q has 4 heads, k and v have 3"),
         ((4, 0), {}, "q has 4 heads, k and v have 0"),
         ((2, 2), {"window": 0}, "window is 0"),
-        ((2, 2), {"window": 4, "causal": False}, "window needs causal=True"),
+        (
+            (2, 2),
+            {"position_bias": np.zeros((2, 4), np.float32)},
+            r"position_bias has shape \(2, 4\), it must be \(2, 2 R",
+        ),
         ((2, 2), {"softcap": 0.0}, "softcap is 0.0"),
         ((2, 2), {"softcap": np.nan}, "softcap is nan"),
     ],
