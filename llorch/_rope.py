@@ -173,6 +173,8 @@ class _Rule:
 
 def frequencies(R: int, base: float, scaling: Mapping[str, Any] | None) -> Frequencies:
     """The frequencies of a head's pairs by a model's rule, and the factor of its cosines and sines."""
+    if not isinstance(scaling, Mapping | None):
+        raise TypeError(f"scaling must be a mapping or None, got {type(scaling).__name__}")
     entries = {} if scaling is None else {name: scaling[name] for name in NAMES if scaling.get(name) is not None}
     return _frequencies(
         R, base, tuple((k, tuple(v) if isinstance(v, list | tuple | np.ndarray) else v) for k, v in entries.items())

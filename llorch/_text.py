@@ -15,6 +15,11 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def counted(count: int, what: str) -> str:
+    """1 token, 2 tokens."""
+    return f"{count:d} {what}{'' if count == 1 else 's'}"
+
+
 def shown(value: object) -> str:
     """`printable` of a text, of anything else's repr; cut after LONGEST characters, for an error of one line."""
     try:

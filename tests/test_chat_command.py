@@ -239,7 +239,7 @@ def test_a_conversation(folder, tmp_path):
         assert "/clear" in terminal.ask("/help")
         assert "no command /bogus" in terminal.ask("/bogus")
         assert "system: Verona." in terminal.ask("/system Verona.") and "system: Verona." in terminal.ask("/system")
-        assert "5 messages are in" in terminal.ask(f"/save {tmp_path / 'talk.json'}")
+        assert "5 messages in" in terminal.ask(f"/save {tmp_path / 'talk.json'}")
         assert "is there already" in terminal.ask(f"/save {tmp_path / 'talk.json'}")
         assert "a new conversation" in terminal.ask("/clear")
         assert answers(folder, turns[0], system="Verona.")[0] in terminal.ask(turns[0])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llorch import _interrupts
-from llorch._text import printable, shown
+from llorch._text import counted, printable, shown
 from llorch.commands import common
 from llorch.text.protocol import context_of
 
@@ -149,7 +149,7 @@ def _summary(stream: "ChatStream | None", begin: float, first: float | None, end
     context = reply.context_left + len(reply.prompt_ids) + len(reply.ids)
     parts = []
     if reply.dropped:
-        parts.append(f"the oldest {reply.dropped} messages were left out")
+        parts.append(f"the oldest {counted(reply.dropped, 'message')} left out")
     if first is not None and len(reply.ids) > 1 and end > first:
         parts.append(f"{(len(reply.ids) - 1) / (end - first):.1f} tokens/s")
     parts.append(f"first after {(first or end) - begin:.2f} s")
@@ -247,7 +247,7 @@ def _save(talk: Talk, name: str) -> str:
         return f"{printable(name)} is there already, name another file"
     except (OSError, ValueError) as error:
         return f"can't write {printable(name)}: {getattr(error, 'strerror', None) or error}"
-    return f"{len(talk.whole)} messages are in {printable(name)}"
+    return f"{counted(len(talk.whole), 'message')} in {printable(name)}"
 
 
 @contextlib.contextmanager

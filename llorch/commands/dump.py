@@ -28,9 +28,12 @@ from llorch.commands.options import ids_option, prompt_option, writable
     show_default=True,
     help="Who computes it.",
 )
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
 @common.threads_option
-def command(model: str, prompt: str, ids: tuple[int, ...] | None, output: Path, source: str) -> None:
+def command(model: str, prompt: str, ids: tuple[int, ...] | None, output: Path, source: str, force: bool) -> None:
     """Write every tensor of the ladder for a prompt: what `llorch compare` compares an engine's dump with."""
+    if output.exists() and not force:
+        raise common.Failure(f"{output} is there already: name another file, or give --force")
     from llorch.validate.ladder.run import dump
 
     with common.failures():

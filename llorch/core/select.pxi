@@ -35,6 +35,22 @@ cdef str _at(size_t flat, tuple shape):
     return f"[{', '.join([str(i) for i in place])}]"
 
 
+cdef frozenset _bools = frozenset({bool, np.bool_})
+
+
+def _bool_at(ids, tuple place=()):
+    """The place of the first bool in lists of numbers, which NumPy would make an integer of; None if there is none."""
+    if isinstance(ids, (list, tuple)):
+        for i, one in enumerate(ids):
+            if type(one) in _bools:
+                return (*place, i)
+            if isinstance(one, (list, tuple)):
+                found = _bool_at(one, (*place, i))
+                if found is not None:
+                    return found
+    return None
+
+
 def embedding(table, ids):
     """Rows of a table by number, widened to float32: ``table[ids]``.
 
@@ -83,6 +99,9 @@ def embedding(table, ids):
             given = given.astype(_int64)  # an empty list
         if given.dtype.kind not in "iu":
             raise TypeError(f"ids must be integers, got {given.dtype.name}")
+        place = _bool_at(ids)
+        if place is not None:
+            raise TypeError(f"ids[{', '.join([str(i) for i in place])}] is a bool, ids must be integers")
         # A copy: what is checked is what is used, whatever other threads write. Ids of 2**63 and more become negative.
         places = np.array(given, _int64, order="C")
         shape = given.shape

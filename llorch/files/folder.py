@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +125,8 @@ def find_model(name: str | Path) -> Path:
 
 def _find(name: str | Path) -> Path:
     """A folder, or a file that begins as GGUF does."""
+    if not isinstance(name, str | PathLike):
+        raise TypeError(f"path_or_hub_id must be a str or a Path, got {type(name).__name__}")
     text = str(name)
     if not text:
         raise ValueError("path_or_hub_id is empty, it must be a folder, a .gguf file or a hub id")

@@ -100,14 +100,21 @@ def flag(value: Any, name: str) -> bool:
 
 
 def token(value: Any, name: str) -> int | None:
-    return None if value is None else integer(value, name)
+    return None if value is None else _id(value, name)
 
 
 def tokens(value: Any, name: str) -> int | tuple[int, ...] | None:
     """One token id, or several."""
     if isinstance(value, list | tuple):
-        return tuple(integer(one, name) for one in value)
+        return tuple(_id(one, name) for one in value)
     return token(value, name)
+
+
+def _id(value: Any, name: str) -> int:
+    """One beyond the vocabulary is left to be: it never comes."""
+    if integer(value, name) < 0:
+        raise ValueError(f"{name} is {_shown(value)}, a token's id can't be negative")
+    return int(value)
 
 
 def activation(value: Any, name: str) -> str:
@@ -482,9 +489,14 @@ class TransformerConfig(ModelConfig):
             raise ValueError(
                 f"{get.architecture}.rope.dimension_count is {rotated}, it must be the width of a head, {D}"
             )
-        for name, harmless in {"attention.value_length": D, **cls.GGUF_REFUSED}.items():
+        windows = {} if cls.has("sliding_window") else {"attention.sliding_window": 0}
+        for name, harmless in {"attention.value_length": D, **windows, **cls.GGUF_REFUSED}.items():
             if get(name, None) not in (None, harmless):
                 raise ValueError(f"{get.architecture}.{name} is {get(name)}: llorch's {cls.NAME} has {harmless}")
+        scale = number(get("attention.scale", 0), f"{get.architecture}.attention.scale")
+        usual = 1 / math.sqrt(size(D, f"{get.architecture}.attention.key_length"))
+        if scale and not cls.has("attention_multiplier") and np.float32(scale) != np.float32(usual):
+            raise ValueError(f"{get.architecture}.attention.scale is {scale}: llorch's {cls.NAME} has {usual:.6g}")
         if get("expert_count", 0):
             raise ValueError(
                 f"{get.architecture}.expert_count is {get('expert_count')}: mixtures of experts are not supported"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import llorch
 from llorch import _core
 from llorch._core import Plan, SequenceCache
-from llorch._text import printable
+from llorch._text import counted, printable
 from llorch.files import Source
 from llorch.models import loading, registry
 from llorch.models.compile import Compiler, Weights
@@ -149,6 +149,8 @@ class Engine:
             raise ValueError(f"{name} is empty, at least one token id is needed")
         if given.dtype.kind not in "iu":
             raise TypeError(f"{name} must be ints, got {given.dtype.name}")
+        if (place := _core._bool_at(ids)) is not None:
+            raise TypeError(f"{name}[{place[0]}] is {ids[place[0]]}, ids must be ints")
         low, high = given.min(), given.max()
         if low < 0 or high >= self.config.vocab_size:
             wrong = int(np.flatnonzero((given < 0) | (given >= self.config.vocab_size))[0])
@@ -179,6 +181,8 @@ class Engine:
         types: list[Array] | None = None,
     ) -> Array:
         """The result of every row, and what a trace sees on the way."""
+        if not callable(trace) and trace is not None:
+            raise TypeError(f"trace must be a function of (name, array), got {type(trace).__name__}")
         if trace is None:
             return self._run(self._plans["all"], [ids], caches, True, check, types=types)
         if self._traced is None:
@@ -266,7 +270,7 @@ class Decoder(Engine):
         if cache is not None:
             self._check_cache(cache, "cache", len(ids), "ids")
         elif len(ids) > self.config.context:
-            raise ValueError(f"ids has {len(ids)} tokens, the model has {self.config.context} positions")
+            raise ValueError(f"ids has {counted(len(ids), 'token')}, the model has {self.config.context} positions")
         caches = None if cache is None else [cache]
 
         def check(chunk: Ids, place: int) -> Array:
@@ -292,6 +296,9 @@ class Decoder(Engine):
         TypeError, ValueError, IndexError
             As `forward`, naming the chunk or the cache. Nothing has been appended to any cache then.
         """
+        for name, given in (("chunks", chunks), ("caches", caches)):
+            if not isinstance(given, Iterable):
+                raise TypeError(f"{name} must be a sequence, got {type(given).__name__}")
         chunks, caches = list(chunks), list(caches)
         if len(chunks) != len(caches):
             raise ValueError(f"there are {len(chunks)} chunks and {len(caches)} caches, they must be as many")
@@ -317,7 +324,8 @@ class Decoder(Engine):
             raise ValueError(f"{name} is a cache of another model, make one by this model's new_cache")
         if more > cache.capacity - cache.length:
             raise ValueError(
-                f"{of} has {more} tokens, but {name} holds {cache.length} of at most {cache.capacity} positions"
+                f"{of} has {counted(more, 'token')}, but {name} holds {cache.length} of at most {cache.capacity} "
+                "positions"
             )
 
 

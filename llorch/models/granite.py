@@ -44,8 +44,8 @@ class GraniteConfig(LlamaConfig):
     logits_scaling: float = 1.0
 
     NAME = "Granite"
-    # llama.cpp takes the former, of this architecture, as a switch of the rotations, which no config.json has.
-    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {"rope.scaling.finetuned": True, "attention.sliding_window": 0}
+    # llama.cpp takes this, of this architecture, as a switch of the rotations, which no config.json has.
+    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {"rope.scaling.finetuned": True}
 
     def __post_init__(self) -> None:
         super().__post_init__()

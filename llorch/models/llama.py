@@ -6,7 +6,7 @@ feed-forward layer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from llorch.models import config as check
 from llorch.models import decoder
@@ -37,7 +37,6 @@ class LlamaConfig(DecoderConfig):
     eos_token_id: int | tuple[int, ...] | None = 2
 
     NAME = "Llama"
-    GGUF_REFUSED: ClassVar[Mapping[str, Any]] = {"attention.sliding_window": 0}
 
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

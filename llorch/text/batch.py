@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from llorch._text import counted
 from llorch.text.protocol import Ids, Logits, Model, context_of
 from llorch.text.sampling import SamplingParameters, next_token, whole
 
@@ -129,10 +130,10 @@ class Sequence:
         if count + self.most > context:
             room = context - count
             raise ValueError(
-                f"{name} has {count} tokens, the context {context}: max_new_tokens can be at most {room}, "
+                f"{name} has {counted(count, 'token')}, the context {context}: max_new_tokens can be at most {room}, "
                 f"got {self.most}"
                 if room >= 0
-                else f"{name} has {count} tokens, the context only {context}"
+                else f"{name} has {counted(count, 'token')}, the context only {context}"
             )
         continued = self.prompt_ids if isinstance(request.prompt, str) else []  # an answer is a text of its own
         self.text = _Text(model, strings, continued) if isinstance(request.prompt, str) or request.as_text else None

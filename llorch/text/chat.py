@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
 
+from llorch._text import counted
 from llorch.text import batch as batches
 from llorch.text.batch import Batch, Request, Stop
 from llorch.text.chat_prompt import Given, prompt_ids
@@ -139,11 +140,11 @@ def fit(
             dropped, ids = sum(map(len, turns[:-1])), _prompt(model, [*head, *turns[-1]], asked, template)
     least = 1 if most is None else most
     if not fits(len(ids), least):
-        count = len(ids)
+        tokens = counted(len(ids), "token")
         left = ", even when all older turns are dropped" if overflow == "drop_oldest" else ""
-        hint = "" if left or count + least <= least else "; overflow='drop_oldest' leaves old turns out"
+        hint = "" if left else "; overflow='drop_oldest' leaves old turns out"
         raise ValueError(
-            f"messages have {count} tokens as the chat template has them{left}, the context {context}: no room for "
+            f"messages have {tokens} as the chat template has them{left}, the context {context}: no room for "
             f"{'an answer' if most is None else f'max_new_tokens, {most}'}{hint}"
         )
     return ids, context - len(ids) if most is None else most, dropped

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, Unpack, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from llorch._text import counted
 from llorch.text import batch as batches
 from llorch.text import chat as chats
 from llorch.text import generation_config, tokenizer_files
@@ -260,7 +261,7 @@ class Faces:
         if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
             seeds: list[Any] = list(seed)
             if len(seeds) != len(prompts):
-                raise ValueError(f"seed has {len(seeds)} seeds, there are {len(prompts)} prompts")
+                raise ValueError(f"seed has {counted(len(seeds), 'seed')} for {counted(len(prompts), 'prompt')}")
         else:
             seeds = [seed] * len(prompts)
         names = [f"prompts[{i}]" for i in range(len(prompts))]

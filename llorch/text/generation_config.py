@@ -70,7 +70,7 @@ def ends(folder: Path) -> set[int]:
     """The eos_token_id, one or several, of a folder's generation_config.json. ValueError names the file."""
     found = read_settings(folder, NAME).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
+    if not all(isinstance(id, int) and not isinstance(id, bool) and id >= 0 for id in ids):
         raise ValueError(f"{printable(str(folder / NAME))}: eos_token_id is {shown(found)}, it must be an id or a list "
                          "of ids")  # fmt: skip
     return set(ids)

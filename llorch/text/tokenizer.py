@@ -76,6 +76,9 @@ class Tokenizer:
         tokenizer is broken in a way that shows only here.
         """
         several = list(ids)
+        for i, id in enumerate(several):
+            if isinstance(id, bool) or not hasattr(id, "__index__"):
+                raise TypeError(f"ids[{i}] is {shown(repr(id))}, ids must be ints")
         text: str = self.call("decode ids", lambda: self.library.decode(several, skip_special_tokens=False))
         return text
 

@@ -105,6 +105,8 @@ TABLE = normal(10, 4)
         (lambda: llorch.embedding(TABLE, np.array([2**63], np.uint64)), IndexError, r"ids\[0\] is 9223372036854775808"),
         (lambda: llorch.embedding(TABLE[:0], [0]), IndexError, r"ids\[0\] is 0, the table has 0 rows"),
         (lambda: llorch.embedding(TABLE, [1.0]), TypeError, "ids must be integers, got float64"),
+        (lambda: llorch.embedding(TABLE, [1, True]), TypeError, r"ids\[1\] is a bool, ids must be integers"),
+        (lambda: llorch.embedding(TABLE, [[1, 2], (3, np.True_)]), TypeError, r"ids\[1, 1\] is a bool"),
         (lambda: llorch.embedding(TABLE, True), TypeError, "ids must be integers, got bool"),
         (lambda: llorch.embedding(TABLE, "1"), TypeError, "ids must be integers, got str"),
         (lambda: llorch.embedding(TABLE[0], [0]), ValueError, r"table has shape \(4,\), it must be \(V, E\)"),

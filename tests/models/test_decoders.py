@@ -194,6 +194,8 @@ def test_the_ladder_stands_beside_transformers(tiny):
         ("qwen2", {"layer_types": ["full_attention"]}, "layer_types must be a list of 3, one for each layer"),
         ("qwen2", {"layer_types": ["chunked_attention"] * 3}, "layer_types has 'chunked_attention', llorch has"),
         ("qwen2", {"use_sliding_window": False, "layer_types": ["sliding_attention"] * 3}, "says no window"),
+        ("qwen2", {"eos_token_id": -1}, "eos_token_id is -1, a token's id can't be negative"),
+        ("qwen2", {"eos_token_id": [2, -5]}, "eos_token_id is -5, a token's id can't be negative"),
         ("qwen3", {"head_dim": 7}, "head_dim is 7, it must be even"),
         ("qwen3", {"use_sliding_window": 1}, "use_sliding_window must be true or false"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers is .* for each of the 4 layers"),
@@ -215,13 +217,17 @@ def test_what_isnt_supported_is_refused_by_name(tmp_path, name, entries, message
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "smollm3"])
-def test_a_window_in_gguf_where_the_family_has_no_word_for_it(name):
+def test_a_window_or_a_scale_in_gguf_where_the_family_has_no_word_for_it(name):
     family = family_of(name)
     metadata = {"general.architecture": name, **decoder_metadata(family.config(TINY), name)}
     shapes = {"token_embd.weight": (67, 48)}
     assert family.config_of_gguf(metadata, shapes).vocab_size == 67
     with pytest.raises(ValueError, match=rf"{name}.attention.sliding_window is 9: llorch's .* has 0"):
         family.config_of_gguf(metadata | {f"{name}.attention.sliding_window": 9}, shapes)
+    for scale in (0.0, float(np.float32(8**-0.5))):
+        assert family.config_of_gguf(metadata | {f"{name}.attention.scale": scale}, shapes).width_of_head == 8
+    with pytest.raises(ValueError, match=rf"{name}.attention.scale is 0.25: llorch's .* has 0.353553"):
+        family.config_of_gguf(metadata | {f"{name}.attention.scale": 0.25}, shapes)
 
 
 def test_a_granites_logits_are_divided(tmp_path):

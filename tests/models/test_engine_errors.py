@@ -35,6 +35,34 @@ def families(monkeypatch):
     monkeypatch.setattr(registry, "_registered", list(registry._registered))
 
 
+# ---- what Python says ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.forward(), r"^CausalLM\.forward\(\) missing 1 required positional argument: 'ids'"),
+        (lambda m: m.generate(), r"^CausalLM\.generate\(\) missing 2 required"),
+        (lambda m: m.generate("O", 1, warmth=1), "^got an unexpected keyword argument 'warmth'; sampling has temper"),
+        (lambda m: m.score("O", warmth=1), r"^CausalLM\.score\(\) got an unexpected keyword argument 'warmth'"),
+        (lambda m: m.step(1, []), "^chunks must be a sequence, got int"),
+        (lambda m: m.step([[1]], None), "^caches must be a sequence, got NoneType"),
+        (lambda m: m.forward([1], trace=3), r"^trace must be a function of \(name, array\), got int"),
+        (lambda m: type(m).from_pretrained(3), "^path_or_hub_id must be a str or a Path, got int"),
+        (lambda m: llorch.rope_table(4, 3, scaling=3), "^scaling must be a mapping or None, got int"),
+        (lambda m: embedded().tokenizer.decode("ab"), r"^ids\[0\] is 'a', ids must be ints"),
+        (lambda m: embedded().tokenizer.decode([1, True]), r"^ids\[1\] is True, ids must be ints"),
+    ],
+)
+def test_wrong_calls_are_told_in_the_words_of_the_caller(tiny, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(tiny)
+
+
+def embedded():
+    return llorch.CausalLM.from_pretrained("shakespeare-1m")
+
+
 # ---- caches --------------------------------------------------------------------------------------------
 
 
@@ -97,7 +125,7 @@ def test_ids_that_change_while_they_are_read(tiny, then):
         return np.array([1])
 
     with pytest.raises(RuntimeError, match="changed while they were read"):
-        tiny._last.run([[np.int64(1)], ids], caches, False, 67, check, tiny._tables.grow)
+        tiny._plans["last"].run([[np.int64(1)], ids], caches, False, 67, check, tiny._tables.grow)
     assert [cache.length for cache in caches] == [0, 0]
 
 

@@ -306,6 +306,9 @@ def test_generation_config_has_ends_too(tmp_path):
     ends.end_ids = model.end_ids
     pieces = stream(ends, [1], 3)
     assert list(pieces) == [5] and pieces.finish_reason == "stop"
+    path.write_text('{"eos_token_id": -1}')
+    with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id is -1"):
+        llorch.CausalLM.from_pretrained(tmp_path / "model").generate("O", 1)
     path.write_text('{"eos_token_id": "x"}')
     with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id is x"):
         llorch.CausalLM.from_pretrained(tmp_path / "model").generate("O", 1)
@@ -362,6 +365,10 @@ def test_progress(monkeypatch):
         (lambda m: generate(m, [1.5], 5), TypeError, "prompt must be ints, got float64"),
         (lambda m: generate(m, b"x", 5), TypeError, "prompt must be token ids, got a bytes"),
         (lambda m: generate(m, [1] * 300, 5), ValueError, "prompt has 300 tokens, the context only 256"),
+        (lambda m: generate(m, [1], 256), ValueError, "prompt has 1 token, the context 256: max_new_tokens can be at"),
+        (lambda m: generate(m, [1, True], 5), TypeError, r"prompt\[1\] is True, ids must be ints"),
+        (lambda m: generate(m, [np.False_, 2], 5), TypeError, r"prompt\[0\] is False, ids must be ints"),
+        (lambda m: score(m, (1, 2, True)), TypeError, r"text\[2\] is True, ids must be ints"),
         (lambda m: generate(m, "O " * 300, 5), ValueError, "prompt has .* tokens, the context only 256"),
         (lambda m: generate(m, "O", 256), ValueError, "max_new_tokens can be at most 255, got 256"),
         (lambda m: generate(m, "O", -1), ValueError, "max_new_tokens must be at least 0, got -1"),
@@ -381,7 +388,7 @@ def test_progress(monkeypatch):
         (lambda m: generate_batch(m, 3, 5), TypeError, "prompts must be several prompts, got int"),
         (lambda m: generate_batch(m, ["O", ""], 5), ValueError, r"prompts\[1\] is empty"),
         (lambda m: generate_batch(m, ["O", [1, -2]], 5), IndexError, r"prompts\[1\]\[1\] is -2"),
-        (lambda m: generate_batch(m, ["O"], 5, seed=[1, 2]), ValueError, "seed has 2 seeds, there are 1 prompts"),
+        (lambda m: generate_batch(m, ["O"], 5, seed=[1, 2]), ValueError, "seed has 2 seeds for 1 prompt"),
         (lambda m: generate_batch(m, ["O"], 5, seed="1"), TypeError, "seed must be an integer, got '1'"),
         (lambda m: generate_batch(m, ["O"], 5, batch_size=0), ValueError, "batch_size must be at least 1"),
         (lambda m: score(m, ""), ValueError, "text is empty"),

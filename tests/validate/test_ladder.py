@@ -1,6 +1,7 @@
 """The ladder: its tensors from every source, their bits, and `llorch validate`."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -266,6 +267,27 @@ def test_dump_has_every_tensor_and_says_what_it_is(tmp_path):
     assert found.metadata["prompt"] == "Hello." and found.metadata["llorch"] == llorch.__version__
     assert found.metadata["generated_text"] == embedded().text(want["generated"])
     assert found.config == embedded().config
+
+
+def test_a_dump_is_written_over_only_where_that_is_meant(tmp_path):
+    """Its permissions are those that new files have here, and an old file's stay."""
+    path = tmp_path / "ours.safetensors"
+    before = os.umask(0o027)
+    try:
+        assert run("dump", "--ids=5", "-o", path).exit_code == 0
+        assert path.stat().st_mode & 0o777 == 0o640
+        first = path.read_bytes()
+        result = CliRunner().invoke(main, ["dump", "--ids=6", "-o", str(path)])
+        assert result.exit_code == 1 and "is there already: name another file, or give --force" in result.output
+        assert path.read_bytes() == first
+        path.chmod(0o600)
+        assert run("dump", "--ids=6", "--force", "-o", path).exit_code == 0
+        assert path.read_bytes() != first and path.stat().st_mode & 0o777 == 0o600
+        with pytest.raises(Exception, match="surrogates"):
+            dumps.write(tmp_path / "new.safetensors", {"a": np.zeros(1, np.float32)}, {"\udcff": "a"})
+        assert not (tmp_path / "new.safetensors").exists()
+    finally:
+        os.umask(before)
 
 
 def test_the_docs_table_is_the_ladder():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,10 +144,20 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
 
 
 def write(path: str | Path, trace: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file. OSError if it can't be written."""
+    """Writes a safetensors file, also over one that is there. OSError if it can't be written."""
     from safetensors.numpy import save_file
 
-    save_file({name: values.copy(order="C") for name, values in trace.items()}, str(path), metadata=dict(metadata))
+    path = Path(path)
+    new = not path.exists()
+    path.open("ab").close()  # with the permissions that new files have, or that it had: the library's are 0600
+    mode = stat.S_IMODE(path.stat().st_mode)
+    try:
+        save_file({name: values.copy(order="C") for name, values in trace.items()}, str(path), metadata=dict(metadata))
+    except BaseException:
+        if new:
+            path.unlink()
+        raise
+    path.chmod(mode)
 
 
 def read(path: str | Path) -> Dump:
