@@ -62,7 +62,7 @@ def describe(source: "Source", unread: str | None = None) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     try:
         family = family_of(source)
-        found["family"] = family.name
+        found["family"], found["role"] = family.name, family.kind
         config = config_of(source, family)
         graph = family.graph(config)
         sizes = graph.sizes
@@ -79,7 +79,7 @@ def describe(source: "Source", unread: str | None = None) -> dict[str, Any]:
         if unread is not None:
             raise ValueError(unread)
         model = loading.find(source, family, graph)
-        left_out = dict.fromkeys(model.heads, "a head of another task") | dict.fromkeys(model.buffers, "a buffer")
+        left_out = dict.fromkeys(model.heads, "a head of another task") | dict.fromkeys(model.buffers, "not needed")
         tensors = {name: entry for name, entry in tensors.items() if name not in left_out}
     except (ValueError, TypeError) as error:
         found["problem"] = str(error)
@@ -99,12 +99,9 @@ def describe(source: "Source", unread: str | None = None) -> dict[str, Any]:
     if found["problem"] is None:
         G, D = found["key_value_heads"], found["head_dim"]
         position = 4 * found["layers"] * G * (D + -(-D // PANEL) * PANEL)  # a key and a value, both float32
-        found["memory"] = {
-            "float32": 4 * parameters,
-            "bfloat16, float16": 2 * parameters,
-            "cache, a position": position,
-            "cache, whole context": position * found["context"],
-        }
+        found["memory"] = {"float32": 4 * parameters, "bfloat16, float16": 2 * parameters}
+        if any(step.op == "cache" for step in graph.blocks[0]):
+            found["memory"] |= {"cache, a position": position, "cache, whole context": position * found["context"]}
     return found
 
 
@@ -210,7 +207,8 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     unknown = f"unknown to llorch, {shown(found['family_name'])}" if "family_name" in found else "unknown"
-    lines = [("path", found["path"]), ("family", found["family"] or unknown)]
+    role = ", an encoder" if found.get("role") == "encoder" else ""
+    lines = [("path", found["path"]), ("family", (found["family"] or unknown) + role)]
     if found["problem"] is not None:
         lines.append(("can't be run", found["problem"]))
     lines += [(name, found[name]) for name in ("layers", "width") if name in found]

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import threading
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from encoders import (
     ALL,
     CASES,
@@ -24,7 +26,7 @@ from encoders import (
 from helpers import assert_same_bits, minilm, num_threads, rng, same_bits
 
 import llorch
-from llorch import reference
+from llorch import cli, reference
 from llorch.models import encoder_engine
 from llorch.models.encoder_engine import Classifier, Encoder
 from llorch.testing import use_isa
@@ -320,6 +322,16 @@ def test_a_classifier_that_isnt_there(tmp_path):
     write_file(tmp_path / "m.gguf", "bert")
     with pytest.raises(ValueError, match="a classifier of a BERT from GGUF isn't supported"):
         Classifier.from_pretrained(tmp_path / "m.gguf")
+
+
+def test_info(tmp_path):
+    """Nothing is kept from text to text, so there is no cache to tell of."""
+    tensors = made("bert")[2] | {"pooler.dense.bias": np.zeros(48, np.float32)}
+    save(tmp_path / "m", "bert", entries_of("bert"), tensors)
+    result = CliRunner().invoke(cli.main, ["info", str(tmp_path / "m")])
+    assert result.exit_code == 0
+    assert re.search(r"^family: +BERT, an encoder$", result.stdout, re.M) and "cache" not in result.stdout
+    assert re.search(r"^left out, bert.pooler.dense.bias: +not needed$", result.stdout, re.M)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------
