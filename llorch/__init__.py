@@ -73,14 +73,18 @@ if TYPE_CHECKING:
     from llorch._config import __version__, config, show_config
     from llorch._rope import rope_table
     from llorch.text.causal_lm import CausalLM
+    from llorch.text.cross_encoder import CrossEncoder
+    from llorch.text.text_encoder import TextEncoder
 
     GPT2 = CausalLM
 
 __all__ = [
     "GPT2",
     "CausalLM",
+    "CrossEncoder",
     "KVCache",
     "PackedLinear",
+    "TextEncoder",
     "__version__",
     "add_layer_norm",
     "add_rms_norm",
@@ -120,7 +124,9 @@ __all__ = [
 _MODULES = ("reference", "testing", "validate")
 _ELSEWHERE = {
     "CausalLM": ("llorch.text.causal_lm", "CausalLM"),
+    "CrossEncoder": ("llorch.text.cross_encoder", "CrossEncoder"),
     "GPT2": ("llorch.text.causal_lm", "CausalLM"),
+    "TextEncoder": ("llorch.text.text_encoder", "TextEncoder"),
     "__version__": ("llorch._config", "__version__"),
     "config": ("llorch._config", "config"),
     "rope_table": ("llorch._rope", "rope_table"),

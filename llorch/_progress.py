@@ -10,20 +10,20 @@ SLOW = 1.0  # seconds after which a person wants to see that something happens
 
 
 @contextmanager
-def progress(what: str, *, size: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, of) that draws a bar. size: they are bytes."""
+def progress(what: str, *, size: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """A function of (done, of) that draws a bar; of is None where nobody knows. size: they are bytes."""
     started, bar, task = time.monotonic(), None, None
 
-    def advance(done: int, of: int) -> None:
+    def advance(done: int, of: int | None) -> None:
         nonlocal bar, task
-        if bar is None and done < of and time.monotonic() - started > SLOW and sys.stderr.isatty():
+        if bar is None and (of is None or done < of) and time.monotonic() - started > SLOW and sys.stderr.isatty():
             bar = _bar(size)
             if bar is not None:
                 bar.start()
                 task = bar.add_task(what)
         if bar is not None:
             bar.update(task, completed=done, total=of)
-            if done >= of:
+            if of is not None and done >= of:
                 bar.stop()
                 bar = None
 

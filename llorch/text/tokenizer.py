@@ -53,7 +53,7 @@ class Tokenizer:
         TypeError if it isn't a str; ValueError if it has half a surrogate pair, which no encoding of text has, or if
         the tokenizer is broken in a way that shows only here.
         """
-        ids: list[int] = self._encoding(_checked(text), parse_special).ids
+        ids: list[int] = self._encoding(checked(text), parse_special).ids
         return [*self.begin, *ids, *self.end] if special else ids
 
     def _encoding(self, text: str, parse_special: bool) -> "tokenizers.Encoding":
@@ -159,13 +159,14 @@ class Decoder:
         return rest
 
 
-def _checked(text: str) -> str:
+def checked(text: object, name: str = "text") -> str:
+    """A str of whole characters. TypeError or ValueError names what was given."""
     if not isinstance(text, str):
-        raise TypeError(f"text must be a str, got {type(text).__name__}")
+        raise TypeError(f"{name} must be a str, got {type(text).__name__}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"text has the lone surrogate {text[error.start]!r} at {error.start}") from None
+        raise ValueError(f"{name} has the lone surrogate {text[error.start]!r} at {error.start}") from None
     return text
 
 

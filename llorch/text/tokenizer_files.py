@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llorch._text import printable, shown
 from llorch.text.tokenizer import Tokenizer, in_folder, read
-from llorch.text.tokenizer_gguf import from_metadata
+from llorch.text.tokenizer_gguf import from_metadata, wordpiece
 
 if TYPE_CHECKING:
     import tokenizers
@@ -119,7 +119,6 @@ def _from_bpe(vocabulary: Path, merges: Path) -> Tokenizer:
 
 def _from_words(path: Path) -> Tokenizer:
     """BERT's, as transformers makes it, but that no token is added to the vocabulary: a model has no row for it."""
-    import tokenizers
 
     settings = read_settings(path.parent)
     kind = settings.get("tokenizer_class")
@@ -130,24 +129,22 @@ def _from_words(path: Path) -> Tokenizer:
         )
     special = {name: content(settings.get(name)) or usual for name, usual in BERT_TOKENS.items()}
 
-    def model() -> Any:
+    def made() -> Any:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         if not lines[-1]:
             del lines[-1]
         words = {line.rstrip("\r"): i for i, line in enumerate(lines)}
         if special["unk_token"] not in words:
             raise ValueError(f"there is no {shown(special['unk_token'])}, the token of unknown words")
-        return tokenizers.models.WordPiece(words, unk_token=special["unk_token"])
+        return wordpiece(
+            words,
+            *(special[name] for name in ("unk_token", "cls_token", "sep_token")),
+            lowercase=settings.get("do_lower_case") is not False,
+            chinese=settings.get("tokenize_chinese_chars") is not False,
+            accents=settings.get("strip_accents"),
+        )
 
-    library = tokenizers.Tokenizer(read(model, path))
-    library.normalizer = tokenizers.normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case") is not False,
-    )
-    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    library.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    library = read(made, path)
     library.add_special_tokens([token for token in special.values() if library.token_to_id(token) is not None])
     return Tokenizer(library, in_folder(path))
 

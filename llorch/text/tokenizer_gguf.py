@@ -10,9 +10,15 @@ where that is a token, the one of the highest score first. A character that is n
 SPACE is a space inside a token, and one comes before a text unless `tokenizer.ggml.add_space_prefix` is false. Files
 don't tell whether that is so for a text that begins with a space, and for text behind a special token; most of the
 models' own tokenizers add none there, and those of the architectures in SPACED do.
+
+"bert" is WordPiece. The file spells a token that goes on with a word without its ##, and one that begins a word with a
+SPACE before it; tokens of control, and in old files all in brackets, stand as they are. Files don't tell whether text
+is put into lower case: llama.cpp always does it, and so do the tokenizers that LOWERCASED names. Under another name it
+isn't done where the vocabulary has capital letters.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +33,7 @@ KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token_type
 SPACE = "\u2581"
 SPACED = ("phi3",)
+LOWERCASED = ("bert-bge", "bert-bge-large", "jina-v1-en", "jina-v2-en", "nomic-bert")
 
 # The words of GPT-2; None stands for it, as the library has it built in.
 GPT2 = None
@@ -112,9 +119,13 @@ def from_metadata(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
             pre = _pre(metadata)
             tokens, kinds = _tokens(metadata)
             merges = _merges(metadata)
+        elif kind == "bert":
+            tokens, kinds = _tokens(metadata)
+            return _wordpiece(metadata, path, tokens, kinds)
         else:
             raise ValueError(
-                f"{KEY}model is '{shown(kind)}', llorch has 'gpt2', byte-level BPE, and 'llama', SentencePiece's BPE"
+                f"{KEY}model is '{shown(kind)}', llorch has 'gpt2', byte-level BPE, 'llama', SentencePiece's BPE, and "
+                "'bert', WordPiece"
             )
     except ValueError as error:
         raise ValueError(f"{printable(str(path))}: {error}") from None
@@ -209,6 +220,69 @@ def _merges_of_scores(tokens: list[str], kinds: Sequence[int], scores: list[floa
         cuts = range(len(token) - 1, 0, -1)
         merges += [(token[:at], token[at:]) for at in cuts if token[:at] in normal and token[at:] in normal]
     return merges
+
+
+def _wordpiece(metadata: Mapping[str, Any], path: Path, tokens: list[str], kinds: Sequence[int]) -> Tokenizer:
+    """ValueError for a vocabulary that lacks what WordPiece needs."""
+    import tokenizers
+
+    words = [token if kind in (CONTROL, UNKNOWN) else _word(token) for token, kind in zip(tokens, kinds, strict=True)]
+    vocabulary = _used(words, kinds)
+    if len(vocabulary) < sum(kind != UNUSED for kind in kinds):
+        raise ValueError(f"{KEY}tokens spells two tokens so that they are the same word")
+    special = {}
+    for name, usual in (("unknown", "[UNK]"), ("seperator", "[SEP]"), ("cls", "[CLS]")):  # spelt so in GGUF
+        id = metadata.get(f"{KEY}{name}_token_id")
+        if id is None and name == "cls":
+            id = metadata.get(f"{KEY}bos_token_id")
+        if id is not None and not (isinstance(id, int) and 0 <= id < len(words)):
+            raise ValueError(f"{KEY}{name}_token_id is {shown(id)}, ids must be in [0, {len(words)})")
+        special[usual] = usual if id is None else words[id]
+        if special[usual] not in vocabulary:
+            raise ValueError(f"there is no {shown(special[usual])}, which WordPiece needs, in {KEY}tokens")
+    lower = metadata.get(f"{KEY}pre") in LOWERCASED or not any(
+        kind == NORMAL and word[:1] != "[" and re.search("[A-Z]", word) for word, kind in zip(words, kinds, strict=True)
+    )
+    library = wordpiece(vocabulary, special["[UNK]"], special["[CLS]"], special["[SEP]"], lowercase=lower)
+    added = [words[id] for id, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN) and words[id]]
+    library.add_special_tokens([tokenizers.AddedToken(word, normalized=False, special=True) for word in added])
+    return Tokenizer(library, printable(str(path)))
+
+
+def _word(token: str) -> str:
+    """A token as BERT's vocabulary spells it."""
+    if len(token) > 1 and token.startswith(SPACE):
+        return token[1:]
+    return token if len(token) > 2 and token[0] == "[" and token[-1] == "]" else f"##{token}"
+
+
+def wordpiece(
+    vocabulary: Mapping[str, int],
+    unknown: str,
+    begin: str,
+    end: str,
+    *,
+    lowercase: bool,
+    chinese: bool = True,
+    accents: bool | None = None,
+) -> "tokenizers.Tokenizer":
+    """WordPiece as BERT has it, [CLS] text [SEP] where special tokens are asked for, and of a pair text [SEP] more.
+
+    begin, end : [CLS] and [SEP]; a vocabulary that lacks one of them adds none. accents : whether they are stripped,
+    None for where text is put into lower case.
+    """
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers, processors
+
+    library = tokenizers.Tokenizer(tokenizers.models.WordPiece(dict(vocabulary), unk_token=unknown))
+    library.normalizer = normalizers.BertNormalizer(
+        clean_text=True, handle_chinese_chars=chinese, strip_accents=accents, lowercase=lowercase
+    )
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece(prefix="##")
+    if begin in vocabulary and end in vocabulary:
+        library.post_processor = processors.BertProcessing((end, vocabulary[end]), (begin, vocabulary[begin]))
+    return library
 
 
 def _used(tokens: list[str], kinds: Sequence[int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat1
 
 # What computes nothing: versions, threads, instruction sets; and what has tests of its own.
 NO_KERNEL = {
-    "CausalLM", "GPT2", "__version__", "available_isas",
+    "CausalLM", "CrossEncoder", "GPT2", "TextEncoder", "__version__", "available_isas",
     "config", "get_num_threads", "isa", "reference", "set_num_threads", "show_config",
     "testing", "validate",
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from helpers import rng
 from mixed_text import mixed
+from sentence_models import WORDS, gguf_words
 
 from llorch.text.tokenizer_gguf import PRE, _merges_of_scores, from_metadata
 
@@ -139,7 +140,7 @@ def test_gpt2_needs_no_name(openai):
     [
         ({"model": None}, FileNotFoundError, "model.gguf has no tokenizer: no tokenizer.ggml.model"),
         ({"model": "no_vocab"}, FileNotFoundError, "model.gguf has no tokenizer"),
-        ({"model": "t5"}, ValueError, "model.gguf: tokenizer.ggml.model is 't5', llorch has 'gpt2', .* and 'llama'"),
+        ({"model": "t5"}, ValueError, "model.gguf: tokenizer.ggml.model is 't5', llorch has 'gpt2', .* 'llama'"),
         ({"model": "llama"}, ValueError, "tokenizer.ggml.scores must be a list of numbers, it is missing"),
         ({"model": "llama", "scores": ["x"]}, ValueError, "tokenizer.ggml.scores .* it is something else"),
         ({"model": "llama", "scores": [1.0]}, ValueError, "scores has 1 entries, tokenizer.ggml.tokens 4257"),
@@ -379,3 +380,57 @@ def test_the_control_of_the_library():
     given = metadata((tokens, ["a b"]), token_type=None, bos_token_id=None, eos_token_id=None)
     assert from_metadata(given, FILE).encode("ab") == [2]
     assert from_metadata(given | {"tokenizer.ggml.merges": []}, FILE).encode("ab") == [0, 1]
+
+
+# ---- WordPiece ---------------------------------------------------------------------------------------------
+
+
+def capitals():
+    return [*WORDS, *(chr(c) for c in range(65, 91)), "Hello", "##World"]
+
+
+@pytest.mark.parametrize(
+    ("words", "pre", "lower"),
+    [
+        (WORDS, "jina-v2-en", True),
+        (WORDS, None, True),
+        (capitals(), None, False),
+        (capitals(), "bert-bge-large", True),
+    ],
+)
+def test_wordpiece_is_the_models_own(words, pre, lower):
+    transformers = pytest.importorskip("transformers")
+    ours = from_metadata(gguf_words(words, pre=pre), FILE)
+    theirs = transformers.BertTokenizer(vocab={w: i for i, w in enumerate(words)}, do_lower_case=lower)
+    assert len(ours) == len(words)
+    for line in [*mixed(600), "Hello WORLD [MASK]! hello-HelloWorld 你好 café"]:
+        assert ours.library.encode(line).ids == theirs(line)["input_ids"], line
+    pair = ours.library.encode("hello", "world sun")
+    assert [pair.ids, pair.type_ids] == [theirs("hello", "world sun")[n] for n in ("input_ids", "token_type_ids")]
+
+
+def test_old_files_of_words(openai):
+    """Without kinds of tokens, and the special ones in brackets as they stand."""
+    made = gguf_words(WORDS, pre=None, token_type=None, cls_token_id=None, seperator_token_id=None, bos_token_id=2)
+    ours, new = from_metadata(made, FILE), from_metadata(gguf_words(WORDS), FILE)
+    assert ours.library.encode("Hello shines").ids == new.library.encode("Hello shines").ids
+    assert ours.library.encode("a").ids[0] == WORDS.index("[CLS]")
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "message"),
+    [
+        (WORDS, {"seperator_token_id": len(WORDS)}, "seperator_token_id is"),
+        (
+            ["a", "[UNK]", "[CLS]", "[MASK]", "[PAD]"],
+            {"seperator_token_id": None},
+            r"no \[SEP\], which WordPiece needs",
+        ),
+        ([*WORDS, "##b", "## "], {"tokens": None}, "tokenizer.ggml.tokens must be a list"),
+    ],
+)
+def test_wordpiece_refused(words, more, message):
+    known = {f"tokenizer.ggml.{name}": value for name, value in more.items()}
+    made = gguf_words(WORDS) | {"tokenizer.ggml.tokens": words, "tokenizer.ggml.token_type": [1] * len(words)} | known
+    with pytest.raises(ValueError, match=f"model.gguf: .*{message}"):
+        from_metadata({name: value for name, value in made.items() if value is not None}, FILE)

@@ -1,0 +1,269 @@
+"""`llorch.TextEncoder`: embeddings of texts, by an encoder's engine and what the model's files say about pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+import llorch
+from llorch._text import printable, shown
+from llorch.models.encoder_engine import Encoder
+from llorch.text import sentence_files, tokenizer_files
+from llorch.text.inputs import Inputs, in_batches, inputs_of, length_of
+from llorch.text.sampling import whole
+from llorch.text.sentence_files import Dense, Sentences
+from llorch.text.tokenizer import Tokenizer, checked
+
+Array = NDArray[Any]
+
+GROWTH = 16 << 20  # bytes by which the result of texts that aren't counted grows
+QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # names of prompts, the first that is there
+
+
+class TextEncoder(Encoder):
+    """Embeddings of texts, whose every bit is specified: the hidden states of `llorch.reference`, and section 18 of
+    docs/numerics.md. A text's embedding is the same alone and in any batch, in any order, by any number of threads.
+
+    `from_pretrained` takes sentence-transformers' folders, plain ones of Hugging Face (the mean over the positions, as
+    there), GGUF files and hub ids. Several threads may use a model at once.
+
+    Attributes: those of `llorch.models.engine.Decoder`, and
+
+    prompts : mapping of names to texts
+    default_prompt_name : str or None
+    similarity_fn_name : str
+        As the model's config_sentence_transformers.json has them.
+    """
+
+    _sentences: Sentences
+
+    @classmethod
+    def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
+        found = sentence_files.load(sentence_files.find(path_or_hub_id))
+        model = super()._load(found.folder, dtype)
+        model._sentences = sentence_files.with_metadata(found, model.source)
+        width = model.graph.sizes["E"]
+        for module in model._sentences.after:
+            if isinstance(module, Dense):
+                if module.layer.in_features != width:
+                    takes = module.layer.in_features
+                    raise ValueError(f"{printable(str(found.folder))}: a Dense takes {takes} values, it gets {width}")
+                width = module.width
+        model._width = width
+        return model
+
+    _width: int
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        return self._sentences.prompts
+
+    @property
+    def default_prompt_name(self) -> str | None:
+        return self._sentences.default_prompt_name
+
+    @property
+    def similarity_fn_name(self) -> str:
+        return self._sentences.similarity
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back, nothing added or cut. ImportError, FileNotFoundError, ValueError as
+        `llorch.text.tokenizer_files.load`."""
+        return tokenizer_files.load(self.source)
+
+    @cached_property
+    def _inputs(self) -> Inputs:
+        found = self._sentences
+        return inputs_of(self.source, self.config.context, self.types, length=found.max_seq_length, lower=found.lower)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens of a text at most, special ones too; what is longer loses its end. May be set, to at most the
+        positions that the model has."""
+        return self._inputs.length
+
+    @max_seq_length.setter
+    def max_seq_length(self, length: int) -> None:
+        if whole(length, "max_seq_length", 1) > self.config.context:
+            raise ValueError(f"max_seq_length is {length}, the model has {self.config.context} positions")
+        self._inputs.length = length
+
+    @property
+    def embedding_dimension(self) -> int:
+        """Values of an embedding."""
+        return self._width
+
+    # ---- embeddings ------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        output_dtype: str = "float32",
+    ) -> Array:
+        """The embeddings of texts.
+
+        Parameters
+        ----------
+        sentences : str, or iterable of str
+            Any iterable is read as it goes; no text is kept.
+        batch_size : int
+            Texts that go through the kernels together, end to end without padding. It changes speed and memory, no bit.
+        show_progress_bar : bool
+            On stderr, where that is a terminal, from the second second on.
+        normalize_embeddings : bool, optional
+            True divides each embedding by its length, once. False leaves it as the model's modules give it, which may
+            have a Normalize of their own. None is False, but for GGUF files: they don't say it, and llama.cpp divides.
+        prompt_name : str, optional
+            Of `prompts`: the text that goes before each sentence. Without it `default_prompt_name`'s, if there is one.
+        prompt : str, optional
+            The text itself; prompt_name is then passed over.
+        output_dtype : "float32", "float16" or "bfloat16"
+            A 16-bit type rounds each value once, to nearest even; bfloat16 needs the package ml_dtypes.
+
+        Returns
+        -------
+        New array (n, E), in the order of the sentences; (E,) for one str.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A sentence that isn't a str of whole characters (it is named); a batch_size below 1; a prompt_name that
+            isn't in `prompts`; another output_dtype; a prompt that is to stay out of the mean and leaves no token.
+        ImportError, FileNotFoundError, ValueError
+            The tokenizer, at the first call: as `llorch.text.tokenizer_files.load`.
+        """
+        single = isinstance(sentences, str)
+        batches = self.encode_stream(
+            [sentences] if isinstance(sentences, str) else sentences,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            normalize_embeddings=normalize_embeddings,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            output_dtype=output_dtype,
+        )
+        kind, known = _dtype(output_dtype), 1 if single else length_of(sentences) or 0
+        rows, count = np.empty((known, self._width), kind), 0
+        for batch in batches:
+            if count + len(batch) > len(rows):  # grown in place, so that there is never a second copy
+                step = max(GROWTH, rows.nbytes // 16) // (self._width * kind.itemsize) + len(batch)
+                rows.resize((len(rows) + step, self._width), refcheck=False)
+            rows[count : count + len(batch)] = batch
+            count += len(batch)
+        rows.resize((count, self._width), refcheck=False)
+        return rows[0] if single else rows
+
+    def encode_stream(
+        self,
+        sentences: Iterable[str],
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        output_dtype: str = "float32",
+    ) -> Iterator[Array]:
+        """The embeddings of texts as they are computed, in bounded memory: arrays (batch_size, E) in the order of the
+        sentences, of which the last may have fewer rows.
+
+        Parameters and errors are those of `encode`; those of the other arguments than sentences come at the call.
+        """
+        if isinstance(sentences, str):
+            raise TypeError("sentences must be an iterable of str, got one str: encode takes that")
+        before = self._prompt(prompt_name, prompt)
+        _dtype(output_dtype)
+        found, inputs = self._sentences, self._inputs
+        skip = inputs.prefix(before) if before and not found.include_prompt and found.pooling == "mean" else 0
+        wanted = found.normalized if normalize_embeddings is None else normalize_embeddings
+        again = wanted and not found.ends_normalized
+
+        def work(texts: list[str]) -> Array:
+            rows = self._pooled([before + text for text in texts] if before else texts, skip)
+            for module in found.after:
+                rows = module(rows)
+            if again:
+                rows = llorch.normalize(rows, out=rows)
+            return rows if output_dtype == "float32" else llorch.cast(rows, output_dtype)
+
+        return in_batches(sentences, batch_size, checked, work, "embedding", "sentences", show_progress_bar)
+
+    def _pooled(self, texts: list[str], skip: int) -> Array:
+        """One row a text, of the hidden states of its tokens."""
+        ids, types = self._inputs(texts)
+        pooling = self._sentences.pooling
+        if pooling == "cls":
+            return self.first_batch(ids, types)
+        parts = []
+        for some, rows in self._results(ids, types, "all"):
+            lengths = [len(one) for one in some]
+            if min(lengths) <= skip:
+                raise ValueError(
+                    f"a text has {min(lengths)} tokens with its prompt, of which the prompt's {skip} stay out of the "
+                    "mean: none is left"
+                )
+            parts.append(
+                llorch.mean_pool(rows, lengths, skip=skip) if pooling == "mean" else rows[np.cumsum(lengths) - 1]
+            )
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _prompt(self, name: str | None, prompt: str | None) -> str:
+        if prompt is not None:
+            return checked(prompt, "prompt")
+        if name is None:
+            name = self.default_prompt_name
+            return "" if name is None else self.prompts[name]
+        if name not in self.prompts:
+            known = ", ".join(map(repr, self.prompts)) or "none"
+            raise ValueError(f"prompt_name is {shown(repr(name))}, the model's prompts are {printable(known)}")
+        return self.prompts[name]
+
+    def query_prompt(self) -> str | None:
+        """The prompt_name for what is looked for, where the model has one."""
+        return next((name for name in QUERY if name in self.prompts), None)
+
+    def document_prompt(self) -> str | None:
+        """The prompt_name for what is searched, where the model has one."""
+        return next((name for name in DOCUMENT if name in self.prompts), None)
+
+    def similarity(self, a: Array, b: Array) -> Array:
+        """How near embeddings are: a new float32 array (n, m) of a (n, E) and b (m, E), either of which may be (E,).
+
+        By `similarity_fn_name`: "cosine", the product of rows divided by their lengths, or "dot", of the rows as they
+        are. ValueError for another, and for arrays of another shape.
+        """
+        if self.similarity_fn_name not in ("cosine", "dot"):
+            raise ValueError(f"similarity_fn_name is {self.similarity_fn_name!r}, llorch has 'cosine' and 'dot'")
+        rows = []
+        for name, given in (("a", a), ("b", b)):
+            array = np.asarray(given)
+            if array.ndim not in (1, 2) or array.shape[-1] != self._width:
+                raise ValueError(f"{name} has shape {array.shape}, it must be (n, {self._width}) or ({self._width},)")
+            wide = llorch.cast(np.atleast_2d(array), "float32")
+            rows.append(llorch.normalize(wide) if self.similarity_fn_name == "cosine" else wide)
+        return llorch.linear(rows[0], rows[1].T)
+
+
+def _dtype(name: Any) -> np.dtype[Any]:
+    if name == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from None
+        made: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return made
+    if name not in ("float32", "float16"):
+        raise ValueError(f"output_dtype must be 'float32', 'float16' or 'bfloat16', got {name!r}")
+    return np.dtype(np.float32 if name == "float32" else np.float16)
