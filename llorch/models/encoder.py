@@ -107,16 +107,16 @@ class Classifier:
     last: str
 
     def steps(self) -> Iterable[Step]:
-        yield Step("first_row", "row", ("x",), "E", "pooler", "the hidden state of the first token")
+        yield Step("first_row", "row", ("x",), "E", what="the hidden state of the first token")
         x = "first_row"
         if self.first:
-            yield Step("pooler.dense", "linear", (x,), "E", "pooler", f"{x} through {self.first}", self.first)
+            yield Step("pooler.dense", "linear", (x,), "E", what=f"{x} through {self.first}", weight=self.first)
             x = "pooler.dense"
         if self.function:
             options = {"function": self.function}
-            yield Step("pooler", "activation", (x,), "E", "pooler", f"{self.function} of {x}", options=options)
+            yield Step("pooler", "activation", (x,), "E", what=f"{self.function} of {x}", options=options)
             x = "pooler"
-        yield Step("labels", "linear", (x,), "C", "labels", f"{x} through {self.last}", self.last)
+        yield Step("labels", "linear", (x,), "C", what=f"{x} through {self.last}", weight=self.last)
 
     def parameters(self) -> Iterable[Parameter]:
         if self.first:

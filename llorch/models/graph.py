@@ -145,6 +145,11 @@ class Graph:
                     raise ValueError(f"step {step.name!r} takes {missing[0]!r}, which no step before it makes")
                 known.add(step.name)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it gives the logits of the next token."""
+        return any(step.name == "logits" for step in self.after)
+
     def shape(self, axes: str, T: int = 0) -> tuple[int, ...]:
         """The shape of a tensor with these axes, for T positions."""
         return tuple(T if axis in "TS" else self.sizes[axis] for axis in axes)

@@ -26,7 +26,7 @@ from encoders import (
 from helpers import assert_same_bits, minilm, num_threads, rng, same_bits
 
 import llorch
-from llorch import cli, reference
+from llorch import cli, reference, validate
 from llorch.models import encoder_engine
 from llorch.models.encoder_engine import Classifier, Encoder
 from llorch.testing import use_isa
@@ -415,6 +415,15 @@ def test_labels_are_counted_as_transformers_does():
         family.config(TINY | {"num_labels": 0})
 
 
+def test_the_ladder_holds(tiny):
+    """llorch and its oracle, tensor by tensor, up to the last hidden state."""
+    found = validate.run_ladder(tiny[1].path, ids=text_of(20)[0].tolist(), peer=False)
+    assert found.holds and found.generated == []
+    names = [result.tensor.name for result in found.tensors]
+    assert names[0] == "ids" and {"embed", "h.0.attn.scores", "h.1.residual", "h.1.mlp.sum"} < set(names)
+    assert names[-1] == "h.1"
+
+
 # ---- transformers ---------------------------------------------------------------------------------------------
 
 
@@ -434,6 +443,18 @@ def test_transformers_agrees(tmp_path, name):
         ours = model.forward(ids, types)
         assert np.abs(ours - theirs).max() < 2e-5 * theirs.std(), switch
         assert np.abs(model.forward(ids[::-1], types[::-1]) - theirs).max() > 0.1  # the negative control
+
+
+def test_the_ladder_stands_beside_transformers(tiny):
+    pytest.importorskip("torch", exc_type=ImportError)
+    pytest.importorskip("transformers", exc_type=ImportError)
+    ids = text_of(20)[0]
+    found = validate.run_ladder(tiny[1].path, ids=np.where(ids == 1, 7, ids).tolist())
+    assert found.holds and found.missing == ""
+    rows = {row.tensor.name: row.status for row in found.peer.rows}
+    assert rows["h.1.attn.scores"] == rows["h.1"] == "ok"
+    if tiny[0] != "nomic_bert":  # whose modules have other names than its files
+        assert rows["h.0.attn.sum"] == rows["embed"] == rows["h.0.mlp.sum"] == "ok"
 
 
 @pytest.mark.parametrize("name", LABELS)

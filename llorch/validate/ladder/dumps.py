@@ -128,7 +128,7 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
     """What a dump says about itself."""
     import dataclasses
 
-    text = model.text(trace["generated"])
+    text = model.text(trace["generated"]) if "generated" in trace else None
     return {
         "format": "llorch-ladder",
         "version": VERSION,

@@ -360,15 +360,18 @@ class Network:
         positions = np.arange(len(ids))
         if prompt is not None:
             positions[prompt:] += self.later
-        return self._walk(self.before, {"ids": ids, "positions": positions}, a, None)
+        given = {"ids": ids, "positions": positions, "token_types": np.zeros(len(ids), np.int64)}
+        return self._walk(self.before, given, a, None)
 
     def block(self, layer: int, x: Array, a: Arithmetic, positions: Array | None = None) -> Trace:
         """The tensors of block `layer` on x (T, E), by the names of its steps; its output is "", x itself "x"."""
         return self._walk(self.blocks[layer], self._given(x, positions), a, self.blocks[layer])
 
     def head(self, x: Array, a: Arithmetic) -> Trace:
-        """What comes after the blocks, of the last one's output x (T, E); then last_logits, argmax and probs."""
+        """What comes after the blocks, of the last one's output x (T, E); then what is made of logits, if any."""
         t = self._walk(self.after, self._given(x, None), a, None)
+        if not self.graph.decodes:
+            return t
         state = State(t, None, self, a)
         with np.errstate(all="ignore"):
             self._put(state, "last_logits", t["logits"][-1], self.after.taps, True)
@@ -394,7 +397,7 @@ class Network:
         x = t[step.inputs[0]]
         match step.op:
             case "embedding":
-                rows = part.weights[f"{step.weight}.weight"][x].astype(a.dtype)
+                rows: Array = part.weights[f"{step.weight}.weight"][x + options.get("first", 0)].astype(a.dtype)
                 factor = options.get("factor", 1.0)
                 return rows if factor == 1.0 else rows * np.float32(factor).astype(a.dtype)
             case "layer_norm" | "rms_norm":
@@ -407,6 +410,9 @@ class Network:
                 return self._heads(part, step, x, options)
             case "columns":
                 return x[:, options["first"] : options["first"] + options["count"]]
+            case "row":
+                first: Array = x[0]
+                return first
             case "rope" if options["table"] is None:
                 return x
             case "rope":
@@ -481,7 +487,8 @@ class Network:
             yield {block_name(layer, s.name): t[s.name] for s in self.blocks[layer].steps if s.rung}
             x = t[self.blocks[layer].steps[-1].name]
         t = self.head(x, a)
-        named = [s.name for s in self.after.steps if s.rung] + ["last_logits", "argmax", "probs"]
+        named = [s.name for s in self.after.steps if s.rung]
+        named += ["last_logits", "argmax", "probs"] if self.graph.decodes else []
         yield {name: t[name] for name in named}
 
     def run(
@@ -535,7 +542,9 @@ def greedy(
     expected: Array | None = None,
     progress: Progress = silent,
 ) -> Trace:
-    """`Network.run` and the greedy tokens behind it."""
+    """`Network.run` and the greedy tokens behind it, of a network that gives them."""
+    if not network.graph.decodes:
+        return network.run(ids, a, progress)
     T, count = len(ids), rungs.new_tokens(network.config, len(ids))
     guesses = [] if expected is None else [int(id) for id in expected][:count]
     fed = [*ids, *guesses][: T + max(count - 1, 0)]

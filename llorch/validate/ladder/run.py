@@ -183,9 +183,10 @@ def run_ladder(
 
     engine = trace_engine(at_hand, tokens)
     lap("llorch")
-    oracle = trace_oracle(at_hand, tokens, engine["generated"], progress)
+    generated = engine.get("generated", np.zeros(0, np.int64))
+    oracle = trace_oracle(at_hand, tokens, generated, progress)
     lap("oracle")
-    exact = trace_float64(at_hand, tokens, engine["generated"])
+    exact = trace_float64(at_hand, tokens, generated)
     lap("float64")
     missing, theirs, comparison = missing_peer(at_hand) if peer else "not asked for", None, None
     if not missing:
@@ -211,8 +212,8 @@ def run_ladder(
         at_hand.sha256,
         prompt,
         tokens,
-        [int(id) for id in engine["generated"]],
-        at_hand.text(engine["generated"]) or "",
+        [int(id) for id in generated],
+        at_hand.text(generated) or "",
         results,
         comparison,
         missing,

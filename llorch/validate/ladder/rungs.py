@@ -1,7 +1,8 @@
 """The ladder: every tensor of inference that is compared, in the order in which it is computed.
 
 It is read from the graph of a model's family: each step that stands on a rung is a tensor of the ladder. What comes
-before and after a graph is the same for every family: the prompt's ids, and what is made of the logits.
+before and after a graph is the same for every family: the prompt's ids, and what is made of the logits, where there are
+any: an encoder's ladder ends with its hidden state.
 docs/validator.md has the table.
 """
 
@@ -138,6 +139,8 @@ def kinds(graph: Graph) -> Kinds:
     ]
     block = of_steps(graph.blocks[0], "block")
     after = of_steps(graph.after, "after")
+    if not graph.decodes:
+        return Kinds(tuple(before), tuple(block), tuple(after))
     logits = next(kind for kind in after if kind.name == "logits")
 
     def last(name: str, axes: str, what: str, dtype: str = "float32", against: str = "", check: Check = "") -> Kind:

@@ -15,8 +15,11 @@ from llorch import reference
 from llorch.files import Reader
 from llorch.files.tensor import BLOCKS
 from llorch.models import loading, registry
+from llorch.models.encoder_engine import Encoder
 from llorch.models.graph import Graph, Step
+from llorch.text import tokenizer_files
 from llorch.text.causal_lm import CausalLM
+from llorch.text.tokenizer import Tokenizer
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.network import (
@@ -56,8 +59,13 @@ class Model:
         return self.family.graph(self.config)
 
     @cached_property
-    def engine(self) -> CausalLM:
-        return CausalLM.from_pretrained(self.path)
+    def engine(self) -> CausalLM | Encoder:
+        kind: type[CausalLM | Encoder] = CausalLM if self.graph.decodes else Encoder
+        return kind.from_pretrained(self.path)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer_files.load(self.source)
 
     @cached_property
     def tensors(self) -> Trace:
@@ -90,7 +98,7 @@ class Model:
     def ids(self, prompt: str = PROMPT) -> list[int]:
         """Token ids of a text. A folder without a tokenizer, such as random weights, knows "Hello." alone."""
         try:
-            ids = self.engine.tokenizer.encode(prompt)
+            ids = self.tokenizer.encode(prompt)
         except FileNotFoundError:
             if prompt != PROMPT or self.config.vocab_size < max(HELLO):
                 raise
@@ -102,7 +110,7 @@ class Model:
     def text(self, ids: Sequence[int] | Array) -> str | None:
         """The text of ids, None without a tokenizer."""
         try:
-            return self.engine.tokenizer.decode([int(id) for id in ids])
+            return self.tokenizer.decode([int(id) for id in ids])
         except FileNotFoundError:
             return None
 
@@ -134,11 +142,15 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
     which is how the kernel's own are specified. Greedy tokens come one by one through the cache.
     """
     engine, graph, T = model.engine, model.graph, len(ids)
-    trace: Trace = {}
+    trace: Trace = {"ids": np.asarray(ids, np.int64)}
 
     def keep(name: str, values: Array) -> None:
         trace[name] = values.copy()
 
+    if isinstance(engine, Encoder):
+        engine.forward(ids, trace=keep)
+        _add_scores(trace, graph)
+        return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T)}
     count = rungs.new_tokens(model.config, T)
     cache = engine.new_cache(T + max(count - 1, 0))
     trace["logits"] = engine.forward(ids, cache, trace=keep)
@@ -147,9 +159,7 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
         for step in steps:
             if step.op == "cache":
                 trace[block_name(i, step.name)] = next(kept)
-            elif step.op == "scores":
-                q, k = (trace[block_name(i, name)] for name in step.inputs)
-                trace[block_name(i, step.name)] = _scores(q, k, step)
+    _add_scores(trace, graph)
     logits = trace["last_logits"] = trace["logits"][-1].copy()
     trace["argmax"] = np.array(llorch.argmax(logits), np.int64)
     trace["probs"] = llorch.softmax(logits)
@@ -158,8 +168,17 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
         found.append(int(llorch.argmax(logits)))
         if len(found) < count:
             logits = engine.step([[found[-1]]], [cache])[0]
-    trace |= {"ids": np.asarray(ids, np.int64), "generated": np.array(found, np.int64)}
+    trace["generated"] = np.array(found, np.int64)
     return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T)}
+
+
+def _add_scores(trace: Trace, graph: Graph) -> None:
+    """Scores of every block, of its queries and keys."""
+    for i, steps in enumerate(graph.blocks):
+        for step in steps:
+            if step.op == "scores":
+                q, k = (trace[block_name(i, name)] for name in step.inputs)
+                trace[block_name(i, step.name)] = _scores(q, k, step)
 
 
 def _scores(q: Array, k: Array, step: Step) -> Array:
@@ -184,10 +203,11 @@ ACTIVATION_MODULES = "mlp.act", "mlp.act_fn"  # their names for a block's activa
 def transformers_class(model: Model) -> Any:
     """The class of transformers that reads the folder, None if it has none. ModuleNotFoundError without it."""
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+    from transformers.models.auto import modeling_auto as auto
 
+    classes = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if model.graph.decodes else auto.MODEL_MAPPING_NAMES
     kinds = (model.source.config.get("model_type"), *model.family.model_types)
-    name = next((CLASSES[kind] for kind in kinds if kind in CLASSES), None)
+    name = next((classes[kind] for kind in kinds if kind in classes), None)
     return None if name is None else getattr(transformers, name)
 
 
@@ -258,6 +278,8 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
     for i, steps in enumerate(graph.blocks):
         watch(steps, lambda name, i=i: block_name(i, name), graph.prefix(i))  # type: ignore[misc]
         block = module_of(graph.prefix(i)[:-1])
+        if block is None:  # a family whose files have other names than transformers' modules
+            continue
         hooks.append(block.register_forward_hook(keep(block_name(i, steps[-1].name))))
         if i == 0:
             hooks.append(block.register_forward_hook(keep(graph.before[-1].name, of_input=True)))
@@ -267,15 +289,17 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
     # A cache that isn't told of windows keeps all positions.
     argument = "cache" if "cache" in inspect.signature(peer.forward).parameters else "past_key_values"
     cache = transformers.DynamicCache()
+    caching = {"use_cache": True, argument: cache} if graph.decodes else {}
 
     with torch.no_grad():
         with SeeAttention():
-            out = peer(torch.tensor([list(ids)]), use_cache=True, **{argument: cache})
+            out = peer(torch.tensor([list(ids)]), **caching)
         for hook in hooks:
             hook.remove()
-        trace["logits"] = numpy(out.logits)
+        if graph.decodes:
+            trace["logits"] = numpy(out.logits)
         for i, steps in enumerate(graph.blocks):
-            kept = iter((cache.layers[i].keys, cache.layers[i].values))
+            kept = iter((cache.layers[i].keys, cache.layers[i].values) if graph.decodes else ())
             for step in steps:
                 name = block_name(i, step.name)
                 if step.weight in by_head and name in trace:
@@ -300,6 +324,11 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
                     trace[name] = np.where(s <= np.finfo(np.float32).min / 2, np.float32(-np.inf), s)
                     if queries[i] is not None:
                         trace.setdefault(block_name(i, step.inputs[0]), numpy(queries[i]))
+        trace["ids"] = np.asarray(ids, np.int64)
+        if not graph.decodes:
+            end = graph.after[-1].name if graph.after else block_name(len(graph.blocks) - 1, graph.blocks[-1][-1].name)
+            trace[end] = numpy(out.last_hidden_state)
+            return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T) if tensor.name in trace}
         last = out.logits[0, -1]
         trace["last_logits"] = last.numpy().copy()
         trace["argmax"] = np.array(int(last.argmax()), np.int64)
@@ -307,8 +336,8 @@ def trace_transformers(model: Model, ids: Sequence[int]) -> Trace:
         found: list[int] = []
         while len(found) < rungs.new_tokens(model.config, T):
             found.append(int(out.logits[0, -1].argmax()))
-            out = peer(torch.tensor([[found[-1]]]), use_cache=True, **{argument: cache})
-    trace |= {"ids": np.asarray(ids, np.int64), "generated": np.array(found, np.int64)}
+            out = peer(torch.tensor([[found[-1]]]), **caching)
+    trace["generated"] = np.array(found, np.int64)
     return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T) if tensor.name in trace}
 
 

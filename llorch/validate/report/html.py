@@ -293,7 +293,8 @@ def of_ladder(result: Ladder, kernels: KernelReport | None = None) -> str:
         version = escape(result.versions.get("transformers", ""))
         verdict += f"<p>transformers {version}: {size - bad} of {size} tensors within the tolerances</p>"
         verdict += said(result.peer.first, result.peer.diagnosis, result.peer.tried)
-    verdict += f"<p>Greedy: <code>{escape(repr(result.text) if result.text else str(result.generated))}</code></p>"
+    if result.generated:
+        verdict += f"<p>Greedy: <code>{escape(repr(result.text) if result.text else str(result.generated))}</code></p>"
     for suite in kernels.results if kernels else ():
         verdict += f"<p>Kernels, {escape(suite.line)}</p>"
     took = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
@@ -319,7 +320,7 @@ def of_comparison(
 ) -> str:
     """The page of `compare`. With a model, errors are distances from its float64 run; else from ours."""
     reads, _ = layouts.align(theirs, ours, names)
-    exact = trace_float64(model, ours.ids, ours.arrays["generated"]) if model is not None else ours.arrays
+    exact = trace_float64(model, ours.ids, ours.arrays.get("generated")) if model is not None else ours.arrays
     points = []
     for row in result.rows:
         name, off = row.tensor.name, None

@@ -98,7 +98,8 @@ def show_ladder(
     if not quiet:
         console.print(table)
         console.print(Text("bits: llorch beside its oracle. noise: the oracle's distance from float64.", style=DIM))
-    console.print(Text(f"text: {result.text!r}" if result.text else f"new tokens: {result.generated}"))
+    if result.generated:
+        console.print(Text(f"text: {result.text!r}" if result.text else f"new tokens: {result.generated}"))
     if result.missing:
         console.print(Text(f"transformers: {result.missing}; llorch was compared with its oracle alone", "yellow"))
     if result.peer is not None and result.peer.first is not None:
