@@ -7,6 +7,9 @@
  * Cost:     one pass.
  * Oracle:   llorch.reference.cast. Tests: tests/kernels/test_dtypes.py, tests/kernels/test_gate.py.
  */
+#ifndef LL_CAST_H
+#define LL_CAST_H
+
 #include "../isa/vec.h"
 #include "table.h"
 
@@ -29,3 +32,5 @@ static void LL_SYMBOL(cast)(const void *x, int from, void *y, int to, size_t n)
     LL_CASE(LL_BF16, LL_F32) LL_CASE(LL_BF16, LL_F16) LL_CASE(LL_BF16, LL_BF16)
 #undef LL_CASE
 }
+
+#endif

@@ -33,6 +33,7 @@
 #define LL_UNARY_H
 
 #include "../isa/vec.h"
+#include "cast.h"
 #include "table.h"
 
 #define UNARY_MARGIN 42
@@ -379,24 +380,24 @@ LL_INLINE void pair_store(char *row, size_t j, size_t n, int dtype, const vf v[2
  * Each function is compiled once: what is left at the end goes through two vectors of its own. */
 #define UNARY_PART 512
 
-LL_NOINLINE void unary_widened(ll_unary_kernel function, const void *x, void *y, size_t n, int dtype)
+LL_INLINE void unary_parts_of(ll_unary_kernel function, const char *x, char *y, size_t n, int dtype)
 {
     _Alignas(64) float part[UNARY_PART];
-    vf v[2];
-    for (size_t first = 0; first < n; first += UNARY_PART) {
-        const size_t end = ll_least(first + UNARY_PART, n);
-        for (size_t j = first; j < end; j += 2 * LL_VL) {
-            pair_load(x, j, end, dtype, v);
-            vf_store(part + j - first, v[0]);
-            vf_store(part + j - first + LL_VL, v[1]);
-        }
-        function(part, part, end - first);
-        for (size_t j = first; j < end; j += 2 * LL_VL) {
-            v[0] = vf_load(part + j - first);
-            v[1] = vf_load(part + j - first + LL_VL);
-            pair_store(y, j, end, dtype, v);
-        }
+    const size_t size = ll_dtype_size(dtype);
+    for (size_t j = 0; j < n; j += UNARY_PART) {
+        const size_t count = ll_least(UNARY_PART, n - j);
+        cast_values(x + j * size, dtype, (char *)part, LL_F32, count);
+        function(part, part, count);
+        cast_values((const char *)part, LL_F32, y + j * size, dtype, count);
     }
+}
+
+LL_NOINLINE void unary_widened(ll_unary_kernel function, const void *x, void *y, size_t n, int dtype)
+{
+    if (dtype == LL_F16)
+        unary_parts_of(function, x, y, n, LL_F16);
+    else
+        unary_parts_of(function, x, y, n, LL_BF16);
 }
 
 #define LL_DEFINE(name)                                                                                                 \

@@ -185,6 +185,13 @@ cdef int _format(dtype) except -1:
     raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
 
 
+cdef void _set_blocks(ll_weight *w, int kind) noexcept:
+    """A weight (K, N) that lies as GGUF files store it: N rows of blocks."""
+    w.format, w.packed = kind, 0
+    w.k_stride = ll_formats[kind].bytes  # of F32, F16 and BF16; a block's values have none
+    w.n_stride = w.K // ll_formats[kind].values * ll_formats[kind].bytes
+
+
 cdef class PackedLinear:
     """A weight that is packed once into panels of 16 columns, which a product then streams; callable like `linear`.
 
@@ -260,10 +267,7 @@ cdef class PackedLinear:
         if w.K % ll_formats[kind].values:
             raise ValueError(f"K is {w.K}, it must be a multiple of {ll_formats[kind].values}, the values of a block of "
                              f"{format}")
-        w.format = kind
-        w.packed = 0
-        w.k_stride = ll_formats[kind].bytes  # of F32, F16 and BF16; a block's values have none
-        w.n_stride = w.K // ll_formats[kind].values * ll_formats[kind].bytes
+        _set_blocks(&w, kind)
         _take_bytes(&view, data, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
         try:
             w.data = view.buf
@@ -376,3 +380,67 @@ cdef size_t _index(value, str name, size_t length, str what) except? 0:
     if not 0 <= index < length:
         raise IndexError(f"{name} is {index}, the weight has {length} {what}")
     return index
+
+
+# ---- a packed weight in parts ---------------------------------------------------------------------------------
+
+
+def _packed_reserve(K, N, dtype):
+    """A PackedLinear of this size whose columns are still to be filled in, by `_packed_fill`."""
+    cdef PackedLinear packed = PackedLinear.__new__(PackedLinear)
+    cdef ll_weight *w = &packed._weight
+    w.K, w.N = _natural(K, "K", 0), _natural(N, "N", 0)
+    w.format, w.packed = _format(dtype), 1
+    w.k_stride = w.n_stride = 0
+    packed._packed = ll_memory_new(ll_packed_bytes(w.K, w.N, w.format))
+    if packed._packed == NULL:
+        raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(w.K, w.N, w.format)} bytes")
+    w.data = packed._packed
+    return packed
+
+
+def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed):
+    """Columns [first, first + N) are those of weight (K, N), or (N, K) transposed; first is a multiple of 16, and so is N
+    unless these are the last columns."""
+    cdef Operand o
+    cdef ll_weight w
+    cdef list keep = []
+    cdef size_t at
+    _clear(&o)
+    try:
+        _take_weight(&o, &w, weight, transposed, keep)
+        if w.K != packed._weight.K or first % LL_PANEL or first + w.N > packed._weight.N:
+            raise ValueError(f"weight has shape {_shape(&o)}, it doesn't fit {packed!r} at column {first}")
+        at = ll_packed_bytes(w.K, first, packed._weight.format)
+        with nogil:
+            ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
+    finally:
+        _drop(&o)
+
+
+def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
+    """The same of a weight as GGUF files store it: rows of blocks, uint8 (N, bytes of a row)."""
+    cdef Py_buffer view
+    cdef ll_weight w
+    cdef int kind = _storage(format)
+    cdef size_t at
+    w.K, w.N = packed._weight.K, blocks.shape[0]
+    _set_blocks(&w, kind)
+    if w.K % ll_formats[kind].values or first % LL_PANEL or first + w.N > packed._weight.N:
+        raise ValueError(f"blocks of {format} and shape {blocks.shape} don't fit {packed!r} at column {first}")
+    _take_bytes(&view, blocks, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
+    try:
+        w.data = view.buf
+        at = ll_packed_bytes(w.K, first, packed._weight.format)
+        with nogil:
+            ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def _packed_bias(PackedLinear packed, bias):
+    """Gives a PackedLinear its bias, a float32 array (N,) that it keeps."""
+    if bias.dtype != _float32 or bias.shape != (packed._weight.N,) or not bias.flags.c_contiguous:
+        raise ValueError(f"bias is {bias.dtype} of shape {bias.shape}, it must be float32 ({packed._weight.N},)")
+    bias.flags.writeable = False
+    packed.bias = bias
