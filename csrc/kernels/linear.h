@@ -22,8 +22,8 @@
 /* Rows of k that a block of the weight has in the first cache. */
 #define LINEAR_DEPTH (LL_VL == 16 ? 128 : 256)
 /* Rows of x whose sums, on PACK_GROUP panels, stay in the second cache, beside the rows' values of LINEAR_DEPTH k, while k
- * goes on. */
-#define LINEAR_ROWS 120
+ * goes on: the more, the less often a weight of 16 bits is widened. Whoever has vectors of 16 has a megabyte there. */
+#define LINEAR_ROWS (LL_VL == 16 ? 516 : 120)
 
 /* ---- one tile ---------------------------------------------------------------------------------- */
 
