@@ -119,7 +119,8 @@ def write_gguf(folder, path, format="F32"):
 
 
 def write_folder(path, folder):
-    """A GGUF file's model as transformers reads it: float32, of the values that gguf-py's dequantize gives."""
+    """A GGUF file's model, of any family, as transformers reads it: float32, of the values that gguf-py's dequantize
+    gives. RuntimeError for a norm's weight that is not 1 + any w."""
     import gguf
     from safetensors.numpy import save_file
 
@@ -133,11 +134,23 @@ def write_folder(path, folder):
             values = values.T
         if parameter.interleaved:
             values = turned(values, graph.sizes[parameter.interleaved], False)
-        prefix = "" if name == "lm_head.weight" else family.prefixes[0]
+        if parameter.by_head:
+            H, D = graph.sizes["H"], graph.sizes["D"]
+            values = values.reshape(3, H, D, -1).swapaxes(0, 1).reshape(values.shape)
+        if parameter.unit:
+            less = values - np.float32(1)  # exact for every sum of 1 and a float32
+            if not np.array_equal(less + np.float32(1), values):
+                raise RuntimeError(f"{tensor.name} has values that aren't 1 + w for any float32 w")
+            values = less
+        prefix = "" if tensor.name == "output.weight" else family.prefixes[0]  # heads stand outside the model
         tensors[prefix + name] = np.ascontiguousarray(values, np.float32)
     folder.mkdir(exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     entries = dataclasses.asdict(config) | {"model_type": family.model_types[0]}
+    if "partial_rotary_factor" in entries:  # transformers has other names for it in some families, this one in all
+        rope = {"rope_type": "default", **(entries["rope_scaling"] or {})}
+        names = "rope_theta", "partial_rotary_factor"
+        entries["rope_parameters"] = rope | {name: entries[name] for name in names}
     (folder / "config.json").write_text(json.dumps(entries) + "\n")
     return folder
 
