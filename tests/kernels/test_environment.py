@@ -12,6 +12,7 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import encoders
 import ml_dtypes
 import numpy as np
 import pytest
@@ -306,7 +307,7 @@ def text_of(case):
 ORACLE |= {case.family.reference: text_of(case) for case in families.values()}
 ORACLE |= {
     family.reference: lambda m, of=(family, config, tensors): getattr(m, of[0].reference)(*of[1:]).forward(IDS[:9])
-    for family, config, tensors in map(made, decoders)
+    for family, config, tensors in (*map(made, decoders), *map(encoders.made, encoders.CASES))
 }
 INDIFFERENT = {"cast", "narrow"}  # NumPy rounds to float16 by integers, or by an instruction that says how
 
@@ -370,6 +371,27 @@ def test_environment_of_gpt2(host, tmp_path, setting, activation):
         host.set_env(before)
     assert_same_bits(got, wanted, setting)
     assert_same_bits(last, wanted[[-1, 8]], setting)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_environment_of_encoders(host, tmp_path, setting):
+    """Loaded and run in the hosts' environments; a classifier is run by the same calls."""
+    before = host.get_env()
+    for name in encoders.CASES:
+        wanted = encoders.by_text(name, "plain", IDS[:9])
+        try:
+            host.set_env(SETTINGS[setting])
+            model = encoders.write(tmp_path / name, name)
+            got, (_, batch), first = (
+                model.forward(IDS[:9]),
+                model.forward_batch([[1], IDS[:9]]),
+                model.first_batch([IDS[:9]]),
+            )
+        finally:
+            host.set_env(before)
+        assert_same_bits(got, wanted, f"{name}, {setting}")
+        assert_same_bits(batch, wanted, f"{name}, {setting}")
+        assert_same_bits(first, wanted[:1], f"{name}, {setting}")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

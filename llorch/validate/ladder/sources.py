@@ -19,6 +19,7 @@ from llorch.models.encoder_engine import Encoder
 from llorch.models.graph import Graph, Step
 from llorch.text import tokenizer_files
 from llorch.text.causal_lm import CausalLM
+from llorch.text.inputs import inputs_of
 from llorch.text.tokenizer import Tokenizer
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Array
@@ -98,7 +99,10 @@ class Model:
     def ids(self, prompt: str = PROMPT) -> list[int]:
         """Token ids of a text. A folder without a tokenizer, such as random weights, knows "Hello." alone."""
         try:
-            ids = self.tokenizer.encode(prompt)
+            if self.graph.decodes:
+                ids = self.tokenizer.encode(prompt)
+            else:  # which is trained with special tokens around a text
+                (ids,) = inputs_of(self.source, self.config.context, 0)([prompt]).ids
         except FileNotFoundError:
             if prompt != PROMPT or self.config.vocab_size < max(HELLO):
                 raise
