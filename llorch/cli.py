@@ -13,7 +13,10 @@ from llorch import _interrupts
 from llorch._interrupts import INTERRUPTED
 from llorch._text import printable
 
-COMMANDS = ("generate", "chat", "score", "info", "bench", "validate", "dump", "compare", "kernels", "config")
+COMMANDS = (
+    *("generate", "chat", "score", "embed", "search", "info"),
+    *("bench", "validate", "dump", "compare", "kernels", "config"),
+)
 
 
 class Commands(click.Group):

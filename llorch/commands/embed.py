@@ -1,0 +1,154 @@
+"""`llorch embed`."""
+
+import json
+from collections import deque
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from llorch.commands import common, texts
+from llorch.commands.options import writable
+
+HEADER = 128  # bytes of a .npy file's header, whatever the number of rows
+
+
+@click.command("embed")
+@click.argument("file")
+@common.model_option(required=True)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=writable,
+    metavar="FILE",
+    help="Where the embeddings go: NumPy's .npy, or .jsonl with each line's text and embedding.",
+)
+@texts.field_option
+@click.option("--prompt-name", metavar="NAME", help="Which of the model's prompts goes before each text.")
+@click.option("--prompt", metavar="TEXT", help="A text that goes before each text.")
+@click.option("--normalize", is_flag=True, help="Divide each embedding by its length, whatever the model's files say.")
+@click.option(
+    "--output-dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Type of the embeddings in a .npy file.",
+)
+@texts.batch_option
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@common.dtype_option
+@common.threads_option
+def command(
+    file: str,
+    model: str,
+    output: Path,
+    field: str | None,
+    prompt_name: str | None,
+    prompt: str | None,
+    normalize: bool,
+    output_dtype: str,
+    batch_size: int,
+    force: bool,
+    dtype: str | None,
+) -> None:
+    """Embed the lines of FILE, "-" for standard input: row i of the output is line i, an empty one too.
+
+    A line's embedding has the same bits whatever lines are around it. When the command is interrupted, the output is
+    whole, with the lines that were done.
+    """
+    kinds: dict[str, type[Output]] = {".npy": Npy, ".jsonl": Lines}
+    if output.suffix not in kinds:
+        raise click.BadParameter(f"{output} must end in .npy or .jsonl", param_hint="'-o'")
+    if output.suffix == ".jsonl" and output_dtype != "float32":
+        raise click.UsageError("--output-dtype is for .npy files")
+    if output.exists() and not force:
+        raise common.Failure(f"{output} is there already: name another file, or give --force")
+    if file != "-" and output.exists() and Path(file).exists() and output.samefile(file):
+        raise common.Failure(f"{output} is what is to be embedded")
+    encoder = texts.load(model, dtype)
+    lines: deque[str] = deque()
+    with common.failures():
+        source = texts.Texts(file, field)
+        batches = encoder.encode_stream(
+            texts.watched(source, lines.append),
+            batch_size=batch_size,
+            show_progress_bar=True,
+            normalize_embeddings=True if normalize else None,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            output_dtype=output_dtype,
+        )
+        with output.open("wb") as opened:
+            out = kinds[output.suffix](opened, encoder.embedding_dimension, output_dtype)
+            try:
+                for rows in batches:
+                    out.write(rows, [lines.popleft() for _ in rows])
+            except BaseException as error:
+                out.close()
+                if isinstance(error, KeyboardInterrupt):
+                    common.echo(f"interrupted: {output} has the first {out.count:,} embeddings", err=True)
+                raise
+    common.echo(f"{output}: {out.count:,} embeddings of {encoder.embedding_dimension} values")
+
+
+class Output(Protocol):
+    """A file that is whole after every write, and after close, wherever writing was broken off; with `count` embeddings."""
+
+    count: int
+
+    def __init__(self, file: BinaryIO, width: int, dtype: str) -> None: ...
+    def write(self, rows: NDArray[Any], lines: list[str]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Npy:
+    """NumPy's format, version 1. The header has the number of rows, and room for any: rows are written first."""
+
+    def __init__(self, file: BinaryIO, width: int, dtype: str) -> None:
+        self.file, self.width, self.dtype, self.count = file, width, np.dtype(dtype), 0
+        self._header()
+
+    def write(self, rows: NDArray[Any], lines: list[str]) -> None:
+        self.file.write(np.ascontiguousarray(rows, self.dtype.newbyteorder("<")).data)
+        self.file.flush()
+        self.count += len(rows)
+        self._header()
+
+    def close(self) -> None:
+        self._header()
+        self.file.truncate(HEADER + self.count * self.width * self.dtype.itemsize)
+
+    def _header(self) -> None:
+        kind = self.dtype.newbyteorder("<").str
+        entries = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({self.count}, {self.width}), }}"
+        head = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+        self.file.seek(0)
+        self.file.write(head + entries.ljust(HEADER - 11).encode() + b"\n")
+        self.file.flush()
+        self.file.seek(0, 2)
+
+
+class Lines:
+    """JSON lines, {"text": ..., "embedding": [...]}; 9 digits give every float32 back."""
+
+    def __init__(self, file: BinaryIO, width: int, dtype: str) -> None:
+        self.file, self.count, self.whole = file, 0, 0
+        self.format = "[" + ", ".join(["%.9g"] * width) + "]"
+
+    def write(self, rows: NDArray[Any], lines: list[str]) -> None:
+        made = [
+            f'{{"text": {json.dumps(line, ensure_ascii=False)}, "embedding": {self.format % tuple(row)}}}\n'
+            for line, row in zip(lines, rows.tolist(), strict=True)
+        ]
+        raw = "".join(made).encode()
+        self.file.write(raw)
+        self.file.flush()
+        self.whole += len(raw)
+        self.count += len(rows)
+
+    def close(self) -> None:
+        self.file.truncate(self.whole)
