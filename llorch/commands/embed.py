@@ -96,7 +96,8 @@ def command(
 
 
 class Output(Protocol):
-    """A file that is whole after every write, and after close, wherever writing was broken off; with `count` embeddings."""
+    """A file that is whole after every write, and after close, wherever writing was broken off. It has `count`
+    embeddings."""
 
     count: int
 
