@@ -240,7 +240,7 @@ def test_capacity(tiny):
     assert_same_bits(tiny.step([ids], [cache])[0], tiny.forward(ids)[-1])
     small = tiny.new_cache(3)
     tiny.forward(ids[:3], small)
-    message = "ids has 1 tokens, but cache holds 3 of at most 3 positions"
+    message = "ids has 1 token, but cache holds 3 of at most 3 positions"
     with pytest.raises(ValueError, match=message):
         tiny.forward(ids[3:4], small)
     with pytest.raises(ValueError, match="capacity is 161, the model has 160 positions"):
