@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch._text import printable
+from llorch import _core
+from llorch._text import counted, printable
 from llorch.files import Source
 from llorch.models.config import ModelConfig
 from llorch.models.engine import Engine, Ids, Trace
@@ -43,7 +44,7 @@ class TokenEngine(Engine):
         elif not ids:
             self._ids(ids, f"ids{at}")
         if len(ids) > self.config.context:
-            raise ValueError(f"ids{at} has {len(ids)} tokens, the model has {self.config.context} positions")
+            raise ValueError(f"ids{at} has {counted(len(ids), 'token')}, the model has {self.config.context} positions")
         if token_types is None:
             return ids, None
         name = f"token_types{at}"
@@ -54,6 +55,8 @@ class TokenEngine(Engine):
             raise ValueError(f"{name} has shape {given.shape}, it must be that of ids{at}, ({len(ids)},)")
         if given.dtype.kind not in "iu":
             raise TypeError(f"{name} must be ints, got {given.dtype.name}")
+        if (wrong_at := _core._bool_at(token_types)) is not None:
+            raise TypeError(f"{name}[{wrong_at[0]}] is {token_types[wrong_at[0]]}, types must be ints")
         wrong = (given < 0) | (given >= max(self.types, 1))  # of none, all tokens are of type 0
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
@@ -62,6 +65,9 @@ class TokenEngine(Engine):
 
     def _results(self, ids: Sequence[Any], token_types: Types, rows: str) -> Iterator[tuple[list[Any], Array]]:
         """The texts in parts that go through the kernels together, each with its result, by the plan of `rows`."""
+        for name, value in (("ids", ids), ("token_types", [] if token_types is None else token_types)):
+            if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+                raise TypeError(f"{name} must be a sequence, an entry for each text, got {type(value).__name__}")
         texts = list(ids)
         given = [None] * len(texts) if token_types is None else list(token_types)
         if len(given) != len(texts):

@@ -357,6 +357,8 @@ def test_a_kind_of_model_that_isnt_asked_for(tmp_path):
         ([1, 2], [0, 2], IndexError, r"token_types\[1\] is 2, types must be in \[0, 2\)"),
         ([1, 2], [0, -1], IndexError, r"token_types\[1\] is -1"),
         ([1, 2], [0, 1.0], TypeError, "token_types must be ints, got float64"),
+        ([1, 2], [0, True], TypeError, r"token_types\[1\] is True, types must be ints"),
+        ([1, True], None, TypeError, r"ids\[1\] is True, ids must be ints"),
         ([1, 2], "01", TypeError, "token_types must be ints, got a str"),
     ],
 )
@@ -371,6 +373,11 @@ def test_what_goes_in_is_checked(tmp_path, ids, types, error, message):
 
 def test_texts_and_types_that_arent_as_many(tmp_path):
     model = write(tmp_path / "m", "distilbert")
+    for wrong in ("ab", 5, None):
+        with pytest.raises(TypeError, match="ids must be a sequence, an entry for each text, got"):
+            model.forward_batch(wrong)
+    with pytest.raises(TypeError, match="token_types must be a sequence, an entry for each text, got int"):
+        model.first_batch([[1]], 0)
     with pytest.raises(ValueError, match="there are 2 texts in ids and 1 in token_types"):
         model.forward_batch([[1], [2]], [None])
     with pytest.raises(IndexError, match=r"token_types\[0\]\[0\] is 1, types must be in \[0, 1\)"):
