@@ -1,17 +1,18 @@
 """Whose logits keep their bits: llorch's, transformers' and llama.cpp's for prompts computed in different ways.
 
-    python benchmarks/bits_models.py                   # the embedded model and SmolLM2; writes docs/benchmarks/bits.md
+    python benchmarks/bits_models.py                   # the embedded model and SmolLM2; writes docs/benchmarks/bits.*
     python benchmarks/bits_models.py --model PATH      # other models beside the embedded one (repeatable)
+    python benchmarks/bits_models.py --prompts 12      # fewer prompts; --every 1: as many for the other models
 
 PATH is a folder or a GGUF file. transformers gets a folder of the file's values, llama.cpp the GGUF file, or one in F32
-made of the folder. 60 prompts, written by the embedded model itself from seeds 0 to 59, so that everybody has the same.
-Each is computed at once, and then token by token with the cache, together with all others, and on another number of
-threads.
+made of the folder. 60 prompts, written by the embedded model itself from seeds 0 to 59, so that everybody has the same,
+every fourth of them for other models. Each is computed at once by one thread, and then again, token by token with the
+cache, together with all others, and by two threads. Some 5 minutes on two cores, most of them token by token.
 """
 
-import argparse
 import importlib.metadata
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from llorch.testing import differing_bits
 EMBEDDED = "shakespeare-1m"
 LENGTHS = (4, 160)  # new tokens of the shortest and the longest prompt
 ONE, OTHER = 1, 2  # threads
+EVERY = 4  # of the prompts, one goes to models beside the embedded one, for which a token takes a hundred times as long
+COLOURS = {"llorch": common.BLUE, "transformers": common.RED, "llama.cpp": common.ORANGE}
 
 
 class ManySequences(engines.LlamaCpp):
@@ -76,7 +79,7 @@ def measure(path, texts, folder):
     """{"ways": {engine: {way: changes}}, "apart": {engine: its largest distance from llorch}, "lengths"}."""
     found, apart, ours = {}, {}, []
     for name, make in makers(path, folder).items():
-        print(f"  {name}", flush=True)
+        start = time.perf_counter()
         engine = make()
         if name == "llorch":
             tokenizer, context = engine.model.tokenizer, engine.model.config.context
@@ -95,58 +98,94 @@ def measure(path, texts, folder):
             ours = whole
         else:
             apart[name] = changes(zip(whole, ours, strict=True))["largest"]
-    return {"ways": found, "apart": apart, "lengths": [min(map(len, prompts)), max(map(len, prompts))]}
+        print(f"  {name}: {time.perf_counter() - start:.0f} s", flush=True)
+    return {
+        "ways": found,
+        "apart": apart,
+        "lengths": [min(map(len, prompts)), max(map(len, prompts))],
+        "prompts": len(prompts),
+    }
 
 
-def table(model, count, result):
-    low, high = result["lengths"]
-    apart = " and ".join(f"{distance:.1e} from those of {name}" for name, distance in result["apart"].items())
+def table(found):
+    low, high = found["lengths"]
+    count = found["prompts"]
+    apart = " and ".join(f"{distance:.1e} from those of {name}" for name, distance in found["apart"].items())
     lines = [
         "",
-        f"**{model}**: {count} prompts of {low} to {high} tokens; all positions' logits, in the batch the last "
-        f"one's." + (f" llorch's logits are at most {apart}." if apart else ""),
+        f"**{found['model']}**: {count} prompts of {low} to {high} tokens; all positions' logits, in the batch the "
+        "last one's." + (f" llorch's logits are at most {apart}." if apart else ""),
         "",
         "| compared with each prompt alone, at once | prompts whose bits change | whose likeliest token changes | "
         "largest difference |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for name, ways in result["ways"].items():
+    for name, ways in found["ways"].items():
         for way, change in ways.items():
             largest = f"{change['largest']:.1e}" if change["largest"] else "0"
             lines += [f"| {name}, {way} | {change['bits']} of {count} | {change['tokens']} | {largest} |"]
     return lines
 
 
+def report(result):
+    lines = ["# Whose logits keep their bits", ""]
+    lines += [f"{result['date']}: {result['cpu']}, {result['cores']} cores, instruction set {result['isa']}; "]
+    lines[-1] += ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + ". Made by `benchmarks/bits_models.py`."
+    for found in result["models"]:
+        lines += table(found)
+    return "\n".join(lines) + "\n"
+
+
+def plot(result, path):
+    """The share of prompts whose bits change: a panel a model, a group a way."""
+    drawn, axes = common.figure(len(result["models"]), (14, 5.6), [1] * len(result["models"]))
+    bars = {}
+    for axis, found in zip(np.atleast_1d(axes), result["models"], strict=True):
+        y, ticks, count = 0.0, [], found["prompts"]
+        for way in found["ways"]["llorch"]:
+            start = y
+            for name, ways in found["ways"].items():
+                changed = ways[way]["bits"]
+                bars[name] = axis.barh(
+                    y, changed / count, 0.86, color=COLOURS[name], edgecolor="#444444", linewidth=0.5
+                )
+                axis.text(changed / count + 0.01, y, f"{changed} of {count}", va="center")
+                y += 1
+            ticks.append(((start + y - 1) / 2, way.replace(", ", ",\n")))
+            y += 0.9
+        common.group_axis(axis, ticks)
+        axis.set_xlim(0, 1.2)
+        axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
+        axis.set_xlabel("prompts whose logits have other bits than alone, at once")
+        axis.set_title(found["model"], loc="left", fontweight="bold")
+    common.save(drawn, result, bars, path, top=0.92)
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help="a folder or a GGUF file, beside the embedded model")
-    parser.add_argument("--prompts", type=int, default=60)
-    parser.add_argument("--docs", type=Path, default=common.DOCS, metavar="DIR", help="where bits.md goes")
-    options = parser.parse_args()
+    def add(parser):
+        parser.add_argument("--model", action="append", help="a folder or a GGUF file, beside the embedded model")
+        parser.add_argument("--prompts", type=int, default=60, help="of the embedded model (60)")
+        parser.add_argument("--every", type=int, default=EVERY, help=f"of these, for other models ({EVERY})")
+
+    options = common.arguments(__doc__, add)
     warnings.simplefilter("ignore", FutureWarning)  # of a new name for past_key_values, which older versions lack
     others = [model_files.smollm2()] if options.model is None else options.model
-    texts = prompts_of(options.prompts)
+    texts = prompts_of(6 if options.quick else options.prompts)
     versions = {}
     for package in ("transformers", "llama-cpp-python"):
         if package not in [name for kind in engines.KINDS for name in engines.missing(kind)]:
             versions[package] = importlib.metadata.version(package)
-    about = common.describe(False, **versions)
-    lines = ["# Whose logits keep their bits", ""]
-    lines += [f"{about['date']}: {about['cpu']}, {about['cores']} cores, instruction set {about['isa']}; "]
-    lines[-1] += ", ".join(f"{k} {v}" for k, v in about["versions"].items()) + ". Made by `benchmarks/bits_models.py`."
-    failed = False
+    result = common.describe(options.quick, **versions) | {"models": []}
     for k, model in enumerate([EMBEDDED, *others], 1):
         print(f"[{k}/{len(others) + 1}] {model}", flush=True)
         path = open_model(model).path
         with tempfile.TemporaryDirectory() as folder:
-            result = measure(path, texts, Path(folder))
-        lines += table(path.stem if path.is_file() else path.name, len(texts), result)
-        failed |= any(change["bits"] for change in result["ways"]["llorch"].values())
-    options.docs.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines) + "\n"
-    (options.docs / "bits.md").write_text(text, encoding="utf-8")
-    print(text)
-    if failed:
+            found = measure(
+                path, texts if model == EMBEDDED else texts[options.every - 1 :: options.every], Path(folder)
+            )
+        result["models"].append({"model": path.stem if path.is_file() else path.name} | found)
+    common.publish("bits", result, report(result), plot, options)
+    if any(change["bits"] for found in result["models"] for change in found["ways"]["llorch"].values()):
         raise SystemExit("llorch's own bits changed")
 
 

@@ -161,7 +161,8 @@ class Transformers(Engine):
             tokens[row, width - len(prompt) :] = self.torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return self.model(tokens, attention_mask=mask, position_ids=positions).logits[:, -1].numpy()
+        options = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": 1}  # as `generate` does
+        return self.model(tokens, **options).logits[:, -1].numpy()
 
     def prefill(self, length):
         tokens = self.torch.tensor([ids(length)])
