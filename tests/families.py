@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from helpers import rng
 from random_models import decoder_metadata, random_tensors, save, write_gguf
 
 import llorch
@@ -21,16 +22,25 @@ TINY = {
     "intermediate_size": 80,
     "num_hidden_layers": 3,
     "num_attention_heads": 6,
-    "num_key_value_heads": 2,
     "max_position_embeddings": 300,
-    "tie_word_embeddings": False,
 }
+GROUPED = {"num_key_value_heads": 2, "tie_word_embeddings": False}
 WIDE = {"hidden_size": 96, "intermediate_size": 64}  # whose rows are whole blocks of GGUF's formats
+LINEAR = {"rope_type": "linear", "factor": 3.0}
 LONGROPE = {
     "rope_type": "longrope",
     "short_factor": [1.0, 1.25, 1.5, 2.0],
     "long_factor": [1.0, 1.5, 4.0, 9.0],
 }
+WINDOW = {"num_hidden_layers": 1, "sliding_window": 5}
+
+LENGTH = 21  # past every window and original context that the cases have, but phi3's "short" and "partly long"
+LONG = 133  # past a block of the cache
+
+
+def ids_of(length=LENGTH, seed=0):
+    """Token ids; of one seed each text begins as a longer one does."""
+    return rng(15, seed).integers(0, TINY["vocab_size"], 200)[:length]
 
 
 @dataclass(frozen=True)
@@ -40,21 +50,35 @@ class Case:
     entries : config.json, without what TINY has. switches : further entries, by name; each must change the logits.
     "wide" is that of quantised files.
     controls : entries that make another model of the same tensors: a changed window and the like. norms : the ends of
-    names of norms' parameters that must show in the logits.
-    architecture : GGUF's, "" where there is none. metadata, tensors : of a configuration, what the file has besides
-    `decoder_metadata` (without the architecture before it) and the parameters. gguf : the switches that it can say.
+    names of norms' parameters that must show in the logits. window : entries of a model of one layer whose queries see
+    five positions, {} for a family without windows.
+    metadata, tensors : of a configuration, what a GGUF file has besides `decoder_metadata` (without the architecture
+    before it; None takes an entry out) and the parameters. unsaid : the switches, or "plain", that it can't say.
     graphs : the switches that put a block's steps together in another way; they go through all that "plain" does.
+    beside : the switches that are compared with transformers, None for all. unseen : of "plain" or one of `graphs`,
+    the tensors of a block that no module of transformers makes or takes.
     """
 
     entries: dict
     switches: dict
     controls: dict = field(default_factory=dict)
     norms: tuple[str, ...] = ("input_layernorm.weight", "post_attention_layernorm.weight")
-    architecture: str = ""
+    window: dict = field(default_factory=dict)
     metadata: Callable = lambda config: {}
     tensors: Callable = lambda config: {}
-    gguf: tuple[str, ...] = ("plain",)
+    unsaid: tuple[str, ...] = ()
     graphs: tuple[str, ...] = ()
+    beside: tuple[str, ...] | None = None
+    unseen: dict = field(default_factory=dict)
+
+    @property
+    def all(self):
+        return ("plain", *self.switches)
+
+    @property
+    def said(self):
+        """The switches of GGUF files."""
+        return tuple(switch for switch in self.all if switch not in self.unsaid)
 
 
 def _window(config):
@@ -80,10 +104,32 @@ def _phi3_tensors(config):
 
 def _stablelm_metadata(config):
     """As the converter writes it: side by side where config.json doesn't say it, which the tensors contradict."""
-    entries = {"rope.dimension_count": config.rotary_dim, "use_parallel_residual": True}
-    if config.rope_scaling:
-        entries |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rope_scaling["factor"])}
-    return entries
+    return {"rope.dimension_count": config.rotary_dim, "use_parallel_residual": True}
+
+
+def _without_width(config):
+    """Of a converter that leaves the width of a head to be hidden_size / num_attention_heads."""
+    return {"attention.key_length": None}
+
+
+def _starcoder2_metadata(config):
+    return _without_width(config) | ({} if config.sliding_window is None else _window(config))
+
+
+def _neox_metadata(config):
+    entries = {"rope.dimension_count": config.rotary_dim, "use_parallel_residual": config.use_parallel_residual}
+    return _without_width(config) | entries
+
+
+def _gemma_metadata(config):
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    return _window(config) | {name: float(cap) for name in caps if (cap := getattr(config, name)) is not None}
+
+
+def _gemma3_metadata(config):
+    entries = {"rope.freq_base_swa": float(config.rope_local_base_freq)}
+    entries["attention.sliding_window_pattern"] = config.layer_types.index("full_attention") + 1
+    return _gemma_metadata(config) | entries
 
 
 def _granite_metadata(config):
@@ -95,17 +141,23 @@ def _granite_metadata(config):
     }
 
 
+NORMS_AROUND = (
+    "input_layernorm.weight",
+    "post_attention_layernorm.weight",
+    "pre_feedforward_layernorm.weight",
+    "post_feedforward_layernorm.weight",
+)
+LAYER_NORMS = ("input_layernorm.weight", "input_layernorm.bias", "post_attention_layernorm.bias")
 CASES = {
     "mistral": Case(
-        {"model_type": "mistral", "sliding_window": 5},
+        {**GROUPED, "model_type": "mistral", "sliding_window": 5},
         {"no window": {"sliding_window": None}, "head_dim": {"head_dim": 20}, "wide": WIDE},
         {"window": {"sliding_window": 6}},
-        architecture="mistral3",
+        window=WINDOW,
         metadata=_window,
-        gguf=("plain", "no window", "head_dim"),
     ),
     "qwen2": Case(
-        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        {**GROUPED, "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
         {
             "no window": {"use_sliding_window": False},
             "wide": {"use_sliding_window": False, **WIDE},
@@ -113,11 +165,11 @@ CASES = {
             "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 75}},
         },
         {"window": {"sliding_window": 6}, "layers": {"max_window_layers": 2}},
-        architecture="qwen2",
-        gguf=("no window",),
+        window={**WINDOW, "max_window_layers": 0},
+        unsaid=("plain", "layer types", "yarn"),
     ),
     "qwen3": Case(
-        {"model_type": "qwen3", "head_dim": 16, "rope_theta": 1000000.0},
+        {**GROUPED, "model_type": "qwen3", "head_dim": 16, "rope_theta": 1000000.0},
         {
             "head_dim": {"head_dim": 12},  # whose queries and keys are too odd to share a packed weight
             "biases": {"attention_bias": True},
@@ -127,11 +179,11 @@ CASES = {
         },
         {"window": {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2}},
         norms=("input_layernorm.weight", "post_attention_layernorm.weight", "q_norm.weight", "k_norm.weight"),
-        architecture="qwen3",
-        gguf=("plain", "biases", "head_dim"),
+        window={**WINDOW, "use_sliding_window": True, "max_window_layers": 0},
+        unsaid=("window",),
     ),
     "smollm3": Case(
-        {"model_type": "smollm3", "num_hidden_layers": 4, "pad_token_id": 0},
+        {**GROUPED, "model_type": "smollm3", "num_hidden_layers": 4, "pad_token_id": 0},
         {
             "layers": {"no_rope_layers": [0, 1, 0, 1]},
             "wide": WIDE,
@@ -140,11 +192,11 @@ CASES = {
             "window": {"use_sliding_window": True, "sliding_window": 5, "no_rope_layer_interval": 2},
         },
         {"rotated": {"no_rope_layers": [1, 1, 1, 1]}},
-        architecture="smollm3",
-        gguf=("plain", "biases"),
+        window={**WINDOW, "use_sliding_window": True, "no_rope_layer_interval": 1},
+        unsaid=("layers", "interval", "window"),
     ),
     "phi3": Case(
-        {"model_type": "phi3", "sliding_window": 11, "pad_token_id": 0},
+        {**GROUPED, "model_type": "phi3", "sliding_window": 11, "pad_token_id": 0},
         {
             "no window": {"sliding_window": None},
             "wide": WIDE,
@@ -161,18 +213,17 @@ CASES = {
             "window": {"sliding_window": 12},
             "long": {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16},
         },
-        architecture="phi3",
+        window=WINDOW,
         metadata=_phi3_metadata,
         tensors=_phi3_tensors,
-        gguf=("plain", "no window", "partial", "long", "short"),
     ),
     "stablelm": Case(
-        {"model_type": "stablelm", "partial_rotary_factor": 0.5},
+        {**GROUPED, "model_type": "stablelm", "partial_rotary_factor": 0.5},
         {
             "biases": {"use_qkv_bias": True},
             "side by side": {"use_parallel_residual": True},
             "a quarter": {"rope_parameters": {"rope_theta": 500.0, "partial_rotary_factor": 0.25}},
-            "linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "linear": {"rope_scaling": LINEAR},
             "wide": WIDE,
         },
         {
@@ -180,14 +231,14 @@ CASES = {
             "epsilon": {"layer_norm_eps": 0.01},
             "activation": {"hidden_act": "gelu"},
         },
-        norms=("input_layernorm.weight", "input_layernorm.bias", "post_attention_layernorm.bias"),
-        architecture="stablelm",
+        norms=LAYER_NORMS,
         metadata=_stablelm_metadata,
-        gguf=("plain", "biases", "side by side", "a quarter", "linear"),
         graphs=("side by side",),
+        unseen={"side by side": ("residual",)},
     ),
     "granite": Case(
         {
+            **GROUPED,
             "model_type": "granite",
             "embedding_multiplier": 3.0,
             "attention_multiplier": 0.2,
@@ -202,7 +253,7 @@ CASES = {
             "biases": {"attention_bias": True, "mlp_bias": True},
             "tied": {"tie_word_embeddings": True},
             "head_dim": {"head_dim": 12},
-            "linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "linear": {"rope_scaling": LINEAR},
             "wide": WIDE,
         },
         {
@@ -211,15 +262,141 @@ CASES = {
             "residual": {"residual_multiplier": 0.23},
             "logits": {"logits_scaling": 1.8},
         },
-        architecture="granite",
         metadata=_granite_metadata,
-        gguf=("plain", "no multipliers", "biases", "tied", "head_dim"),
         graphs=("no multipliers",),
+        unseen={"plain": ("attn.scaled", "mlp.scaled")},
+    ),
+    "gemma2": Case(
+        {
+            "model_type": "gemma2",
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 7,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+        {
+            "window": {"sliding_window": 8},
+            "softcap": {"attn_logit_softcapping": 2.5},
+            "no softcap": {"attn_logit_softcapping": None},
+            "no cap of the logits": {"final_logit_softcapping": None},
+            "scalar": {"query_pre_attn_scalar": 20},
+            "layers": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+            "biases": {"attention_bias": True},
+            "untied": {"tie_word_embeddings": False},
+            "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+            "activation": {"hidden_activation": "silu"},
+            "epsilon": {"rms_norm_eps": 0.01},
+            "wide": WIDE,
+        },
+        norms=NORMS_AROUND,
+        window=WINDOW,
+        metadata=_gemma_metadata,
+        unsaid=("no softcap", "no cap of the logits", "scalar", "layers", "activation"),
+        beside=("scalar", "layers"),
+    ),
+    "gemma3": Case(
+        {
+            "model_type": "gemma3_text",
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 7,
+            "sliding_window_pattern": 2,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        {
+            "window": {"sliding_window": 8},
+            "pattern": {"sliding_window_pattern": 3},
+            "local base": {"rope_local_base_freq": 300.0},
+            "global base": {"rope_theta": 20000.0},
+            "no scaling": {"rope_scaling": None},
+            "transformers 5": {
+                "rope_scaling": None,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+                },
+            },
+            "cap of the logits": {"final_logit_softcapping": 3.0},
+            "scalar": {"query_pre_attn_scalar": 20},
+            "groups": {"num_key_value_heads": 3},
+            "wide": WIDE,
+        },
+        norms=(*NORMS_AROUND, "q_norm.weight", "k_norm.weight"),
+        window=WINDOW,
+        metadata=_gemma3_metadata,
+        unsaid=("scalar",),
+        beside=("transformers 5", "cap of the logits"),
+    ),
+    "olmo2": Case(
+        {"model_type": "olmo2", "num_key_value_heads": 2},
+        {
+            "all heads": {"num_key_value_heads": None},
+            "biases": {"attention_bias": True},
+            "tied": {"tie_word_embeddings": True},
+            "theta": {"rope_theta": 500.0},
+            "linear": {"rope_scaling": LINEAR},
+            "epsilon": {"rms_norm_eps": 0.01},
+            "wide": WIDE,
+        },
+        norms=(
+            "post_attention_layernorm.weight",
+            "post_feedforward_layernorm.weight",
+            "q_norm.weight",
+            "k_norm.weight",
+        ),
+        metadata=_without_width,
+        beside=("biases",),
+    ),
+    "gpt_neox": Case(
+        {"model_type": "gpt_neox", "rotary_pct": 0.5},
+        {
+            "one after the other": {"use_parallel_residual": False},
+            "a quarter": {"rotary_pct": 0.25},
+            "all of a head": {"rotary_pct": 1.0},
+            "no biases": {"attention_bias": False},
+            "tied": {"tie_word_embeddings": True},
+            "theta": {"rotary_emb_base": 500},
+            "activation": {"hidden_act": "gelu_fast"},
+            "epsilon": {"layer_norm_eps": 0.01},
+            "wide": WIDE,
+        },
+        norms=LAYER_NORMS,
+        metadata=_neox_metadata,
+        unsaid=("activation",),
+        graphs=("one after the other",),
+        beside=("one after the other", "tied"),
+        unseen={"plain": ("branches",)},
+    ),
+    "starcoder2": Case(
+        {"model_type": "starcoder2", "num_key_value_heads": 2, "sliding_window": 9},
+        {
+            "no window": {"sliding_window": None},
+            "window": {"sliding_window": 10},
+            "no biases": {"use_bias": False},
+            "untied": {"tie_word_embeddings": False},
+            "theta": {"rope_theta": 500.0},
+            "activation": {"hidden_act": "gelu"},
+            "epsilon": {"norm_epsilon": 0.01},
+            "wide": WIDE,
+        },
+        norms=LAYER_NORMS,
+        window=WINDOW,
+        metadata=_starcoder2_metadata,
+        unsaid=("activation",),
+        beside=("no window",),
     ),
 }
-ALL = [(name, switch) for name, case in CASES.items() for switch in ("plain", *case.switches)]
+ALL = [(name, switch) for name, case in CASES.items() for switch in case.all]
 GRAPHS = [(name, switch) for name, case in CASES.items() for switch in ("plain", *case.graphs)]
-GGUF = [(name, switch) for name, case in CASES.items() for switch in case.gguf]
+GGUF = [(name, switch) for name, case in CASES.items() for switch in case.said]
+BESIDE = [
+    (name, switch)
+    for name, case in CASES.items()
+    for switch in ("plain", *(case.switches if case.beside is None else case.beside))
+]
 
 
 def entries_of(name, switch="plain"):
@@ -240,26 +417,40 @@ def made(name, switch="plain"):
     return family, config, random_tensors(family, config)
 
 
-def write(folder, name, switch="plain", entries=None, tensors=None):
-    """A model in Hugging Face's format, loaded; entries and tensors in the place of the case's."""
+def write(folder, name, switch="plain", entries=None, tensors=None, dtype=None):
+    """A model in Hugging Face's format, loaded; entries and tensors in the place of the case's. dtype: of
+    `llorch.CausalLM.from_pretrained`."""
     family, _, kept = made(name, switch)
     given = entries_of(name, switch) | (entries or {})
-    return llorch.CausalLM.from_pretrained(
-        save(folder, given, kept if tensors is None else tensors, family.prefixes[0])
-    )
+    path = save(folder, given, kept if tensors is None else tensors, family.prefixes[-1])
+    return llorch.CausalLM.from_pretrained(path, dtype=dtype)
 
 
-def write_file(path, name, switch="plain", **options):
+def metadata_of(name, config):
+    """What a GGUF file of a family says of a model."""
+    architecture = family_of(name).architectures[0]
+    own = {f"{architecture}.{entry}": value for entry, value in CASES[name].metadata(config).items()}
+    return {key: value for key, value in (decoder_metadata(config, architecture) | own).items() if value is not None}
+
+
+def write_file(path, name, switch="plain", tensors=None, **options):
     """The same as a GGUF file, loaded. options: of `write_gguf`."""
-    family, config, tensors = made(name, switch)
-    case = CASES[name]
-    metadata = decoder_metadata(config, case.architecture)
-    metadata |= {f"{case.architecture}.{entry}": value for entry, value in case.metadata(config).items()}
-    write_gguf(path, family, config, tensors, case.architecture, metadata, extra=case.tensors(config), **options)
+    family, config, kept = made(name, switch)
+    given = kept if tensors is None else tensors
+    extra = CASES[name].tensors(config)
+    write_gguf(path, family, config, given, family.architectures[0], metadata_of(name, config), extra=extra, **options)
     return llorch.CausalLM.from_pretrained(path)
 
 
-def by_text(name, switch, ids):
-    """Logits by the family's text in llorch.reference."""
+def by_text(name, switch="plain", length=LENGTH):
+    """Logits of `ids_of(length)` by the family's text in llorch.reference; of "plain" and the like up to LONG."""
+    return _by_text(name, switch)[:length]
+
+
+@functools.cache
+def _by_text(name, switch):
     family, config, tensors = made(name, switch)
-    return getattr(reference, family.reference)(config, tensors).forward(ids)
+    ids = ids_of(LONG if (name, switch) in GRAPHS else LENGTH)
+    logits = getattr(reference, family.reference)(config, tensors).forward(ids)
+    logits.flags.writeable = False
+    return logits

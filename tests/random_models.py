@@ -128,6 +128,11 @@ def decoder_metadata(config, architecture):
         "rope.freq_base": float(config.rope_theta),
         config.GGUF_EPS: float(config.eps),
     }
+    scaling = getattr(config, "rope_scaling", None) or {}
+    if scaling.get("rope_type") in ("linear", "yarn"):
+        entries |= {"rope.scaling.type": scaling["rope_type"], "rope.scaling.factor": float(scaling["factor"])}
+    if scaling.get("rope_type") == "yarn":
+        entries["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
     return {f"{architecture}.{name}": value for name, value in entries.items()}
 
 

@@ -16,13 +16,11 @@ import encoders
 import ml_dtypes
 import numpy as np
 import pytest
-from families import CASES as decoders
+from families import CASES as families
 from families import made
 from gpt2_models import TINY, random_tensors, save
 from helpers import assert_same_bits, normal, num_threads, rng, same_bits
-from norms_and_windows import CASES as families
 from random_models import llama_tensors
-from random_models import random_tensors as family_tensors
 
 import llorch
 from llorch import reference
@@ -298,16 +296,9 @@ ORACLE = {  # of llorch.reference alone; what several return is put into one arr
 }  # fmt: skip
 
 
-def text_of(case):
-    config = case.config()
-    tensors = family_tensors(case.family, config)
-    return lambda m: getattr(m, case.family.reference)(config, tensors).forward(IDS[:9])
-
-
-ORACLE |= {case.family.reference: text_of(case) for case in families.values()}
 ORACLE |= {
     family.reference: lambda m, of=(family, config, tensors): getattr(m, of[0].reference)(*of[1:]).forward(IDS[:9])
-    for family, config, tensors in (*map(made, decoders), *map(encoders.made, encoders.CASES))
+    for family, config, tensors in (*map(made, families), *map(encoders.made, encoders.CASES))
 }
 INDIFFERENT = {"cast", "narrow"}  # NumPy rounds to float16 by integers, or by an instruction that says how
 

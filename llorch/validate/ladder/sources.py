@@ -201,7 +201,8 @@ def _scores(q: Array, k: Array, step: Step) -> Array:
 
 # ---- transformers --------------------------------------------------------------------------------------------
 
-ACTIVATION_MODULES = "mlp.act", "mlp.act_fn"  # their names for a block's activation, which has no weight
+# Their names for a block's activation, which has no weight.
+ACTIVATION_MODULES = "mlp.act", "mlp.act_fn", "mlp.activation_fn"
 
 
 def transformers_class(model: Model) -> Any:
