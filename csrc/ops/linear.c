@@ -6,11 +6,12 @@
  * many, or nearly: most of it is reading the weight. (Measured: from 65,000 values of it on two threads are faster.) */
 #define GRAIN_FMA ((size_t)1 << 19)
 #define GRAIN_ROWS 16
-/* Panels a thread likes to have together: the fewer, the less one waits for the other at the end, which tells where the
- * memory is what both wait for; a strip of columns where few rows meet a plain weight. */
-#define GRAIN_PANELS 8
-#define GRAIN_PANELS_FEW 4
+/* Panels a thread takes at once at least: those that a kernel has together. The fewer, the less one waits for the other at
+ * the end, which tells where the memory is what both wait for, and where there are few; a strip of columns where few rows
+ * meet a plain weight. From so many on there are enough for all threads. */
+#define GRAIN_PANELS 4
 #define GRAIN_PANELS_STRIP 32
+#define MANY_PANELS 32
 /* Panels that are packed and used in turn. */
 #define TOGETHER 4
 /* From so many rows on, a weight that is not packed is packed first. */
@@ -95,9 +96,8 @@ int ll_linear(const ll_linear_args *a)
         job.with_packed = *a;
         job.with_packed.weight = (ll_weight){.data = job.packed, .format = LL_F32, .packed = 1, .K = K, .N = N};
     }
-    if (job.panels >= 4 * GRAIN_PANELS || job.panels >= job.tiles) {
-        size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP
-                       : a->weight.packed && M <= LL_FEW_ROWS ? GRAIN_PANELS_FEW : GRAIN_PANELS;
+    if (job.panels >= MANY_PANELS || job.panels >= job.tiles) {
+        size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP : GRAIN_PANELS;
         if (job.panels * LL_PANEL * (K + 1) < 2 * GRAIN_FMA / (M < GRAIN_ROWS ? GRAIN_ROWS : M))
             grain = job.panels;
         ll_parallel_for(job.panels, grain, panels_task, &job);
