@@ -149,7 +149,7 @@ void ll_normalize(const ll_normalize_args *a);
 
 /* ---- attention (ops/attention.c) ------------------------------------------------------------- *
  *   D      values of a query, key and value;  Dp  D rounded up to whole panels
- *   Tq, Tk positions of the queries; of the keys and values. Query i is at position Tk - Tq + i                   */
+ *   Tq, Tk positions of the queries; of the keys and values. Query i is at position Tk - behind - Tq + i          */
 
 /* A chunk holds LL_BLOCK positions of one head, packed: keys [panel of positions][D][16], then values
  * [panel of D][LL_BLOCK][16], columns past D zero. A kernel reads both from front to back. The layout is the same for
@@ -161,7 +161,7 @@ typedef struct ll_kv {
     const void *k, *v;            /* [Tk, D] of dtype; unused when blocks isn't NULL */
     ptrdiff_t k_stride, v_stride; /* bytes from row to row */
     float *const *blocks;         /* of a cache; NULL for rows */
-    size_t offset, Tk;            /* Tk >= 1, with causal, a window or a bias >= the Tq of its heads; <= LL_MAX_ROW */
+    size_t offset, Tk;            /* Tk >= 1, with causal, a window or a bias >= Tq + behind of its heads; <= LL_MAX_ROW */
 } ll_kv;
 
 /* The queries of one head. */
@@ -170,13 +170,14 @@ typedef struct ll_attention_head {
     void *y;                      /* [Tq, D] of dtype; may be q itself, row on row */
     ptrdiff_t q_stride, y_stride; /* bytes from row to row */
     size_t Tq, kv;                /* its keys and values are kv[kv] */
+    size_t behind;                /* positions behind its last query */
     const float *bias;            /* added to the score of position t for a query at p: bias[t - p], t - p clipped to
                                      [-reach, reach]; NULL for none */
 } ll_attention_head;
 
 typedef struct ll_attention_args {
     const ll_attention_head *heads; /* [count]: of any sequences. Those that share keys should stand side by side with the
-                                       same Tq: such a run reads, and where they are rows packs, its keys once */
+                                       same queries: such a run reads, and where they are rows packs, its keys once */
     const ll_kv *kv;                /* [kv_count]: of any lengths, rows and chunks */
     size_t count, kv_count, D;      /* D <= LL_MAX_ROW */
     double scale;                   /* rounded to float32 once; with default_scale 1 / sqrt(D) instead */
@@ -293,7 +294,8 @@ typedef struct ll_call {
     ll_view x, x2, k, v, y;
     size_t n;                  /* values in a row of y */
     ll_weight weight;
-    const float *scale, *bias; /* a norm's weight; its bias, or a linear layer's: [n] or NULL */
+    const float *scale, *bias; /* a norm's weight; its bias, or a linear layer's: [n] or NULL. Of attention, the heads'
+                                  biases by distance: [heads][2 * reach + 1] or NULL */
     double number;
     size_t heads, kv_heads, D, R;
     int layer, table;
@@ -301,7 +303,7 @@ typedef struct ll_call {
     int default_scale, causal;
     int rows;                  /* LL_ALL_ROWS and so on */
     int types;
-    size_t window;
+    size_t window, reach;
 } ll_call;
 
 typedef struct ll_plan {

@@ -26,6 +26,8 @@ TINY = {
     "num_attention_heads": 6,
     "max_position_embeddings": 300,
 }
+MODERN = {**TINY, "num_hidden_layers": 3, "pad_token_id": 0, "local_attention": 10}
+MODERN |= {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2}
 DISTIL = {"dim": 48, "hidden_dim": 80, "n_layers": 2, "n_heads": 6, "vocab_size": 67, "max_position_embeddings": 300}
 WIDE = {"hidden_size": 96, "intermediate_size": 64}  # whose rows are whole blocks of GGUF's formats
 
@@ -39,7 +41,7 @@ class Case:
     `outside`: no prefix stands before those.
     architecture : GGUF's, "" where there is none. gguf : the switches that it can say. metadata : of a configuration,
     what the file has besides the usual. as_gguf : family, configuration and tensors to what the file is written as.
-    theirs : transformers' class of the hidden state.
+    length : of the text that transformers is compared on. theirs : transformers' class of the hidden state.
     """
 
     entries: dict
@@ -51,6 +53,7 @@ class Case:
     gguf: tuple[str, ...] = ("plain",)
     metadata: Callable = lambda config: {}
     as_gguf: Callable = lambda family, config, tensors: (family, config, tensors)
+    length: int = 40
     theirs: str = "BertModel"
 
 
@@ -88,6 +91,15 @@ def _distil_name(name):
 
 def _nomic_metadata(config):
     return {"rope.freq_base": float(config.rope_theta)}
+
+
+def _modern_metadata(config):
+    return {
+        "attention.sliding_window": config.local_attention,
+        "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in config.layer_types],
+        "rope.freq_base": config.global_rope_theta,
+        "rope.freq_base_swa": config.local_rope_theta,
+    }
 
 
 CASES = {
@@ -138,6 +150,40 @@ CASES = {
         gguf=("plain", "base", "one type"),
         metadata=_nomic_metadata,
         theirs="NomicBertModel",
+    ),
+}
+CASES |= {
+    "mpnet": Case(
+        {"model_type": "mpnet", **TINY},
+        {"epsilon": {"layer_norm_eps": 0.01}, "relu": {"hidden_act": "relu"}},
+        {"epsilon": {"layer_norm_eps": 0.01}},
+        architecture="",
+        gguf=(),
+        length=150,
+        theirs="MPNetModel",
+    ),
+    "modernbert": Case(
+        {"model_type": "modernbert", **MODERN},
+        {
+            "biases": {"norm_bias": True, "attention_bias": True, "mlp_bias": True},
+            "epsilon": {"norm_eps": 0.01},
+            "silu": {"hidden_activation": "silu"},
+            "every second": {"global_attn_every_n_layers": 2, "local_attention": 7},
+            "types": {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+            "bases": {"global_rope_theta": 500.0, "local_rope_theta": 20.0},
+            "wide": WIDE,
+        },
+        {
+            "a window one wider": {"local_attention": 12},
+            "no window": {"layer_types": ["full_attention"] * 3},
+            "base": {"local_rope_theta": 9000.0},
+            "heads": {"num_attention_heads": 3},
+        },
+        labels=False,
+        architecture="modern-bert",
+        gguf=("plain", "biases", "epsilon", "every second", "types", "bases"),
+        metadata=_modern_metadata,
+        theirs="ModernBertModel",
     ),
 }
 ALL = [(name, switch) for name, case in CASES.items() for switch in ("plain", *case.switches)]

@@ -20,7 +20,7 @@ static inline int ll_few_rows(const ll_linear_args *a)
 
 /* ---- attention, between its driver (ops/attention.c) and its kernel ---- */
 
-/* Heads that follow one another with the same keys and as many queries: their queries are the rows of one matrix, row r
+/* Heads that follow one another with the same keys and queries at the same positions: these are the rows of one matrix, row r
  * query r / count of head r % count. */
 typedef struct ll_attention_group {
     const ll_attention_head *heads; /* [count] */
@@ -48,7 +48,7 @@ static inline const ll_attention_head *ll_attention_head_of(const ll_attention_g
 /* Where a row of a group is. */
 static inline size_t ll_attention_position(const ll_attention_group *g, size_t row)
 {
-    return g->kv->Tk - g->Tq + ll_attention_query(g, row);
+    return g->kv->Tk - g->heads->behind - g->Tq + ll_attention_query(g, row);
 }
 
 /* The positions that a row of a group sees. */

@@ -69,7 +69,7 @@ static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels 
     const ll_attention_head *h = &a->heads[head];
     const size_t R = kernels->tile_rows;
     ll_attention_group g = {.heads = h, .kv = &a->kv[h->kv], .count = 1, .Tq = h->Tq};
-    while (head + g.count < a->count && h[g.count].kv == h->kv && h[g.count].Tq == h->Tq)
+    while (head + g.count < a->count && h[g.count].kv == h->kv && h[g.count].Tq == h->Tq && h[g.count].behind == h->behind)
         g.count++;
     g.tiles = up(g.count * g.Tq, R);
     if (!g.tiles)

@@ -13,7 +13,7 @@ cdef extern from "llorch.h" nogil:
         const void *q
         void *y
         Py_ssize_t q_stride, y_stride
-        size_t Tq, kv
+        size_t Tq, kv, behind
         const float *bias
     ctypedef struct ll_attention_args:
         const ll_attention_head *heads
@@ -201,6 +201,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
                 heads[i].q_stride, heads[i].y_stride = _row_step(q), _row_step(&oout)
                 heads[i].Tq = Tq
                 heads[i].kv = i // group
+                heads[i].behind = 0
                 heads[i].bias = NULL if m.bias == NULL else m.bias + i % H * (2 * m.reach + 1) + m.reach
             if <size_t>size * Tk < RELEASE_FROM * 4:
                 failed = ll_attention(&a)

@@ -16,7 +16,7 @@ cdef extern from "llorch.h" nogil:
         int layer, table
         double softcap
         int default_scale, causal, rows, types
-        size_t window
+        size_t window, reach
     ctypedef struct ll_plan:
         const ll_call *calls
         size_t count
@@ -175,7 +175,8 @@ cdef class Plan:
     """An array of kernel calls on rows of all sequences, and the memory they work in.
 
     calls : dicts, whose entries are those of ll_call in llorch.h: op by name; views (buffer, column) x, x2, k, v, y;
-    function by name; weight a PackedLinear or a float32 array (rows, n); scale and bias float32 arrays; the rest numbers.
+    function by name; weight a PackedLinear or a float32 array (rows, n); scale, bias and position_bias (attention's)
+    float32 arrays; the rest numbers.
     widths : of the buffers. output : the buffer that is the result. layers : of the caches.
     tables : (cos, sin) arrays by number, which may be replaced by longer ones between runs.
     """
@@ -278,6 +279,12 @@ cdef class Plan:
         c.window = call.pop("window", None) or 0
         c.scale = self._floats(call, "scale", c.n)
         c.bias = self._floats(call, "bias", c.n)
+        biases, c.reach = call.pop("position_bias", None), 0
+        if biases is not None:
+            if biases.ndim != 2 or <size_t>len(biases) != c.heads or biases.shape[1] % 2 == 0:
+                raise ValueError(f"position_bias has shape {biases.shape}, it must be ({c.heads}, 2 R + 1)")
+            c.reach = biases.shape[1] // 2
+            c.bias = self._floats({"position_bias": biases}, "position_bias", biases.size)
         weight = call.pop("weight", None)
         if isinstance(weight, PackedLinear):
             packed = weight
@@ -300,9 +307,10 @@ cdef class Plan:
 
         chunks : token ids of each sequence, in lists or arrays. caches : a SequenceCache each, whose positions they
         follow and to which they are appended, or None. check : function of (ids, place) that returns an int64 array or
-        raises for ids that aren't. types : of the tokens, int64 arrays that have been checked; None for all of type 0. grow : function of the number of positions that makes the tables long enough. trace :
-        function of (number of the call, function of (buffer, column, n) that gives an array) after every call; the array's
-        memory is used again by later calls.
+        raises for ids that aren't. types : of the tokens, int64 arrays that have been checked; None for all of type 0. grow :
+        function of the number of positions that makes the tables long enough. trace : function of (number of the call,
+        function of (buffer, column, n) that gives an array) after every call; the array's memory is used again by later
+        calls.
 
         Whatever is raised, the caches are as they were.
         """

@@ -5,7 +5,7 @@ linear layers of one input (they become columns of one weight), and all of atten
 changes a bit: docs/numerics.md defines the fused forms by the steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +156,7 @@ class Compiler:
         self.lying: dict[int, list[Value]] = {}  # buffer: values that have been put there since it was taken
         self.done: set[int] = set()  # values that a fused call has made already, by id
         self.ropes = list(graph.ropes)
+        self.biases: dict[tuple[str, tuple[int, ...]], Array] = {}  # by table and buckets
         self.values = _values(graph)
         self.inputs_of = {id(value): inputs for value, inputs in self.values}
         self.group_of = {name: first for first, (_, columns) in weights.packed.items() for name in columns}
@@ -378,13 +379,24 @@ class Compiler:
             "attention", value, x=q.view, k=k.view, v=v.view, y=value.view, n=value.width, layer=value.layer,
             heads=self.graph.sizes["H"], kv_heads=self.graph.sizes["G"], D=self.graph.sizes["D"],
             attention_scale=options["scale"], causal=options["causal"], window=options["window"],
-            softcap=options["softcap"], rows=rows,
+            softcap=options["softcap"], position_bias=self.position_bias(options), rows=rows,
         )  # fmt: skip
         self.use(q, k, v)
         if rows != "all":
             needed = {v.buffer for v, _ in self.values if v.left and v.buffer >= 0 and v is not value}
             for buffer in sorted(needed):
                 self.emit("rows", x=(buffer, 0), rows=rows)
+
+    def position_bias(self, options: Mapping[str, Any]) -> Array | None:
+        """What is added to scores: (heads, distances), one array for all layers that have the same."""
+        if options.get("position_bias") is None:
+            return None
+        key = options["position_bias"], options["buckets"]
+        if key not in self.biases:
+            table = self.weights.tables[f"{key[0]}.weight"]
+            assert isinstance(table, np.ndarray)  # as the loader makes those that no id chooses from
+            self.biases[key] = np.ascontiguousarray(table[list(key[1])].T)
+        return self.biases[key]
 
     def _activation(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs

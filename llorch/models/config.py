@@ -154,6 +154,14 @@ def rope_entries(entries: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return theta if inner is None else inner, scaling, partial if part is None else part
 
 
+def ropes_by_kind(entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rotations of each kind of layers, by transformers 5's rope_parameters; {} where nothing says them."""
+    both = mapping(entries.get("rope_parameters") or {}, "rope_parameters")
+    if unknown := [name for name in both if name not in LAYER_TYPES]:
+        raise ValueError(f"rope_parameters has {_shown(unknown[0])}, it must have {' and '.join(LAYER_TYPES)}")
+    return {kind: dict(mapping(both.get(kind) or {}, f"rope_parameters.{kind}")) for kind in LAYER_TYPES}
+
+
 def rope_scaling(value: Any) -> Mapping[str, Any] | None:
     """The rule in force; None where angles are not scaled. ValueError names a rule that isn't built."""
     if value is None:
@@ -489,7 +497,8 @@ class TransformerConfig(ModelConfig):
             raise ValueError(
                 f"{get.architecture}.rope.dimension_count is {rotated}, it must be the width of a head, {D}"
             )
-        windows = {} if cls.has("sliding_window") else {"attention.sliding_window": 0}
+        has_windows = cls.has("sliding_window") or cls.has("local_attention")
+        windows = {} if has_windows else {"attention.sliding_window": 0}
         for name, harmless in {"attention.value_length": D, **windows, **cls.GGUF_REFUSED}.items():
             if get(name, None) not in (None, harmless):
                 raise ValueError(f"{get.architecture}.{name} is {get(name)}: llorch's {cls.NAME} has {harmless}")

@@ -9,7 +9,7 @@ from typing import Any
 from llorch.models import config as check
 from llorch.models.config import TransformerConfig
 from llorch.models.graph import Graph, Parameter, Rope, Step
-from llorch.models.parts import Block, Norm, steps_of
+from llorch.models.parts import Block, Norm, parameters_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def graph(
     F = c.intermediate_size
     sizes = {"E": c.hidden_size, "V": c.vocab_size, "P": c.max_position_embeddings, "F": F, "U": 2 * F}
     sizes |= {"H": H, "G": G, "D": D, "Q": H * D, "R": G * D, "W": (H + 2 * G) * D}
-    steps = steps_of(blocks, H, G, F, c.NAME)
+    steps, inside = steps_of(blocks, H, G, F), parameters_of(blocks, c.NAME)
     row, options = f"{embed}[id]", {}
     if factor != 1.0:
         row, options = f"{row} * {factor:.6g}", {"factor": factor, "rounded": rounded}
@@ -109,4 +109,4 @@ def graph(
         ),
     )
     tables = {"main": c.rope()} if ropes is None else ropes
-    return Graph(sizes, before, steps, tuple(after), outside, tuple(blocks[0].parameters()), prefix, tables)
+    return Graph(sizes, before, steps, tuple(after), outside, inside, prefix, tables)

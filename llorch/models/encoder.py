@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from llorch.models import config as check
 from llorch.models.config import TransformerConfig
 from llorch.models.graph import Graph, Parameter, Rope, Step
-from llorch.models.parts import Block, Norm, NormedSums, linear, steps_of
+from llorch.models.parts import Block, Norm, NormedSums, linear, parameters_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -134,16 +134,26 @@ def graph(
     ropes: Mapping[str, Rope] | None = None,
     classifier: Classifier | None = None,
     positions: int | None = None,
+    buckets: int = 0,
     prefix: str = "encoder.layer.",
 ) -> Graph:
     """A sum of embeddings, a norm, blocks; then what of it is asked for.
 
     embeddings : in the order of the sum, that of tokens first. norm : of the sum; last : after the blocks; None for
     none. ropes : tables by name. classifier : None for the hidden state. positions : rows of the table of positions.
+    buckets : rows of the table of biases by distance, which stands outside the blocks that name it; 0 for none.
     prefix : of blocks.
     """
     H, D, F = c.num_attention_heads, c.width_of_head, c.intermediate_size
-    sizes = {"E": c.hidden_size, "V": c.vocab_size, "F": F, "U": 2 * F, "Y": c.type_vocab_size, "C": c.num_labels}
+    sizes = {
+        "E": c.hidden_size,
+        "V": c.vocab_size,
+        "F": F,
+        "U": 2 * F,
+        "Y": c.type_vocab_size,
+        "C": c.num_labels,
+        "B": buckets,
+    }
     sizes |= {"P": c.max_position_embeddings if positions is None else positions}
     sizes |= {"H": H, "G": H, "D": D, "Q": H * D, "R": H * D, "W": 3 * H * D}
     before = [embeddings[0].step]
@@ -166,6 +176,7 @@ def graph(
     if classifier is not None:
         after += classifier.steps()
         outside += classifier.parameters()
-    steps = steps_of(blocks, H, H, F, c.NAME)
-    inside = tuple(blocks[0].parameters())
+    tables = {one.attention.position_bias for one in blocks} - {""}
+    outside += [Parameter(f"{name}.weight", "BH") for name in sorted(tables)]
+    steps, inside = steps_of(blocks, H, H, F), parameters_of(blocks, c.NAME)
     return Graph(sizes, tuple(before), steps, tuple(after), tuple(outside), inside, prefix, ropes or {})

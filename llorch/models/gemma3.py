@@ -64,12 +64,8 @@ class Gemma3Config(Gemma2Config):
             outer = {name: value for name, value in entries.items() if name != "text_config"}
             whole = {name: outer[name] for name in OF_THE_WHOLE if outer.get(name) is not None}
             entries = outer | dict(inner) | whole
-        both = check.mapping(entries.get("rope_parameters") or {}, "rope_parameters")
-        full = dict(check.mapping(both.get(FULL) or {}, f"rope_parameters.{FULL}"))
+        full, local = check.ropes_by_kind(entries).values()
         full |= check.mapping(entries.get("rope_scaling") or {}, "rope_scaling")
-        local = check.mapping(both.get(SLIDING) or {}, f"rope_parameters.{SLIDING}")
-        if unknown := [name for name in both if name not in (FULL, SLIDING)]:
-            raise ValueError(f"rope_parameters has {check._shown(unknown[0])}, it must have {FULL} and {SLIDING}")
         found = super().entries_of(dict(entries) | {"rope_parameters": full, "rope_scaling": None})
         base, scaling, partial = check.rope_entries({"rope_parameters": local})
         if partial not in (None, 1):

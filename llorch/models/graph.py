@@ -9,7 +9,7 @@ Axes are letters, whose sizes a graph gives:
     T  positions of a text, S the same as keys      E  width of the model          V  tokens of the vocabulary
     H  heads, G heads of keys and values            D  width of a head             F  width of the feed-forward layer
     Q  H * D, R  G * D, W  Q + 2 R, U  2 F          P  positions that have an embedding, Y types of tokens
-    C  labels of a classifier
+    C  labels of a classifier                       B  buckets of distances
 
 A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weights are its options:
 
@@ -24,7 +24,9 @@ A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weigh
     rope        rotates pairs of a head's values by the position. table: which of the graph's rope tables; None for its
                 input as it is
     cache       keys or values as the cache keeps them: its input
-    scores      q k' times scale, masked. scale; causal; window and softcap, None for none
+    scores      q k' times scale, masked. scale; causal; window and softcap, None for none; position_bias: a table
+                (B, H) outside the blocks, of which a row is added to the heads' scores; buckets: which, for each
+                distance of a key from the query, -reach .. reach, for further ones the first or the last
     attend      softmax(scores) v, the heads side by side: (T, Q)
     activation  function: a name of `FUNCTIONS`
     add, multiply   of two tensors, value by value
@@ -124,8 +126,8 @@ class Graph:
 
     sizes : of the letters, but T and S. before, blocks, after : steps in order; the last of `before` is the first
     block's x, the last of all the result: a decoder's logits, an encoder's hidden state or labels. parameters,
-    block_parameters : outside the blocks, and of each block (all have the same). block_prefix : Hugging Face's, "h." or
-    "layers.". ropes : tables by name.
+    block_parameters : outside the blocks, and of all blocks, of which each has those that its steps name. block_prefix:
+    Hugging Face's, "h." or "layers.". ropes : tables by name.
     """
 
     sizes: Mapping[str, int]
@@ -162,8 +164,11 @@ class Graph:
         """Every parameter with its full names, in Hugging Face's files and in GGUF; block by block."""
         for parameter in self.parameters:
             yield parameter.name, parameter.gguf, parameter
-        for layer in range(len(self.blocks)):
+        for layer, steps in enumerate(self.blocks):
+            named = {step.weight for step in steps}
             for parameter in self.block_parameters:
+                if parameter.name.rpartition(".")[0] not in named:
+                    continue
                 yield self.prefix(layer) + parameter.name, f"blk.{layer}.{parameter.gguf}", parameter
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -205,6 +205,10 @@ class Loader:
                 weights.tables[name] = self.vector(name).reshape(self.entries[name].shape)
             else:
                 weights.tables[name] = self.table(name)
+        options = [step.options.get("position_bias") for steps in self.graph.blocks for step in steps]
+        for weight in {one for one in options if one is not None}:
+            name = f"{weight}.weight"
+            weights.tables[name] = self.vector(name).reshape(self.entries[name].shape)
         # The largest first, when there is little else in memory beside what it is read into.
         for group in sorted(groups(self.graph), key=lambda group: -self._size(group)):
             first, *others = group.names

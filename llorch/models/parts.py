@@ -61,7 +61,9 @@ class Attention:
     rope : the table that queries and keys are rotated by, None for none; "" where no layer of the model has one, and
         there is no such step.
     causal : whether a query sees the positions up to its own alone. Keys and values then go to a cache.
-    window : positions that a query sees, itself the last of them; None for all.
+    window : positions that a query sees, itself the last of them; not causal: how far it sees on both sides. None: all.
+    position_bias : the table outside the blocks of what is added to scores, "" for none. buckets : which row of it, for
+        each distance of a key from the query.
     scale : of the scores, None for 1 / sqrt(width of a head). softcap : of the scores, None for none.
     interleaved : GGUF has the rotated pairs of queries and keys side by side. by_head : Hugging Face has in qkv the
         query, key and value of each head side by side.
@@ -79,6 +81,8 @@ class Attention:
     rope: str | None = "main"
     causal: bool = True
     window: int | None = None
+    position_bias: str = ""
+    buckets: tuple[int, ...] = ()
     scale: float | None = None
     softcap: float | None = None
     interleaved: bool = False
@@ -122,11 +126,15 @@ class Attention:
                 last[letter], "cache", (before,), "GTD", "cache",
                 f"{names[letter]} in the cache after the prompt: {before}, bit for bit", checked_against=before,
             )  # fmt: skip
-        yield Step(
-            "attn.scores", "scores", (last["q"], last["k"]), "HTS", "scores",
-            "q k' scale; -inf where query t may not see position s" if self.causal or self.window else "q k' scale",
-            options={"scale": self.scale, "causal": self.causal, "window": self.window, "softcap": self.softcap},
-        )  # fmt: skip
+        mask: dict[str, Any] = {"scale": self.scale, "causal": self.causal}
+        mask |= {"window": self.window, "softcap": self.softcap}
+        shown = "q k' scale"
+        if self.position_bias:
+            mask |= {"position_bias": self.position_bias, "buckets": self.buckets}
+            shown = f"{shown} + the bias of the distance"
+        if self.causal or self.window:
+            shown = f"{shown}; -inf where query t may not see position s"
+        yield Step("attn.scores", "scores", (last["q"], last["k"]), "HTS", "scores", shown, options=mask)
         yield Step(
             "attn.context", "attend", ("attn.scores", last["v"]), "TQ", "attention",
             "softmax(scores) v, the heads side by side",
@@ -318,10 +326,19 @@ class NormedSums:
         yield from self.norm_2.parameters("layer_output_norm")
 
 
-def steps_of(blocks: Sequence[Block | NormedSums], H: int, G: int, F: int, name: str) -> tuple[tuple[Step, ...], ...]:
-    """The steps of each block. ValueError where blocks of a family of this name have different parameters."""
-    inside = tuple(blocks[0].parameters())
-    if any(tuple(block.parameters()) != inside for block in set(blocks)):
-        raise ValueError(f"blocks of a {name} must have the same parameters")
+def parameters_of(blocks: Sequence[Block | NormedSums], name: str) -> tuple[Parameter, ...]:
+    """Those of all blocks. A block may be without a norm or a layer of the others; ValueError where blocks of a family
+    of this name have one that differs, or not with the same bias."""
+    found = {one.name: one for block in dict.fromkeys(blocks) for one in block.parameters()}
+    for block in dict.fromkeys(blocks):
+        own = {one.name: one for one in block.parameters()}
+        weights = {one.rpartition(".")[0] for one in own}
+        if own != {key: one for key, one in found.items() if key.rpartition(".")[0] in weights}:
+            raise ValueError(f"blocks of a {name} must have the same parameters in the norms and layers of one name")
+    return tuple(found.values())
+
+
+def steps_of(blocks: Sequence[Block | NormedSums], H: int, G: int, F: int) -> tuple[tuple[Step, ...], ...]:
+    """The steps of each block."""
     made = {block: tuple(block.steps(H, G, F)) for block in set(blocks)}
     return tuple(made[block] for block in blocks)

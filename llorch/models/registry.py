@@ -26,7 +26,7 @@ MODULES = tuple(
     for name in (
         *("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3"),
         *("gemma2", "gemma3", "olmo2", "gpt_neox", "starcoder2", "stablelm", "granite"),
-        *("bert", "distilbert", "roberta", "nomic_bert"),
+        *("bert", "distilbert", "roberta", "nomic_bert", "mpnet", "modernbert"),
     )
 )
 

@@ -23,6 +23,8 @@ from llorch.reference._granite import Granite
 from llorch.reference._linear import dot128, linear
 from llorch.reference._llama import Llama
 from llorch.reference._mistral import Mistral
+from llorch.reference._modernbert import ModernBert
+from llorch.reference._mpnet import MPNet
 from llorch.reference._nomic_bert import NomicBert
 from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from llorch.reference._olmo2 import OLMo2
@@ -47,7 +49,9 @@ __all__ = [
     "Gemma3",
     "Granite",
     "Llama",
+    "MPNet",
     "Mistral",
+    "ModernBert",
     "NomicBert",
     "OLMo2",
     "Phi3",

@@ -20,6 +20,8 @@ class Encoder:
     which widen exactly. A layer has a bias where there is one.
     """
 
+    EPS = "layer_norm_eps"  # the configuration's name of the norms' epsilon
+
     def __init__(self, config: Any, tensors: dict[str, Array]) -> None:
         self.config = config
         self.weights = {name: widen(tensors[name], name) for name in tensors}
@@ -66,4 +68,4 @@ class Encoder:
 
     def norm(self, x: Array, name: str) -> Array:
         weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
-        return layer_norm(x, weight, bias, eps=self.config.layer_norm_eps)
+        return layer_norm(x, weight, bias, eps=getattr(self.config, self.EPS))

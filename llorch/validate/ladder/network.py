@@ -459,6 +459,8 @@ class Network:
         s = a.scores(q, shared_heads(k, len(q)), 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         if options["softcap"] is not None:
             s = a.softcap(s, options["softcap"])
+        if options.get("position_bias") is not None:
+            s = s + position_bias(self.weights, options, T).astype(a.dtype)
         seen = visible(T, options["causal"], options["window"]) if part.visible is None else part.visible(T)
         return np.where(seen, s, a.dtype(-np.inf))
 
@@ -526,10 +528,23 @@ def shared_heads(x: Array, heads: int) -> Array:
     return x if len(x) == heads else np.repeat(x, heads // len(x), axis=0)
 
 
+def position_bias(weights: Mapping[str, Array], options: Mapping[str, Any], T: int) -> Array:
+    """(H, T, T): what scores with these options get by the distance of position s from query t."""
+    reach = len(options["buckets"]) // 2
+    distance = np.clip(np.arange(T)[None, :] - np.arange(T)[:, None], -reach, reach)
+    table = weights[f"{options['position_bias']}.weight"]
+    biases: Array = table[np.asarray(options["buckets"])[reach + distance]].transpose(2, 0, 1)
+    return biases
+
+
 def visible(T: int, causal: bool, window: int | None) -> Array:
     """bool (T, T): whether query t sees position s."""
-    seen = np.tri(T, dtype=bool) if causal else np.ones((T, T), bool)
-    return seen if window is None else seen & ~np.tri(T, k=-window, dtype=bool)
+    if causal:
+        seen = np.tri(T, dtype=bool)
+        return seen if window is None else seen & ~np.tri(T, k=-window, dtype=bool)
+    near = T if window is None else window
+    around: Array = np.tri(T, k=near, dtype=bool) & ~np.tri(T, k=-near - 1, dtype=bool)
+    return around
 
 
 # ---- greedy tokens ---------------------------------------------------------------------------------------------

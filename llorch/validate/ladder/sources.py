@@ -30,6 +30,7 @@ from llorch.validate.ladder.network import (
     Specified,
     Trace,
     greedy,
+    position_bias,
     shared_heads,
     silent,
     visible,
@@ -153,7 +154,7 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
 
     if isinstance(engine, Encoder):
         engine.forward(ids, trace=keep)
-        _add_scores(trace, graph)
+        _add_scores(trace, model)
         return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T)}
     count = rungs.new_tokens(model.config, T)
     cache = engine.new_cache(T + max(count - 1, 0))
@@ -163,7 +164,7 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
         for step in steps:
             if step.op == "cache":
                 trace[block_name(i, step.name)] = next(kept)
-    _add_scores(trace, graph)
+    _add_scores(trace, model)
     logits = trace["last_logits"] = trace["logits"][-1].copy()
     trace["argmax"] = np.array(llorch.argmax(logits), np.int64)
     trace["probs"] = llorch.softmax(logits)
@@ -176,17 +177,17 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
     return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T)}
 
 
-def _add_scores(trace: Trace, graph: Graph) -> None:
+def _add_scores(trace: Trace, model: Model) -> None:
     """Scores of every block, of its queries and keys."""
-    for i, steps in enumerate(graph.blocks):
+    for i, steps in enumerate(model.graph.blocks):
         for step in steps:
             if step.op == "scores":
                 q, k = (trace[block_name(i, name)] for name in step.inputs)
-                trace[block_name(i, step.name)] = _scores(q, k, step)
+                trace[block_name(i, step.name)] = _scores(q, k, step, model.network.weights)
 
 
-def _scores(q: Array, k: Array, step: Step) -> Array:
-    """(H, T, D), (G, T, D) to (H, T, T), by llorch's kernels."""
+def _scores(q: Array, k: Array, step: Step, weights: Trace) -> Array:
+    """(H, T, D), (G, T, D) to (H, T, T), by llorch's kernels. weights : those outside the blocks."""
     options, T = step.options, q.shape[1]
     scale = 1 / np.sqrt(np.float64(q.shape[2])) if options["scale"] is None else options["scale"]
     factor = np.float32(scale)
@@ -196,6 +197,8 @@ def _scores(q: Array, k: Array, step: Step) -> Array:
         if options["softcap"] is not None:
             cap = np.float32(options["softcap"])
             scores = llorch.tanh(scores / cap) * cap
+        if options.get("position_bias") is not None:
+            scores = scores + position_bias(weights, options, T)
     return np.where(visible(T, options["causal"], options["window"]), scores, np.float32(-np.inf))
 
 
