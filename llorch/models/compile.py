@@ -18,6 +18,7 @@ from llorch.models.graph import GIVEN, Graph, Step
 
 Array = NDArray[Any]
 PANEL = 16  # columns: where a linear layer may be joined to the next
+IN_PLACE = ("scale", "divide", "softcap")  # steps of one tensor, value by value
 BEFORE, AFTER = -1, 1 << 20  # as numbers of layers: what comes before the blocks, and after
 
 
@@ -226,7 +227,7 @@ class Compiler:
 
     def put(self, value: Value, *, over: Value | None = None) -> Value:
         """A place for a result: the output, the place of a value that dies here, or a fresh buffer."""
-        if value is self.values[-1][0]:
+        if self._ends_as_result(value):
             return self.place(value, self.output)
         if over is not None and self.dies(over) and over.width == value.width:
             self.holders[over.buffer] += 1  # the new one; use() counts the old one off
@@ -236,6 +237,12 @@ class Compiler:
                 self.holders[over.buffer] -= 1
             return value
         return self.place(value)
+
+    def _ends_as_result(self, value: Value) -> bool:
+        """Whether it is the result, or becomes it where it lies: logits are large, and a second buffer would be too."""
+        while self.fuse and len(value.users) == 1 and value.users[0].step.op in IN_PLACE:
+            value = value.users[0]
+        return value is self.values[-1][0]
 
     def _embedding(self, value: Value, inputs: list[Any]) -> None:
         name = full_name(self.graph, value.layer, value.step.weight) + ".weight"

@@ -202,6 +202,14 @@ def test_a_granites_logits_are_divided(tmp_path):
     assert not same_bits(Multiplied(config, tensors).forward(ids_of()), logits)
 
 
+@pytest.mark.parametrize(("name", "op"), [("granite", "divide"), ("gemma2", "softcap")])
+def test_logits_are_finished_where_they_lie(tmp_path, name, op):
+    """A second buffer of a row a position and a column a token would double the memory of a long text."""
+    calls = write(tmp_path / "m", name)._plans["all"].calls
+    head, last = calls[-2:]
+    assert (head["op"], last["op"]) == ("linear", op) and head["y"] == last["x"] == last["y"]
+
+
 def test_what_a_granite_of_gguf_leaves_out():
     """llama.cpp's converter writes no multiplier that is 0, and its loader takes the usual scale of the scores then."""
     family, config, _ = made("granite")
