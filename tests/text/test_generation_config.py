@@ -1,18 +1,21 @@
 """How tokens are chosen, by a model's own files: generation_config.json, and general.sampling of GGUF's metadata."""
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import chat_templates as made
+import numpy as np
 import pytest
+from helpers import rng
 from random_models import llama_metadata, llama_tensors, write_gguf
 
 import llorch
 from llorch.models import llama
 from llorch.text.generation_config import recommended
-from llorch.text.sampling import SamplingParameters
+from llorch.text.sampling import SamplingParameters, next_token
 
 TALK = [{"role": "user", "content": "Who goes there?"}]
 QWEN = {"do_sample": True, "repetition_penalty": 1.05, "temperature": 1.3, "top_p": 0.95, "top_k": 20}
@@ -93,6 +96,35 @@ def test_entries_that_cannot_be(entries, error, message, tmp_path):
         with pytest.raises(error, match=rf"generation_config\.json: {message}"):
             model.chat(TALK, 3)
     assert len(model.generate([5], 3)) <= 3, "what isn't chat doesn't look at them"
+
+
+@pytest.mark.parametrize("name", ("all", "no temperature"))
+def test_tokens_are_drawn_as_often_as_by_transformers(name, tmp_path):
+    """Of the probabilities that its processors of logits leave, over the first 3000 seeds."""
+    torch = pytest.importorskip("torch", exc_type=ImportError)
+    process = pytest.importorskip("transformers.generation.logits_process", exc_type=ImportError)
+    entries = FOLDERS[name][0]
+    (tmp_path / "generation_config.json").write_text(json.dumps(entries))
+    parameters, logits, seen = recommended(tmp_path).parameters, 2 * rng(27).standard_normal(80, np.float32), [3, 5, 5]
+    theirs = process.LogitsProcessorList(
+        make(entries[entry])
+        for entry, make in (
+            ("repetition_penalty", process.RepetitionPenaltyLogitsProcessor),
+            ("temperature", process.TemperatureLogitsWarper),
+            ("top_k", process.TopKLogitsWarper),
+            ("top_p", process.TopPLogitsWarper),
+        )
+        if entry in entries
+    )
+    wanted = torch.softmax(theirs(torch.tensor([seen]), torch.tensor(logits[None])), -1)[0].numpy().astype(float)
+    seeds = (dataclasses.replace(parameters, seed=seed) for seed in range(3000))
+    often = np.bincount([next_token(logits, drawn, len(seen), seen) for drawn in seeds], minlength=80) / 3000
+    bound = (wanted > 0) * (4 * np.sqrt(wanted * (1 - wanted) / 3000) + 3 / 3000)  # the unlikeliest come once or never
+    assert (np.abs(often - wanted) <= bound).all()
+    other = np.bincount(
+        [next_token(logits, SamplingParameters(1.5, seed=s), 3, seen) for s in range(3000)], minlength=80
+    )
+    assert (np.abs(other / 3000 - wanted) > bound).any()  # negative control
 
 
 def test_chat_follows_it_where_nothing_is_given(tmp_path):
