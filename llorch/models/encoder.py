@@ -61,7 +61,8 @@ class EncoderConfig(TransformerConfig):
     @classmethod
     def entries_of_gguf(cls, get: check.GGUF, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         types = shapes.get("token_types.weight")
-        return super().entries_of_gguf(get, shapes) | {"type_vocab_size": types[0] if types else 0}
+        count = 0 if types is None else 1 if len(types) == 1 else types[0]  # converters drop an axis of one
+        return super().entries_of_gguf(get, shapes) | {"type_vocab_size": count}
 
 
 @dataclass(frozen=True)

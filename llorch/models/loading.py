@@ -65,6 +65,8 @@ def find(source: Source, family: Family, graph: Graph) -> Found:
         )
     for name, entry in entries.items():
         shape = wanted_shape(source, graph, parameters[name])
+        if source.kind == "gguf" and entry.shape == tuple(axis for axis in shape if axis != 1):
+            entry = entries[name] = entry._replace(shape=shape)  # converters drop an axis of one
         if entry.shape != shape:
             raise ValueError(f"{entry.place} has shape {entry.shape}, {_config(source)} makes it {shape}")
         if entry.format not in PLAIN and entry.format not in BLOCKS:

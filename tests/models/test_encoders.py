@@ -218,6 +218,19 @@ def test_gguf_has_the_bits_of_safetensors(tmp_path, name, switch):
     assert file.config.context == folder.config.context
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_a_single_type_whose_axis_gguf_has_dropped(tmp_path, name):
+    """As converters have done, of a RoBERTa's table of one row."""
+    switch = "one type" if name == "bert" else "plain"
+
+    def dropped(key, values):
+        return (values[0] if "token_type" in key else values), None
+
+    file = write_file(tmp_path / "m.gguf", name, switch, quantise=dropped)
+    assert file.types == 1 and file.source.tensors["token_types.weight"].shape == (48,)
+    assert_same_bits(file.forward([1, 2, 3]), write(tmp_path / "m", name, switch).forward([1, 2, 3]))
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "wide" in case.switches])
 def test_gguf_blocks_have_the_bits_of_their_values(tmp_path, name):
     """Also of the tables that are added."""
