@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from random_models import random_tensors, write_gguf
+from random_models import random_tensors, usual_metadata, write_gguf
 from safetensors.numpy import save_file
 
 from llorch import reference
@@ -235,16 +235,7 @@ def write_file(path, name, switch="plain", **options):
     """A model as a GGUF file, loaded. options: of `write_gguf`."""
     case = CASES[name]
     family, config, tensors = case.as_gguf(*made(name, switch))
-    entries = {
-        "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.causal": False,
-        config.GGUF_EPS: float(config.eps),
-        **case.metadata(config),
-    }
+    entries = usual_metadata(config) | {"attention.causal": False} | case.metadata(config)
     metadata = {f"{case.architecture}.{entry}": value for entry, value in entries.items()}
     return Encoder.from_pretrained(write_gguf(path, family, config, tensors, case.architecture, metadata, **options))
 

@@ -115,18 +115,24 @@ def write_gguf(
     return path
 
 
-def decoder_metadata(config, architecture):
-    """What a GGUF file says of any decoder."""
-    entries = {
+def usual_metadata(config):
+    """What a GGUF file says of any model, without the architecture before it."""
+    return {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_attention_heads,
+        config.GGUF_EPS: float(config.eps),
+    }
+
+
+def decoder_metadata(config, architecture):
+    """What a GGUF file says of any decoder."""
+    entries = usual_metadata(config) | {
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": config.head_dim,
         "rope.freq_base": float(config.rope_theta),
-        config.GGUF_EPS: float(config.eps),
     }
     scaling = getattr(config, "rope_scaling", None) or {}
     if scaling.get("rope_type") in ("linear", "yarn"):
