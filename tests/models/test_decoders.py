@@ -28,6 +28,7 @@ from random_models import by_reference, decoder_metadata, random_tensors
 
 import llorch
 from llorch import validate
+from llorch.models import registry
 from llorch.testing import use_isa
 from llorch.validate.ladder.network import Float64, Specified
 from llorch.validate.ladder.sources import Model
@@ -36,6 +37,12 @@ from llorch.validate.ladder.sources import Model
 @pytest.fixture(scope="module", params=GRAPHS, ids="-".join)
 def tiny(request, tmp_path_factory):
     return request.param, write(tmp_path_factory.mktemp("tiny") / "model", *request.param)
+
+
+def test_every_decoder_is_here():
+    """But GPT-2 and Llama, which have files of their own."""
+    decoders = {family.name for family in registry.families() if family.kind == "decoder"}
+    assert {family_of(name).name for name in CASES} == decoders - {"GPT-2", "Llama"}
 
 
 # ---- the text ------------------------------------------------------------------------------------------
