@@ -152,6 +152,11 @@ class Graph:
         """Whether it gives the logits of the next token."""
         return any(step.name == "logits" for step in self.after)
 
+    @property
+    def fullest(self) -> tuple[Step, ...]:
+        """The steps of the block that lacks none."""
+        return max(self.blocks, key=len)
+
     def shape(self, axes: str, T: int = 0) -> tuple[int, ...]:
         """The shape of a tensor with these axes, for T positions."""
         return tuple(T if axis in "TS" else self.sizes[axis] for axis in axes)

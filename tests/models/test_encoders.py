@@ -473,6 +473,13 @@ def test_the_ladder_holds(tiny):
     names = [result.tensor.name for result in found.tensors]
     assert names[0] == "ids" and {"embed", "h.0.attn.scores", "h.1.residual"} < set(names)
     assert names[-1] == last_of(tiny[1])
+    steps = {
+        f"h.{i}.{step.name}"
+        for i, block in enumerate(tiny[1].graph.blocks)
+        for step in block
+        if step.op == "layer_norm"
+    }
+    assert {name.removesuffix(".") for name in steps} <= set(names)  # of a block that lacks one, the others'
 
 
 def last_of(model):

@@ -87,10 +87,10 @@ class Names:
         sorts = kinds(graph)
         inside = {kind.name for kind in sorts.block} | {FUSED}
         outside = {kind.name for kind in (*sorts.before, *sorts.after)}
-        found = _of_weights(graph.blocks[0], graph.block_parameters, inside)
+        found = _of_weights(graph.fullest, graph.block_parameters, inside)
         around = _of_weights((*graph.before, *graph.after), graph.parameters, outside)
         static = dict(_KINDS)
-        if any(step.op == "rope" for step in graph.blocks[0]):  # llama.cpp has one name for them before and after
+        if any(step.op == "rope" for step in graph.fullest):  # llama.cpp has one name for them before and after
             static = {alias: kind for alias, kind in static.items() if alias not in ("qcur", "kcur")}
         return cls(
             len(graph.blocks),

@@ -107,7 +107,7 @@ class Kinds:
 
 
 def kinds(graph: Graph) -> Kinds:
-    """Of a graph whose blocks have all the same steps, but for their options."""
+    """Of a graph whose blocks have all the same steps, but for their options; one may lack some of them."""
     found: dict[str, Kind] = {}
 
     def of_step(step: Step, part: Part) -> Kind:
@@ -137,7 +137,7 @@ def kinds(graph: Graph) -> Kinds:
         Kind("ids", _NAMED["embed"], "T", "token ids of the prompt", EXACT, "before", "int64", _NAMED["embed"].title),
         *of_steps(graph.before, "before"),
     ]
-    block = of_steps(graph.blocks[0], "block")
+    block = of_steps(graph.fullest, "block")
     after = of_steps(graph.after, "after")
     if not graph.decodes:
         return Kinds(tuple(before), tuple(block), tuple(after))
@@ -234,5 +234,6 @@ def tensors(of: HasGraph, T: int) -> list[Tensor]:
             kind.loose or kind.tolerance * deeper,
         )
 
-    blocks = [make(kind, layer) for layer in range(len(graph.blocks)) for kind in sorts.block]
+    named = [{step.name for step in steps} for steps in graph.blocks]
+    blocks = [make(kind, layer) for layer, own in enumerate(named) for kind in sorts.block if kind.name in own]
     return [*(make(kind, None) for kind in sorts.before), *blocks, *(make(kind, None) for kind in sorts.after)]
