@@ -57,16 +57,16 @@ class Contender:
 
 
 class Engine:
-    """One process of engines.py; its methods are asked for by name."""
+    """One process of engines.py, or of another script of such engines; its methods are asked for by name."""
 
-    def __init__(self, kind, path, threads, option=None):
+    def __init__(self, kind, path, threads, option=None, script=engines.__file__):
         root = str(Path(llorch.__file__).resolve().parent.parent)
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
             "HF_HUB_OFFLINE": "1",
         }
-        command = [sys.executable, engines.__file__, kind, str(path), str(threads), *([option] if option else [])]
+        command = [sys.executable, script, kind, str(path), str(threads), *([option] if option else [])]
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
@@ -106,7 +106,7 @@ class Engine:
         self.close()
 
 
-def start(contenders, threads, wanted, stack):
+def start(contenders, threads, wanted, stack, script=engines.__file__):
     """{name: Engine}, {name: why it is missing} and {name: path}."""
     running, absent, paths = {}, {}, {}
     for one in contenders:
@@ -118,7 +118,7 @@ def start(contenders, threads, wanted, stack):
             print(f"  loading {one.name}", flush=True)
             try:
                 paths[one.name] = one.make()
-                running[one.name] = stack.enter_context(Engine(one.kind, paths[one.name], threads, one.option))
+                running[one.name] = stack.enter_context(Engine(one.kind, paths[one.name], threads, one.option, script))
             except RuntimeError as error:
                 absent[one.name] = f"doesn't run: {error}"
     return running, absent, paths

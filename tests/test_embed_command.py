@@ -150,6 +150,17 @@ def test_errors(folder, file, tmp_path, monkeypatch, arguments, status, message)
     assert (tmp_path / "there.npy").read_bytes() == b"kept"
 
 
+def test_json_has_no_number_for_what_is_not_finite(folder, tmp_path, monkeypatch):
+    def broken(self, texts, skip):
+        return np.float32([[1] * 40 if text != "b" else [np.nan] * 40 for text in texts])
+
+    monkeypatch.setattr(llorch.TextEncoder, "_pooled", broken)
+    out = tmp_path / "out.jsonl"
+    result = run("embed", "-", "--model", folder, "-o", out, "--batch-size", 2, input="a\na\na\nb\n")
+    assert result.exit_code == 1 and "the embedding of line 4 isn't finite" in result.stderr
+    assert out.read_text().count("\n") == 2
+
+
 def test_the_input_is_not_written_over(folder, tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "a"}\n')
     same = tmp_path / "lines.jsonl"

@@ -141,6 +141,9 @@ class Lines:
         self.format = "[" + ", ".join(["%.9g"] * width) + "]"
 
     def write(self, rows: NDArray[Any], lines: list[str]) -> None:
+        if not np.isfinite(rows).all():
+            place = self.count + 1 + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+            raise ValueError(f"the embedding of line {place} isn't finite, and JSON has no such number")
         made = [
             f'{{"text": {json.dumps(line, ensure_ascii=False)}, "embedding": {self.format % tuple(row)}}}\n'
             for line, row in zip(lines, rows.tolist(), strict=True)

@@ -126,13 +126,17 @@ def in_batches(
         rest = iter(items)
     except TypeError:
         raise TypeError(f"{name} must be texts, got {type(items).__name__}") from None
-    done = 0
-    with progress(what) as show:
-        while batch := list(itertools.islice(rest, size)):
-            yield work([check(each, f"{name}[{done + i}]") for i, each in enumerate(batch)])
-            done += len(batch)
-            if shown:
-                show(done, total)
+
+    def batches() -> Iterator[Made]:
+        done = 0
+        with progress(what) as show:
+            while batch := list(itertools.islice(rest, size)):
+                yield work([check(each, f"{name}[{done + i}]") for i, each in enumerate(batch)])
+                done += len(batch)
+                if shown:
+                    show(done, total)
+
+    return batches()
 
 
 def length_of(items: Iterable[Any]) -> int | None:

@@ -128,7 +128,9 @@ def load(path: Path) -> Sentences:
             _check_places(path / name / "config.json")
             after.append(Normalize())
         else:
-            raise ValueError(f"{_shown(modules)}: a {kind} behind the Pooling isn't supported, Dense and Normalize are")
+            raise ValueError(
+                f"{_shown(modules)}: {printable(kind)} behind the Pooling isn't supported, Dense and Normalize are"
+            )
     return Sentences(folder, pooling, include_prompt, tuple(after), **settings, **_transformer(folder))
 
 

@@ -242,13 +242,15 @@ class TextEncoder(Encoder):
         """How near embeddings are: a new float32 array (n, m) of a (n, E) and b (m, E), either of which may be (E,).
 
         By `similarity_fn_name`: "cosine", the product of rows divided by their lengths, or "dot", of the rows as they
-        are. ValueError for another, and for arrays of another shape.
+        are. ValueError for another, and for arrays of another shape; TypeError for elements of another type.
         """
         if self.similarity_fn_name not in ("cosine", "dot"):
             raise ValueError(f"similarity_fn_name is {self.similarity_fn_name!r}, llorch has 'cosine' and 'dot'")
         rows = []
         for name, given in (("a", a), ("b", b)):
             array = np.asarray(given)
+            if array.dtype.name not in ("float32", "float16", "bfloat16"):
+                raise TypeError(f"{name} is {array.dtype.name}, it must be float32, float16 or bfloat16")
             if array.ndim not in (1, 2) or array.shape[-1] != self._width:
                 raise ValueError(f"{name} has shape {array.shape}, it must be (n, {self._width}) or ({self._width},)")
             wide = llorch.cast(np.atleast_2d(array), "float32")

@@ -247,6 +247,12 @@ def test_what_is_asked_for_and_not_supported_is_named(folder, file, content, mes
         sentence_files.load(folder)
 
 
+def test_a_module_behind_the_pooling_that_is_not_known(folder):
+    write_modules(folder, MODULES | {"LayerNorm": ("3_LayerNorm", {})})
+    with pytest.raises(ValueError, match="LayerNorm behind the Pooling isn't supported, Dense and Normalize are"):
+        llorch.TextEncoder.from_pretrained(folder)
+
+
 def test_two_denses_that_do_not_fit(folder):
     write_dense(folder / "2_Dense")
     write_modules(folder, {"Transformer": ("", None), "Pooling": ("1_Pooling", POOLING), "Dense": ("2_Dense", None)})
@@ -373,13 +379,14 @@ def test_memory_of_texts_that_are_not_counted(model, monkeypatch):
         (lambda m: m.encode(["a"], output_dtype="int8"), ValueError, "output_dtype must be 'float32'.*got 'int8'"),
         (lambda m: m.encode(["a"], prompt=3), TypeError, "prompt must be a str, got int"),
         (lambda m: m.encode(["a"], prompt_name="q"), ValueError, "prompt_name is 'q', the model's prompts are none"),
+        (lambda m: m.encode_stream(["a"], batch_size=0), ValueError, "batch_size"),
         (lambda m: m.encode_stream("a"), TypeError, "sentences must be an iterable of str, got one str"),
         (
             lambda m: m.similarity(np.zeros(39, np.float32), np.zeros(40, np.float32)),
             ValueError,
             r"a has shape \(39,\)",
         ),
-        (lambda m: m.similarity(np.zeros(40), np.zeros(40)), TypeError, "float64"),
+        (lambda m: m.similarity(np.zeros(40), np.zeros(40)), TypeError, "a is float64"),
     ],
 )
 def test_message(model, call, error, message):

@@ -14,5 +14,5 @@ def test_the_types_that_a_user_sees(tmp_path):
     wrong.write_text(TYPED.read_text().replace('(model.generate("O", 3), str)', '(model.generate("O", 3), list[int])'))
     options = ["--strict", "--follow-imports=silent", "--config-file", "", "--cache-dir", str(tmp_path / "cache")]
     found, _, _ = api.run([*options, str(TYPED), str(wrong)])
-    assert 'wrong.py:18: error: Expression is of type "str", not "list[int]"' in found, found
+    assert 'wrong.py:20: error: Expression is of type "str", not "list[int]"' in found, found
     assert "Found 1 error in 1 file" in found, found

@@ -1,11 +1,13 @@
-"""What a type checker sees of `llorch.CausalLM`: checked by test_typing.py, never run."""
+"""What a type checker sees of `llorch.CausalLM` and the encoders: checked by test_typing.py, never run."""
 
 from typing import Any, assert_type
 
 import numpy as np
+from numpy.typing import NDArray
 
 import llorch
 from llorch.text.chat import ChatStream, Reply
+from llorch.text.cross_encoder import Ranked
 from llorch.text.generate import Stream
 from llorch.text.score import Score
 from llorch.text.tokenizer import Tokenizer
@@ -37,6 +39,15 @@ assert_type(model.chat_stream(messages, stop="x", tools=[{"name": "a"}], progres
 assert_type(next(model.chat_stream(messages)), str)
 assert_type(model.chat_prompt(messages), list[int])
 
+encoder = llorch.TextEncoder.from_pretrained("folder")
+assert_type(encoder, llorch.TextEncoder)
+assert_type(encoder.encode("O"), NDArray[Any])
+assert_type(next(encoder.encode_stream(iter(["O"]), batch_size=2)), NDArray[Any])
+assert_type(llorch.CrossEncoder.from_pretrained("folder").predict([("O", "A")]), NDArray[Any])
+assert_type(llorch.CrossEncoder.from_pretrained("folder").rank("O", ["A"]), list[Ranked])
+
+encoder.encode(3)  # type: ignore[arg-type]
+encoder.encode("O", size=1)  # type: ignore[call-arg]
 model.generate("O", 3, warmth=1)  # type: ignore[call-overload]
 model.generate(3, 3)  # type: ignore[call-overload]
 model.generate("O", 3, temperature="hot")  # type: ignore[call-overload]
