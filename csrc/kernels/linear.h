@@ -82,21 +82,29 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             vf_store(linear_sum(t, V, i), y[i]);
-    } else if (whole && a->dtype == LL_F32 && !a->activation && !a->residual) {
+        return;
+    }
+    linear_activate(a, y, R * V * LL_VL);
+    if (whole && a->dtype == LL_F32) {
+        if (a->residual) {
+            const char *residual = (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float);
+            LL_UNROLL
+            for (size_t i = 0; i < R * V; i++)
+                y[i] = vf_add(y[i], vf_load(residual + (ptrdiff_t)(i / V) * a->residual_stride + i % V * LL_VL * sizeof(float)));
+        }
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             vf_store(to + (ptrdiff_t)(i / V) * a->y_stride + i % V * LL_VL * sizeof(float), y[i]);
-    } else {
-        linear_activate(a, y, R * V * LL_VL);
-        for (size_t r = 0; r < R; r++)
-            for (size_t v = 0; v < V; v += 2) {
-                const int two = v + 1 < V;
-                const size_t n = t->n + v * LL_VL;
-                vf pair[2] = {y[r * V + v], two ? y[r * V + v + 1] : vf_zero()};
-                if (n < N)
-                    linear_finish(a, pair, (ptrdiff_t)(t->m + r), n, ll_least(two ? 2 * LL_VL : LL_VL, N - n));
-            }
+        return;
     }
+    for (size_t r = 0; r < R; r++)
+        for (size_t v = 0; v < V; v += 2) {
+            const int two = v + 1 < V;
+            const size_t n = t->n + v * LL_VL;
+            vf pair[2] = {y[r * V + v], two ? y[r * V + v + 1] : vf_zero()};
+            if (n < N)
+                linear_finish(a, pair, (ptrdiff_t)(t->m + r), n, ll_least(two ? 2 * LL_VL : LL_VL, N - n));
+        }
 }
 
 /* R rows on `panels` panels, as many at a time as R rows take. */
