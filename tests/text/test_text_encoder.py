@@ -4,6 +4,7 @@ import json
 import shutil
 import tracemalloc
 
+import encoders
 import numpy as np
 import pytest
 from helpers import assert_same_bits, in_threads, num_threads, rng, same_bits
@@ -399,6 +400,28 @@ def test_other_models_are_told_where_they_belong(plain):
         llorch.CausalLM.from_pretrained(plain)
     with pytest.raises(ValueError, match=r"llorch\.CausalLM"):
         llorch.TextEncoder.from_pretrained("shakespeare-1m")
+
+
+# ---- every family -------------------------------------------------------------------------------------------
+
+LETTERS = [chr(c) for c in range(97, 123)]
+SPELLING = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
+
+
+@pytest.mark.parametrize("name", encoders.CASES)
+def test_families(tmp_path, name):
+    entries, tensors = encoders.entries_of(name), encoders.made(name)[2]
+    folder = encoders.save(tmp_path / name, name, entries, tensors)
+    (folder / "vocab.txt").write_text("\n".join([*SPELLING, *(f"[unused{i}]" for i in range(10))]))
+    texts = ["the sun shines", ""]
+    wanted = []
+    for text in texts:
+        letters = [SPELLING.index(f"##{c}" if i else c) for word in text.split() for i, c in enumerate(word)]
+        h = encoders.by_text(name, "plain", [2, *letters, 3])
+        wanted.append(reference.mean_pool(h, [len(h)])[0])
+    model = llorch.TextEncoder.from_pretrained(folder)
+    for size in (1, 3, 32):
+        assert_same_bits(model.encode(texts, batch_size=size), np.stack(wanted), f"{size} together")
 
 
 # ---- GGUF --------------------------------------------------------------------------------------------------
