@@ -1,5 +1,6 @@
 """`llorch.TextEncoder`: embeddings are the oracle's in bits, whatever their batch; sentence-transformers' files."""
 
+import functools
 import json
 import shutil
 import tracemalloc
@@ -60,8 +61,13 @@ def library(plain):
 TEXT = reference.Bert(CONFIG, TENSORS)
 
 
+@functools.cache
+def states_of(ids):
+    return TEXT.forward(ids)
+
+
 def states(text, **options):
-    return TEXT.forward(ids_of(text, **options))
+    return states_of(tuple(ids_of(text, **options)))
 
 
 def mean(text, skip=0, **options):
