@@ -41,6 +41,7 @@ class TextEncoder(Encoder):
     """
 
     _sentences: Sentences
+    _width: int
 
     @classmethod
     def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
@@ -56,8 +57,6 @@ class TextEncoder(Encoder):
                 width = module.width
         model._width = width
         return model
-
-    _width: int
 
     @property
     def prompts(self) -> Mapping[str, str]:

@@ -1,5 +1,6 @@
 """Models on disk: folders, shards, GGUF files, names that PyTorch's wrappers change, the hub; what isn't a model."""
 
+import fnmatch
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 
 import llorch
 from llorch.files import Reader, open_model
-from llorch.files.folder import EMBEDDED, find_model
+from llorch.files.folder import EMBEDDED, HUB_FILES, find_model
 
 TENSORS = {"wte.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "ln_f.bias": np.arange(3, dtype=np.float16)}
 CONFIG = {"model_type": "gpt2", "n_embd": 3}
@@ -311,6 +312,18 @@ def test_hub(tmp_path, monkeypatch):
     wanted = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "vocab.txt"}
     assert wanted | {"chat_template.jinja", "special_tokens_map.json", "generation_config.json"} <= set(asked[0][1])
     assert not any(pattern.endswith((".bin", "*")) for pattern in asked[0][1])
+
+
+def test_the_hub_is_asked_for_the_modules_of_sentence_transformers():
+    def asked(name):
+        return any(fnmatch.fnmatch(name, pattern) for pattern in HUB_FILES)
+
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
+                 "0_Transformer/config.json", "0_Transformer/model.safetensors", "0_Transformer/tokenizer.json",
+                 "config_sentence_transformers.json", "sentence_bert_config.json"):  # fmt: skip
+        assert asked(name), name
+    for name in ("pytorch_model.bin", "2_Dense/pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "README.md"):
+        assert not asked(name), name
 
 
 def test_hub_without_a_network():
