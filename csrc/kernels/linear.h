@@ -19,8 +19,9 @@
 #include "table.h"
 #include "tile.h"
 
-/* Rows of k that a block of the weight has in the first cache. */
-#define LINEAR_DEPTH (LL_VL == 16 ? 128 : 256)
+/* Rows of k that a part of the weight has: what two panels have of it is in the first cache, or comes from the second while
+ * vectors of 16 are busy, which then fetch and put back their sums less often. */
+#define LINEAR_DEPTH (LL_VL == 16 ? 512 : 256)
 /* Rows of x whose sums, on PACK_GROUP panels, stay in the second cache, beside the rows' values of LINEAR_DEPTH k, while k
  * goes on: the more, the less often a weight of 16 bits is widened. Whoever has vectors of 16 has a megabyte there. */
 #define LINEAR_ROWS (LL_VL == 16 ? 516 : 120)
