@@ -107,13 +107,14 @@ def measure(path, texts, folder):
     }
 
 
-def table(found):
+def table(found, written):
     low, high = found["lengths"]
     count = found["prompts"]
+    some = f"{count} prompts" if count == written else f"{count} of these {written} prompts,"
     apart = " and ".join(f"{distance:.1e} from those of {name}" for name, distance in found["apart"].items())
     lines = [
         "",
-        f"**{found['model']}**: {count} prompts of {low} to {high} tokens; all positions' logits, in the batch the "
+        f"**{found['model']}**: {some} of {low} to {high} tokens; all positions' logits, in the batch the "
         "last one's." + (f" llorch's logits are at most {apart}." if apart else ""),
         "",
         "| compared with each prompt alone, at once | prompts whose bits change | whose likeliest token changes | "
@@ -132,7 +133,7 @@ def report(result):
     lines += [f"{result['date']}: {result['cpu']}, {result['cores']} cores, instruction set {result['isa']}; "]
     lines[-1] += ", ".join(f"{k} {v}" for k, v in result["versions"].items()) + ". Made by `benchmarks/bits_models.py`."
     for found in result["models"]:
-        lines += table(found)
+        lines += table(found, result["models"][0]["prompts"])
     return "\n".join(lines) + "\n"
 
 
