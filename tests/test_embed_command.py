@@ -119,6 +119,23 @@ def count_of(path):
     return len(np.load(path)) if path.suffix == ".npy" else path.read_text().count("\n")
 
 
+@pytest.mark.parametrize("name", ["out.npy", "out.jsonl"])
+def test_a_full_disk(folder, model, file, tmp_path, name):
+    """What was written before is whole, nothing follows it, and the file is named."""
+    resource = pytest.importorskip("resource")
+    out, limits = tmp_path / name, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        result = run("embed", file, "--model", folder, "-o", out, "--batch-size", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1 and f"{out}: File too large" in result.stderr
+    rows = np.load(out) if name.endswith(".npy") else rows_of(out)
+    assert 1 < len(rows) < len(LINES)
+    assert_same_bits(rows, model.encode(LINES[: len(rows)]))
+    assert name.endswith(".jsonl") or out.stat().st_size == 128 + rows.nbytes
+
+
 def test_a_file_that_breaks_in_the_middle(folder, model, tmp_path):
     """What comes before the line is there, and the line is named."""
     (tmp_path / "lines.txt").write_bytes(INPUT.encode() + b"a \xff\nb\n")
@@ -159,6 +176,14 @@ def test_json_has_no_number_for_what_is_not_finite(folder, tmp_path, monkeypatch
     result = run("embed", "-", "--model", folder, "-o", out, "--batch-size", 2, input="a\na\na\nb\n")
     assert result.exit_code == 1 and "the embedding of line 4 isn't finite" in result.stderr
     assert out.read_text().count("\n") == 2
+
+
+def test_json_keeps_the_sign_of_zeros(folder, tmp_path, monkeypatch):
+    rows = np.float32([[-0.0, *[0.0, -1e-10, -10, -0.5] * 9, 1e-45, 3.4028235e38, -0.0]])
+    monkeypatch.setattr(llorch.TextEncoder, "_pooled", lambda self, texts, skip: rows)
+    monkeypatch.setattr(llorch, "normalize", lambda x, out: x)
+    assert run("embed", "-", "--model", folder, "-o", tmp_path / "out.jsonl", input="a\n").exit_code == 0
+    assert_same_bits(rows_of(tmp_path / "out.jsonl"), rows)
 
 
 def test_the_input_is_not_written_over(folder, tmp_path):

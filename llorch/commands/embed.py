@@ -82,7 +82,8 @@ def command(
             prompt=prompt,
             output_dtype=output_dtype,
         )
-        with output.open("wb") as opened:
+        # without a buffer, which would keep what a full disk has refused, and refuse to be cut
+        with output.open("wb", buffering=0) as opened:
             out = kinds[output.suffix](opened, encoder.embedding_dimension, output_dtype)
             try:
                 for rows in batches:
@@ -106,6 +107,16 @@ class Output(Protocol):
     def close(self) -> None: ...
 
 
+def put(file: BinaryIO, data: bytes) -> None:
+    """Writes all of data to a file without a buffer. OSError has its name."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file.name)) from None
+
+
 class Npy:
     """NumPy's format, version 1. The header has the number of rows, and room for any: rows are written first."""
 
@@ -114,8 +125,7 @@ class Npy:
         self._header()
 
     def write(self, rows: NDArray[Any], lines: list[str]) -> None:
-        self.file.write(np.ascontiguousarray(rows, self.dtype.newbyteorder("<")).data)
-        self.file.flush()
+        put(self.file, rows.astype(self.dtype.newbyteorder("<")).tobytes())
         self.count += len(rows)
         self._header()
 
@@ -128,8 +138,7 @@ class Npy:
         entries = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({self.count}, {self.width}), }}"
         head = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
         self.file.seek(0)
-        self.file.write(head + entries.ljust(HEADER - 11).encode() + b"\n")
-        self.file.flush()
+        put(self.file, head + entries.ljust(HEADER - 11).encode() + b"\n")
         self.file.seek(0, 2)
 
 
@@ -144,13 +153,12 @@ class Lines:
         if not np.isfinite(rows).all():
             place = self.count + 1 + int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
             raise ValueError(f"the embedding of line {place} isn't finite, and JSON has no such number")
-        made = [
-            f'{{"text": {json.dumps(line, ensure_ascii=False)}, "embedding": {self.format % tuple(row)}}}\n'
-            for line, row in zip(lines, rows.tolist(), strict=True)
-        ]
+        made = []
+        for line, row in zip(lines, rows.tolist(), strict=True):
+            numbers = (self.format % tuple(row)).replace("-0,", "-0.0,").replace("-0]", "-0.0]")  # -0 is read as an int
+            made.append(f'{{"text": {json.dumps(line, ensure_ascii=False)}, "embedding": {numbers}}}\n')
         raw = "".join(made).encode()
-        self.file.write(raw)
-        self.file.flush()
+        put(self.file, raw)
         self.whole += len(raw)
         self.count += len(rows)
 

@@ -33,11 +33,11 @@ HUB_FILES = (
     "chat_templates/*.jinja",
     "generation_config.json",
     "modules.json",
-    "sentence_bert_config.json",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     *(f"*_{module}/config.json" for module in ("Transformer", "Pooling", "Dense", "Normalize")),
     *(f"*_{module}/model.safetensors" for module in ("Transformer", "Dense")),
-    *(f"*_Transformer/{name}" for name in ("sentence_bert_config.json", "tokenizer.json", "tokenizer_config.json",
+    *(f"*_Transformer/{name}" for name in ("sentence_*_config.json", "tokenizer.json", "tokenizer_config.json",
                                            "vocab.txt", "special_tokens_map.json")),
 )  # fmt: skip
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

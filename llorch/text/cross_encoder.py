@@ -53,7 +53,7 @@ class CrossEncoder(Classifier):
 
     @cached_property
     def _inputs(self) -> Inputs:
-        return inputs_of(self.source, self.config.context, self.types)
+        return inputs_of(self.source, self.config.context, self.types, pairs=True)
 
     @property
     def max_length(self) -> int:

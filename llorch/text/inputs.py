@@ -29,16 +29,24 @@ class Inputs:
 
     tokenizer : its library's settings for truncation are this object's from now on.
     length : tokens of a text at most, special ones too. types : how many types of tokens the model has. side : where a
-    long text loses its tokens, "right" or "left". lower : text is put into lower case first.
+    long text loses its tokens, "right" or "left". lower : text is put into lower case first. pairs : whether texts
+    come in pairs, which have more special tokens.
 
     ValueError names the tokenizer's file if it adds no special tokens, though the model is one that was trained with
     them.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, length: int, *, types: int = 0, side: str = "right", lower: bool = False
+        self,
+        tokenizer: Tokenizer,
+        length: int,
+        *,
+        types: int = 0,
+        side: str = "right",
+        lower: bool = False,
+        pairs: bool = False,
     ) -> None:
-        self.tokenizer, self.types, self.side = tokenizer, types, side
+        self.tokenizer, self.types, self.side, self.pairs = tokenizer, types, side, pairs
         library = tokenizer.library
         if not library.num_special_tokens_to_add(False):
             raise ValueError(
@@ -59,7 +67,8 @@ class Inputs:
 
     @length.setter
     def length(self, length: int) -> None:
-        least = self.tokenizer.library.num_special_tokens_to_add(False) + 1
+        # of less than its special tokens, the library makes a text that isn't cut at all
+        least = self.tokenizer.library.num_special_tokens_to_add(self.pairs) + 1
         if length < least:
             raise ValueError(f"the length is {length}, it must be at least {least}: special tokens and one of the text")
         with self._lock:
@@ -93,7 +102,9 @@ def pair_of(value: object, name: str) -> tuple[str, str]:
     return checked(value[0], f"{name}[0]"), checked(value[1], f"{name}[1]")
 
 
-def inputs_of(source: Source, context: int, types: int, *, length: int | None = None, lower: bool = False) -> Inputs:
+def inputs_of(
+    source: Source, context: int, types: int, *, length: int | None = None, lower: bool = False, pairs: bool = False
+) -> Inputs:
     """What a model's encoder takes, by its tokenizer's files. The errors of `llorch.text.tokenizer_files.load`.
 
     context, types : positions that the model has, and types of tokens. length : of texts, where a file says it; else as
@@ -104,7 +115,7 @@ def inputs_of(source: Source, context: int, types: int, *, length: int | None = 
     said = settings.get("model_max_length") if length is None else length
     most = min(said, context) if isinstance(said, int) and said > 0 else context
     side = "left" if settings.get("truncation_side") == "left" else "right"
-    return Inputs(tokenizer, most, types=types, side=side, lower=lower)
+    return Inputs(tokenizer, most, types=types, side=side, lower=lower, pairs=pairs)
 
 
 def in_batches(

@@ -20,10 +20,20 @@ from llorch._text import printable, shown
 from llorch.files import Source
 from llorch.files.folder import find_model, find_tensors, read_config
 from llorch.files.tensor import Reader
+from llorch.text.tokenizer import checked
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}  # sentence-transformers' names, and ours
+TRANSFORMERS = (
+    "bert",
+    "roberta",
+    "distilbert",
+    "camembert",
+    "albert",
+    "xlm-roberta",
+    "xlnet",
+)  # in their configs' names
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 OLD_POOLINGS = {
@@ -159,14 +169,14 @@ def activation(name: Any, place: Path, entry: str) -> str | None:
 
 
 def _modules(path: Path) -> list[tuple[str, str]]:
-    """The kinds of the modules and their folders, in order."""
+    """The kinds of the modules and their folders, in the file's order: sentence-transformers doesn't read idx."""
     found = _json(path)
     try:
-        entries = sorted(((each["idx"], each["type"], each["path"]) for each in found), key=lambda each: each[0])
+        entries = [(each["type"], each["path"]) for each in found]
     except (TypeError, KeyError):
-        raise ValueError(f"{_shown(path)} must be a list of modules, each with idx, type and path") from None
+        raise ValueError(f"{_shown(path)} must be a list of modules, each with type and path") from None
     made = []
-    for _, kind, name in entries:
+    for kind, name in entries:
         if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
             raise ValueError(f"{_shown(path)}: a module of type {shown(kind)} isn't sentence-transformers' own")
         if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
@@ -185,8 +195,8 @@ def _pooling(path: Path) -> tuple[str, bool]:
     if mode is None:
         mode = [name for entry, name in OLD_POOLINGS.items() if config.get(entry)] or ["mean"]
     modes = [mode] if isinstance(mode, str) else mode
-    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in POOLINGS:
-        named = " and ".join(map(shown, modes)) if isinstance(modes, list) else shown(modes)
+    if not isinstance(modes, list) or len(modes) != 1 or modes[0] not in list(POOLINGS):
+        named = " and ".join(map(shown, modes)) if isinstance(modes, list) and modes else shown(modes)
         raise ValueError(f"{_shown(path)}: pooling by {named} isn't supported, one of {', '.join(POOLINGS)} is")
     include = config.get("include_prompt", True)
     if not isinstance(include, bool):
@@ -233,8 +243,9 @@ def _check_places(path: Path) -> None:
 
 
 def _transformer(folder: Path) -> dict[str, Any]:
-    """The longest text and the case, of sentence_bert_config.json."""
-    path = folder / "sentence_bert_config.json"
+    """The longest text and the case, of sentence_bert_config.json, or as old models call it."""
+    paths = [folder / f"sentence_{name}_config.json" for name in TRANSFORMERS]
+    path = next((each for each in paths if each.is_file()), paths[0])
     config = read_config(path) if path.is_file() else {}
     length, lower = config.get("max_seq_length"), config.get("do_lower_case", False)
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
@@ -255,7 +266,12 @@ def _settings(folder: Path) -> dict[str, Any]:
     prompts, default = config.get("prompts") or {}, config.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise ValueError(f"{_shown(path)}: prompts must be texts by their names")
-    if default is not None and default not in prompts:
+    for name, text in prompts.items():
+        try:
+            checked(text, f"prompts[{shown(repr(name))}]")
+        except ValueError as error:
+            raise ValueError(f"{_shown(path)}: {error}") from None
+    if default is not None and default not in list(prompts):
         raise ValueError(f"{_shown(path)}: default_prompt_name is {shown(default)}, it must be one of prompts")
     similarity = config.get("similarity_fn_name") or "cosine"
     if similarity not in SIMILARITIES:

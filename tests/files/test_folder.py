@@ -320,7 +320,8 @@ def test_the_hub_is_asked_for_the_modules_of_sentence_transformers():
 
     for name in ("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors",
                  "0_Transformer/config.json", "0_Transformer/model.safetensors", "0_Transformer/tokenizer.json",
-                 "config_sentence_transformers.json", "sentence_bert_config.json"):  # fmt: skip
+                 "config_sentence_transformers.json", "sentence_bert_config.json",
+                 "0_Transformer/sentence_roberta_config.json"):  # fmt: skip
         assert asked(name), name
     for name in ("pytorch_model.bin", "2_Dense/pytorch_model.bin", "onnx/model.onnx", "onnx/config.json", "README.md"):
         assert not asked(name), name

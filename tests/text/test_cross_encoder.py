@@ -107,6 +107,18 @@ def test_message(model, call, error, message):
         call(model)
 
 
+def test_a_length_that_special_tokens_fill_is_refused(tmp_path):
+    """Of less room than that, the library makes a pair that isn't cut at all."""
+    for length, refused in ((3, True), (4, False)):
+        folder = save(tmp_path / "m", classifier=True, tokenizer_config={"model_max_length": length})
+        model = llorch.CrossEncoder.from_pretrained(folder)
+        if refused:
+            with pytest.raises(ValueError, match="the length is 3, it must be at least 4: special tokens and one"):
+                model.predict([("a a", "a a")])
+        else:
+            assert len(model._inputs([("a a", "a a")]).ids[0]) == 4
+
+
 def test_an_unknown_function_is_refused(tmp_path):
     folder = save(tmp_path / "m", {"sentence_transformers": {"activation_fn": "mine.Softer"}}, classifier=True)
     with pytest.raises(ValueError, match=r"activation_fn is mine\.Softer, llorch has torch's Identity, Tanh"):

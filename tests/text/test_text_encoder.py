@@ -159,8 +159,8 @@ def test_dense(folder, bias, name, function):
     tensors = write_dense(folder / "2_Dense", name, bias=bias)
     write_modules(folder, MODULES | {"Normalize": ("3_Normalize", None)} | {"Dense": ("2_Dense", None)})
     found = json.loads((folder / "modules.json").read_text())
-    found[2]["idx"], found[3]["idx"] = 3, 2  # the order is that of idx, not of the file
-    (folder / "modules.json").write_text(json.dumps(found))
+    found[2]["idx"], found[3]["idx"] = found[3]["idx"], found[2]["idx"]  # which sentence-transformers doesn't read
+    (folder / "modules.json").write_text(json.dumps([*found[:2], found[3], found[2]]))
     model = llorch.TextEncoder.from_pretrained(folder)
     m = np.stack([mean(text) for text in TEXTS])
     y = function(reference.linear(m, tensors["linear.weight"].T, tensors.get("linear.bias")))
@@ -169,7 +169,7 @@ def test_dense(folder, bias, name, function):
 
 
 def test_an_older_folder_has_its_transformer_in_another(tmp_path):
-    save(tmp_path / "model" / "0_Transformer", sentence_bert_config={"max_seq_length": 9})
+    save(tmp_path / "model" / "0_Transformer", sentence_roberta_config={"max_seq_length": 9})
     write_modules(tmp_path / "model", MODULES | {"Transformer": ("0_Transformer", None)})
     model = llorch.TextEncoder.from_pretrained(tmp_path / "model")
     assert model.max_seq_length == 9
@@ -221,13 +221,17 @@ def test_a_prompt_may_stay_out_of_the_mean(folder):
         ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "pooling by max isn't supported"),
         ("1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]}, "pooling by mean and cls isn't supported"),
         ("1_Pooling/config.json", {"pooling_mode": 3}, "pooling by 3 isn't supported"),
+        ("1_Pooling/config.json", {"pooling_mode": [["mean"]]}, r"pooling by \['mean'\] isn't supported"),
+        ("1_Pooling/config.json", {"pooling_mode": []}, r"pooling by \[\] isn't supported"),
         ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": False}, "include_prompt false isn't"),
         ("1_Pooling/config.json", {"include_prompt": "no"}, "include_prompt is no, it must be true or false"),
         ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length is 0"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "transformer_task is fill-mask"),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "model_type is SparseEncoder"),
         ("config_sentence_transformers.json", {"prompts": ["a"]}, "prompts must be texts by their names"),
+        ("config_sentence_transformers.json", {"prompts": {"a": "\ud800"}}, r"prompts\['a'\] has the lone surrogate"),
         ("config_sentence_transformers.json", {"default_prompt_name": "a"}, "default_prompt_name is a"),
+        ("config_sentence_transformers.json", {"default_prompt_name": ["a"]}, r"default_prompt_name is \['a'\]"),
         ("config_sentence_transformers.json", {"similarity_fn_name": "maxsim"}, "similarity_fn_name is maxsim"),
         ("2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "module_input_name is token_embeddings"),
         ("2_Dense/config.json", {"activation_function": "mine.Tanh"}, "activation_function is mine.Tanh, llorch has"),
