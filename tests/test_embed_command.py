@@ -194,10 +194,21 @@ def test_the_input_is_not_written_over(folder, tmp_path):
     assert same.read_text() == '{"text": "a"}\n'
 
 
+def test_an_input_that_is_not_there_costs_no_output(folder, tmp_path):
+    out = tmp_path / "out.npy"
+    out.write_bytes(b"kept")
+    for name, message in (("missing", "missing: No such file"), (".", ": it is a folder")):
+        result = run("embed", tmp_path / name, "--model", folder, "-o", out, "--force")
+        assert result.exit_code == 1 and message in result.stderr and out.read_bytes() == b"kept"
+
+
 def test_a_field_that_is_no_text(folder, tmp_path):
     (tmp_path / "lines.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
     result = run("embed", tmp_path / "lines.jsonl", "--model", folder, "-o", tmp_path / "o.npy", "--field", "text")
     assert result.exit_code == 1 and "line 2 has no text 'text'" in result.stderr
+    (tmp_path / "lines.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n')
+    result = run("search", tmp_path / "lines.jsonl", "a", "--model", folder, "--field", "text")
+    assert result.exit_code == 1 and "line 2: text has the lone surrogate" in result.stderr
 
 
 # ---- search ------------------------------------------------------------------------------------------------
@@ -233,6 +244,12 @@ def test_search_in_json_lines_and_in_nothing(folder):
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
     result = run("search", "-", "hello", "--model", folder, input="\n\n")
     assert result.exit_code == 0 and result.stdout == ""
+
+
+def test_what_has_no_score_is_named(folder, monkeypatch):
+    monkeypatch.setattr(llorch.TextEncoder, "similarity", lambda self, a, b: np.float32([[1, np.nan, 2]]))
+    result = run("search", "-", "a", "--model", folder, input="a\nb\nc\n")
+    assert result.exit_code == 1 and "the score of line 2 is not a number" in result.stderr
 
 
 def test_lines_are_shown_escaped(folder):

@@ -49,6 +49,8 @@ def command(
         for rows in batches:
             for score in encoder.similarity(asked, rows)[0].tolist():
                 line, count = lines.popleft(), count + 1
+                if score != score:
+                    raise ValueError(f"the score of line {count} is not a number: no line is nearer than it or farther")
                 if line.strip():
                     push = heapq.heappushpop if len(best) == number else heapq.heappush
                     push(best, (score, -count, line))

@@ -1,6 +1,8 @@
 """Texts from a file or standard input, one a line: what `llorch embed` and `llorch search` read."""
 
+import errno
 import json
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ import click
 import llorch
 from llorch._text import printable, shown
 from llorch.commands import common
+from llorch.text.tokenizer import checked
 
 CHUNK = 1 << 20
 
@@ -68,11 +71,16 @@ class Texts:
         text = entry.get(self.field) if isinstance(entry, dict) else None
         if not isinstance(text, str):
             raise ValueError(f"{place} has no text {shown(repr(self.field))}")
-        return text
+        return checked(text, f"{place}: {self.field}")
 
     def count(self) -> int | None:
-        """How many there are, where that can be counted before they are read."""
-        if self.path == "-" or not Path(self.path).is_file():
+        """How many there are, where that can be counted before they are read. OSError for a file that can't be read."""
+        if self.path == "-":
+            return None
+        mode = Path(self.path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", self.path)
+        if not stat.S_ISREG(mode):
             return None
         lines, last = 0, b"\n"
         with Path(self.path).open("rb") as file:

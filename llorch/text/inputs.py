@@ -2,6 +2,7 @@
 the types that tell a pair's texts apart."""
 
 import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
@@ -141,7 +142,7 @@ def in_batches(
     def batches() -> Iterator[Made]:
         done = 0
         with progress(what) as show:
-            while batch := list(itertools.islice(rest, size)):
+            while batch := list(itertools.islice(rest, min(size, sys.maxsize))):
                 yield work([check(each, f"{name}[{done + i}]") for i, each in enumerate(batch)])
                 done += len(batch)
                 if shown:

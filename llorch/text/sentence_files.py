@@ -150,7 +150,7 @@ def with_metadata(found: Sentences, source: Source) -> Sentences:
         return found
     key = f"{source.config.get('general.architecture')}.pooling_type"
     kind = source.config.get(key, 1)
-    if kind not in GGUF_POOLINGS:
+    if kind not in list(GGUF_POOLINGS):
         known = ", ".join(f"{number} ({name})" for number, name in GGUF_POOLINGS.items())
         raise ValueError(f"{_shown(source.path)}: {key} is {shown(kind)}, llorch has {known}")
     return dataclasses.replace(found, pooling=GGUF_POOLINGS[kind])
