@@ -4,12 +4,10 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
-import families
-import norms_and_windows
 import numpy as np
 import pytest
+from families import CASES, write_file
 from helpers import assert_same_bits, rng, same_bits
-from random_models import random_tensors, write_gguf
 
 import llorch
 
@@ -27,16 +25,7 @@ def model_files():
     return module
 
 
-def write_file(path, name):
-    if name in families.CASES:
-        return families.write_file(path, name)
-    case = norms_and_windows.CASES[name]
-    family, config = case.family, case.config()
-    metadata, tensors = norms_and_windows.metadata(name, config), random_tensors(family, config)
-    return llorch.CausalLM.from_pretrained(write_gguf(path, family, config, tensors, family.architectures[0], metadata))
-
-
-@pytest.mark.parametrize("name", [*families.CASES, *norms_and_windows.CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_a_folder_has_the_files_bits(model_files, name, tmp_path, monkeypatch):
     file = write_file(tmp_path / "model.gguf", name)
     wanted = file.forward(IDS)
