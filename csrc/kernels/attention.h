@@ -24,6 +24,7 @@
 #include "tile.h"
 
 #define ATTENTION_TOGETHER 8 /* most tiles of a unit: a chunk that is near serves all of them */
+#define ATTENTION_SHORT 128  /* positions that a row sees: up to here two rows share the pairs of vectors of exp */
 
 typedef struct attention_tile {
     float *s;                /* [R][score_stride]: scores of the positions from base on, then numerators */
@@ -146,11 +147,16 @@ static void attention_pack_queries(const ll_attention_args *a, const ll_attentio
     for (size_t r = 0; r < t->R; r++) {
         const char *q = attention_query(g, t->row + r);
         for (size_t d = 0; d < a->D; d += LL_VL) {
-            float v[LL_VL];
+            float v[LL_VL], *to = t->q + d * t->R + r;
             size_t m = ll_least(LL_VL, a->D - d);
             vf_store(v, row_load_n(q, d, m, a->dtype));
-            for (size_t l = 0; l < m; l++)
-                t->q[(d + l) * t->R + r] = v[l];
+            if (m == LL_VL)
+                LL_UNROLL
+                for (size_t l = 0; l < LL_VL; l++)
+                    to[l * t->R] = v[l];
+            else
+                for (size_t l = 0; l < m; l++)
+                    to[l * t->R] = v[l];
         }
     }
 }
@@ -281,25 +287,52 @@ LL_NOINLINE void attention_bias(float *s, size_t begin, size_t end, ptrdiff_t di
     attention_add(s, far, end, bias + reach, 0);
 }
 
+/* A row's scores, ready for the exponentials: with softcap and bias, and what it doesn't see before them -infinity, of
+ * which exp makes +0, from a lane 0 on: so lanes are lanes. Before that, and behind what it sees, are the weights +0. */
+LL_INLINE ll_span attention_row(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t, size_t r)
+{
+    const ll_span sees = ll_attention_sees(a, g, t->row + r);
+    const size_t begin = sees.begin - t->base, end = sees.end - t->base, whole = begin / LL_LANES * LL_LANES;
+    float *s = t->s + r * g->score_stride;
+    if (a->softcap > 0.0)
+        attention_softcap(s, begin, end, (float)a->softcap);
+    const float *bias = ll_attention_head_of(g, t->row + r)->bias;
+    if (bias)
+        attention_bias(s, begin, end, (ptrdiff_t)t->base - (ptrdiff_t)ll_attention_position(g, t->row + r), bias, a->reach);
+    for (size_t i = whole; i < begin; i++)
+        s[i] = -INFINITY;
+    return (ll_span){whole, end};
+}
+
 LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
-    for (size_t r = 0; r < t->R; r++) {
-        const ll_span sees = ll_attention_sees(a, g, t->row + r);
-        float *s = t->s + r * g->score_stride;
-        const size_t begin = sees.begin - t->base, end = sees.end - t->base, whole = begin / LL_LANES * LL_LANES;
-        if (a->softcap > 0.0)
-            attention_softcap(s, begin, end, (float)a->softcap);
-        const float *bias = ll_attention_head_of(g, t->row + r)->bias;
-        if (bias)
-            attention_bias(s, begin, end, (ptrdiff_t)t->base - (ptrdiff_t)ll_attention_position(g, t->row + r), bias, a->reach);
-        for (size_t i = whole; i < begin; i++) /* so that lanes are lanes: exp makes +0 of these */
-            s[i] = -INFINITY;
-        char *row = (char *)(s + whole);
-        t->z[r] = softmax_exp(row, end - whole, softmax_max(row, end - whole, LL_F32), row, 1, LL_F32);
-        if (whole)
-            memset(s, 0, whole * sizeof(float));
-        if (t->last.end > sees.end)
-            memset(s + end, 0, (t->last.end - sees.end) * sizeof(float));
+    const size_t last = t->last.end - t->base;
+    for (size_t r = 0; r < t->R; r += 2) {
+        const size_t rows = ll_least(t->R - r, 2);
+        ll_span own[2];
+        float *s[2], m[2];
+        for (size_t i = 0; i < rows; i++)
+            own[i] = attention_row(a, g, t, r + i);
+        const size_t whole = own[0].begin; /* the first row's is the least */
+        for (size_t i = 0; i < rows; i++) {
+            float *row = t->s + (r + i) * g->score_stride;
+            for (size_t j = whole; j < own[i].begin; j++)
+                row[j] = -INFINITY;
+            s[i] = row + whole;
+            own[i].end -= whole;
+            m[i] = softmax_max((const char *)s[i], own[i].end, LL_F32);
+        }
+        if (rows == 2 && own[0].end <= ATTENTION_SHORT)
+            softmax_exp_two(s, (const size_t[]){own[0].end, own[1].end}, m, t->z + r);
+        else
+            for (size_t i = 0; i < rows; i++)
+                t->z[r + i] = softmax_exp((const char *)s[i], own[i].end, m[i], (char *)s[i], 1, LL_F32);
+        for (size_t i = 0; i < rows; i++) {
+            if (whole)
+                memset(s[i] - whole, 0, whole * sizeof(float));
+            if (last - whole > own[i].end)
+                memset(s[i] + own[i].end, 0, (last - whole - own[i].end) * sizeof(float));
+        }
     }
 }
 
