@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llorch
+from llorch import _core
 from llorch.files.folder import read_config
 from llorch.models.encoder_engine import Classifier
 from llorch.text import sentence_files, tokenizer_files
@@ -129,8 +130,12 @@ class CrossEncoder(Classifier):
             raise TypeError("documents must be an iterable of str, got one str")
         pairs = ((first, checked(each, f"documents[{i}]")) for i, each in enumerate(documents))
         scores = self.predict(pairs, batch_size=batch_size, show_progress_bar=show_progress_bar)
-        order = np.argsort(-scores, kind="stable")[:top_k]
-        return [Ranked(int(i), float(scores[i])) for i in order]
+        return _core._in_fpenv(_ranked, scores, top_k)
+
+
+def _ranked(scores: Array, most: int | None) -> list[Ranked]:
+    order = np.argsort(-scores, kind="stable")[:most]
+    return [Ranked(int(i), float(scores[i])) for i in order]
 
 
 def _function(path: Path, config: dict[str, Any], labels: int) -> str | None:

@@ -16,6 +16,7 @@ import encoders
 import ml_dtypes
 import numpy as np
 import pytest
+import sentence_models
 from families import CASES as families
 from families import made
 from gpt2_models import TINY, random_tensors, save
@@ -383,6 +384,22 @@ def test_environment_of_encoders(host, tmp_path, setting):
         assert_same_bits(got, wanted, f"{name}, {setting}")
         assert_same_bits(batch, wanted, f"{name}, {setting}")
         assert_same_bits(first, wanted[:1], f"{name}, {setting}")
+
+
+def test_environment_of_ranks(host, tmp_path, monkeypatch):
+    """Scores that a host takes for zeros are in their order, and not zeros."""
+    before = host.get_env()
+    model = llorch.CrossEncoder.from_pretrained(sentence_models.save(tmp_path / "model", classifier=True))
+    scores = np.float32([1e-40, 1e-42, 1e-39, 0])
+    monkeypatch.setattr(model, "predict", lambda pairs, **options: scores)
+    wanted = [(place, float(scores[place])) for place in (2, 0, 1, 3)]
+    for setting in SETTINGS:
+        try:
+            host.set_env(SETTINGS[setting])
+            got = model.rank("a", ["b"] * 4)
+        finally:
+            host.set_env(before)
+        assert got == wanted, setting
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
