@@ -36,6 +36,7 @@ const ll_kernels LL_PASTE(kernels, LL_ISA) = {
     .pack_tiles = LL_SYMBOL(pack_tiles),
     .pack_x = LL_SYMBOL(pack_x),
     .pack = LL_SYMBOL(pack),
+    .linear_floats = LL_SYMBOL(linear_floats),
     .linear = LL_SYMBOL(linear),
     .softmax = LL_SYMBOL(softmax),
     .tile_rows = LL_TILE_ROWS,

@@ -138,12 +138,22 @@ static void (*const linear_tiles[LL_TILE_ROWS][LL_DTYPES])(const linear_part *, 
 
 /* ---- a range of tiles on a range of panels --------------------------------------------------------- */
 
-/* x: the tiles of pack_x. */
-static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
-                      size_t panel_begin, size_t panel_end)
+/* A part of the weight, widened or packed; then the sums. One tile on a packed weight needs neither. */
+#define LINEAR_ROOM (PACK_GROUP * LINEAR_DEPTH * LL_PANEL)
+
+static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
 {
-    _Alignas(64) float room[PACK_GROUP * LINEAR_DEPTH * LL_PANEL];
-    _Alignas(64) float sums[PACK_GROUP * LINEAR_ROWS * LL_PANEL];
+    if (ll_few_rows(a) || (a->weight.packed && tile_count(a->M) == 1))
+        return 0;
+    return LINEAR_ROOM + PACK_GROUP * ll_least(a->M, LINEAR_ROWS) * LL_PANEL;
+}
+
+/* x: the tiles of pack_x. workspace: linear_floats, of this thread; NULL where that is 0. */
+static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
+                              size_t panel_begin, size_t panel_end, float *workspace)
+{
+    _Alignas(64) float few[PACK_GROUP * LL_TILE_ROWS * LL_PANEL];
+    float *const room = workspace, *const sums = workspace ? workspace + LINEAR_ROOM : few;
     const ll_weight *w = &a->weight;
     const size_t tiles = tile_count(a->M), K = w->K, size = ll_dtype_size(w->format);
     const size_t K_packed = ll_panel_rows(K, w->format);
@@ -172,7 +182,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                 for (size_t p = 0; p < panels; p += together) {
                     const char *packed = (const char *)w->data + ((panel + p) * K_packed + k) * LL_PANEL * size;
                     linear_part part = {.args = a, .kc = kc, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
-                                        .b = direct ? packed : (const char *)(room + p * kc * LL_PANEL),
+                                        .b = direct ? packed : (const char *)room + p * kc * LL_PANEL * sizeof(float),
                                         .b_panel = (direct ? K_packed : kc) * LL_PANEL, .ahead = (const char *)x,
                                         .sums_panel = rows * LL_PANEL, .m = m};
                     part.sums = sums + p * part.sums_panel;

@@ -2,6 +2,8 @@
 #ifndef LL_TABLE_H
 #define LL_TABLE_H
 
+#include <stdatomic.h>
+
 #include "../llorch.h"
 
 /* Rows [begin, end); stream: y is too large for the caches, store around them. */
@@ -74,9 +76,10 @@ typedef struct ll_kernels {
     size_t (*pack_tiles)(size_t M);
     void (*pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
     void (*pack)(const ll_weight *w, int format, char *packed, size_t begin, size_t end);
-    /* tiles of x on panels of the weight */
+    /* kernels/linear.h: floats of a thread's workspace; tiles of x on panels of the weight */
+    size_t (*linear_floats)(const ll_linear_args *a);
     void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
-                   size_t panel_end);
+                   size_t panel_end, float *workspace);
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
     /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of a unit's workspace; rows into chunks; units
      * [begin, end), whose groups are among those from `groups` on */
@@ -90,6 +93,31 @@ typedef struct ll_kernels {
     void (*mean_pool)(const ll_pool_args *a, size_t begin, size_t end);
     void (*normalize)(const ll_normalize_args *a, size_t begin, size_t end);
 } ll_kernels;
+
+/* A thread's part of a job's workspace. A task doesn't know which thread runs it: it takes any that is free, and there
+ * are as many as threads. */
+typedef struct ll_workspaces {
+    float *base;
+    size_t floats; /* of each, a multiple of 16; 0 for none */
+    int threads;
+    atomic_uchar taken[LL_MAX_THREADS]; /* all 0 to begin with */
+} ll_workspaces;
+
+static inline float *ll_workspace_take(ll_workspaces *w, int *slot)
+{
+    if (!w->floats)
+        return NULL;
+    *slot = 0;
+    while (atomic_exchange_explicit(&w->taken[*slot], 1, memory_order_acquire))
+        *slot = (*slot + 1) % w->threads;
+    return w->base + (size_t)*slot * w->floats;
+}
+
+static inline void ll_workspace_give(ll_workspaces *w, int slot)
+{
+    if (w->floats)
+        atomic_store_explicit(&w->taken[slot], 0, memory_order_release);
+}
 
 /* The active table (dispatch.c). */
 const ll_kernels *ll_table(void);

@@ -1,7 +1,5 @@
 /* ops/attention.c: groups heads that share keys, plans tiles and units for each group, packs keys and values that come as
  * rows, and splits the units over threads. */
-#include <stdatomic.h>
-
 #include "../kernels/table.h"
 
 /* What a thread must have to be worth waking, in multiplications: some 10 us of work. An exponential counts as EXP, a
@@ -22,24 +20,18 @@ typedef struct attention_job {
     const ll_kernels *kernels;
     ll_attention_group *groups;  /* those of this part */
     size_t unit;                 /* its first */
-    float *workspace;            /* [threads][workspace_floats] */
-    size_t workspace_floats;
-    int threads;
-    atomic_uchar taken[LL_MAX_THREADS];
+    ll_workspaces workspaces;
 } attention_job;
 
 static size_t up(size_t a, size_t b) { return (a + b - 1) / b; }
 
-/* A task doesn't know which thread runs it: it takes any workspace that is free. There are as many as threads. */
 static void units_task(void *context, size_t begin, size_t end)
 {
     attention_job *job = context;
     int slot = 0;
-    while (atomic_exchange_explicit(&job->taken[slot], 1, memory_order_acquire))
-        slot = (slot + 1) % job->threads;
-    job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end,
-                            job->workspace + (size_t)slot * job->workspace_floats);
-    atomic_store_explicit(&job->taken[slot], 0, memory_order_release);
+    float *workspace = ll_workspace_take(&job->workspaces, &slot);
+    job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end, workspace);
+    ll_workspace_give(&job->workspaces, slot);
 }
 
 static void pack_task(void *context, size_t begin, size_t end)
@@ -141,29 +133,28 @@ int ll_attention(const ll_attention_args *a)
 {
     if (!a->count || !a->D)
         return 0;
-    attention_job job = {.args = a, .kernels = ll_table(), .threads = llorch_get_num_threads()};
+    attention_job job = {.args = a, .kernels = ll_table(), .workspaces = {.threads = llorch_get_num_threads()}};
+    ll_workspaces *w = &job.workspaces;
     attention_plan plan = plan_of(a, job.kernels, job.kernels->attention_together, NULL, NULL);
-    while (plan.together > 1 && plan.units < UNITS_PER_THREAD * (size_t)job.threads)
+    while (plan.together > 1 && plan.units < UNITS_PER_THREAD * (size_t)w->threads)
         plan = plan_of(a, job.kernels, plan.together - 1, NULL, NULL);
     if (!plan.units)
         return 0;
 
     /* no more workspaces than there is work */
     const size_t grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
-    job.threads = (int)ll_least((size_t)job.threads, up(plan.units, grain));
-    job.workspace_floats = (plan.workspace + 31) / 16 * 16;
+    w->threads = (int)ll_least((size_t)w->threads, up(plan.units, grain));
+    w->floats = (plan.workspace + 31) / 16 * 16;
     const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
-    if (job.workspace_floats > SIZE_MAX / 16 / LL_MAX_THREADS || plan.packed > SIZE_MAX / 16)
+    if (w->floats > SIZE_MAX / 16 / LL_MAX_THREADS || plan.packed > SIZE_MAX / 16)
         return -1;
-    char *scratch = ll_scratch_take(table + (plan.packed + (size_t)job.threads * job.workspace_floats) * sizeof(float));
+    char *scratch = ll_scratch_take(table + (plan.packed + (size_t)w->threads * w->floats) * sizeof(float));
     if (!scratch)
         return -1;
     ll_attention_group *groups = (ll_attention_group *)(void *)scratch;
     float *packed = (float *)(void *)(scratch + table);
-    job.workspace = packed + plan.packed;
+    w->base = packed + plan.packed;
     plan_of(a, job.kernels, plan.together, groups, packed);
-    for (int i = 0; i < job.threads; i++)
-        atomic_init(&job.taken[i], 0);
 
     const size_t chunk = ll_chunk_floats(a->D);
     for (size_t i = 0; i < plan.groups;) {
@@ -176,7 +167,7 @@ int ll_attention(const ll_attention_args *a)
         }
         if (items)
             ll_parallel_for(items, PACK_VALUES / chunk + 1, pack_task, &job);
-        ll_parallel_for_threads(units, grain, job.threads, units_task, &job);
+        ll_parallel_for_threads(units, grain, w->threads, units_task, &job);
     }
     ll_scratch_give(scratch);
     return 0;

@@ -26,6 +26,7 @@ typedef struct linear_job {
     char *packed; /* where the weight is packed first, or NULL */
     ll_linear_args with_packed;
     size_t tiles, panels;
+    ll_workspaces workspaces;
 } linear_job;
 
 /* One row of contiguous float32 is a tile as it lies, at whole floats: tiles are read as floats. */
@@ -37,10 +38,34 @@ static int x_is_packed(const ll_linear_args *a)
 /* Many rows read the weight several times: it is packed first. */
 static int weight_is_packed_first(const ll_linear_args *a) { return !a->weight.packed && a->M > PACK_ROWS; }
 
+/* x in tiles, the weight packed; whole lines too. */
+static size_t x_bytes(const ll_linear_args *a)
+{
+    return x_is_packed(a) ? 0 : (a->M * a->weight.K * sizeof(float) + 63) / 64 * 64;
+}
+
+static size_t packed_bytes(const ll_linear_args *a)
+{
+    return weight_is_packed_first(a) ? ll_packed_bytes(a->weight.K, a->weight.N, LL_F32) : 0;
+}
+
+/* No more than there is work for: a tile or a panel each. Parts of whole lines of the cache. */
+static ll_workspaces workspaces_of(const ll_linear_args *a, const ll_kernels *kernels)
+{
+    const size_t tiles = kernels->pack_tiles(a->M), panels = ll_panels(a->weight.N);
+    return (ll_workspaces){.floats = (kernels->linear_floats(a) + 15) / 16 * 16,
+                           .threads = (int)ll_least((size_t)llorch_get_num_threads(), tiles > panels ? tiles : panels)};
+}
+
+static size_t scratch_of(const ll_linear_args *a, const ll_workspaces *w)
+{
+    return x_bytes(a) + packed_bytes(a) + (size_t)w->threads * w->floats * sizeof(float);
+}
+
 size_t ll_linear_scratch(const ll_linear_args *a)
 {
-    return (x_is_packed(a) ? 0 : a->M * a->weight.K * sizeof(float))
-           + (weight_is_packed_first(a) ? ll_packed_bytes(a->weight.K, a->weight.N, LL_F32) : 0);
+    const ll_workspaces w = workspaces_of(a, ll_table());
+    return scratch_of(a, &w);
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)
@@ -51,16 +76,18 @@ static void pack_x_task(void *context, size_t begin, size_t end)
 
 static void panels_task(void *context, size_t begin, size_t end)
 {
-    const linear_job *job = context;
-    if (!job->packed) {
-        job->kernels->linear(job->args, job->x, 0, job->tiles, begin, end);
-        return;
-    }
-    for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
-        size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
-        job->kernels->pack(&job->args->weight, LL_F32, job->packed, panel, stop);
-        job->kernels->linear(&job->with_packed, job->x, 0, job->tiles, panel, stop);
-    }
+    linear_job *job = context;
+    int slot = 0;
+    float *workspace = ll_workspace_take(&job->workspaces, &slot);
+    if (!job->packed)
+        job->kernels->linear(job->args, job->x, 0, job->tiles, begin, end, workspace);
+    else
+        for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
+            size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
+            job->kernels->pack(&job->args->weight, LL_F32, job->packed, panel, stop);
+            job->kernels->linear(&job->with_packed, job->x, 0, job->tiles, panel, stop, workspace);
+        }
+    ll_workspace_give(&job->workspaces, slot);
 }
 
 static void pack_weight_task(void *context, size_t begin, size_t end)
@@ -71,20 +98,28 @@ static void pack_weight_task(void *context, size_t begin, size_t end)
 
 static void tiles_task(void *context, size_t begin, size_t end)
 {
-    const linear_job *job = context;
-    job->kernels->linear(job->packed ? &job->with_packed : job->args, job->x, begin, end, 0, job->panels);
+    linear_job *job = context;
+    int slot = 0;
+    float *workspace = ll_workspace_take(&job->workspaces, &slot);
+    job->kernels->linear(job->packed ? &job->with_packed : job->args, job->x, begin, end, 0, job->panels, workspace);
+    ll_workspace_give(&job->workspaces, slot);
 }
 
 int ll_linear(const ll_linear_args *a)
 {
-    const size_t M = a->M, K = a->weight.K, N = a->weight.N, scratch_bytes = ll_linear_scratch(a);
+    const size_t M = a->M, K = a->weight.K, N = a->weight.N;
     if (!M || !N)
         return 0;
-    linear_job job = {.args = a, .kernels = ll_table(), .panels = ll_panels(N)};
+    const ll_kernels *kernels = ll_table();
+    linear_job job = {.args = a, .kernels = kernels, .panels = ll_panels(N), .workspaces = workspaces_of(a, kernels)};
+    const int threads = job.workspaces.threads;
+    const size_t scratch_bytes = scratch_of(a, &job.workspaces);
     char *scratch = NULL;
     if (scratch_bytes && !(scratch = ll_scratch_take(scratch_bytes)))
         return -1;
-    job.tiles = job.kernels->pack_tiles(M);
+    if (job.workspaces.floats)
+        job.workspaces.base = (float *)(void *)(scratch + x_bytes(a) + packed_bytes(a));
+    job.tiles = kernels->pack_tiles(M);
     if (x_is_packed(a)) {
         job.x = (float *)(uintptr_t)a->x;
     } else {
@@ -92,7 +127,7 @@ int ll_linear(const ll_linear_args *a)
         ll_parallel_for(job.tiles, PACK_VALUES * job.tiles / (M * (K + 1)) + 1, pack_x_task, &job);
     }
     if (weight_is_packed_first(a)) {
-        job.packed = scratch + M * K * sizeof(float);
+        job.packed = scratch + x_bytes(a);
         job.with_packed = *a;
         job.with_packed.weight = (ll_weight){.data = job.packed, .format = LL_F32, .packed = 1, .K = K, .N = N};
     }
@@ -100,12 +135,12 @@ int ll_linear(const ll_linear_args *a)
         size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP : GRAIN_PANELS;
         if (job.panels * LL_PANEL * (K + 1) < 2 * GRAIN_FMA / (M < GRAIN_ROWS ? GRAIN_ROWS : M))
             grain = job.panels;
-        ll_parallel_for(job.panels, grain, panels_task, &job);
+        ll_parallel_for_threads(job.panels, grain, threads, panels_task, &job);
     } else {
         const size_t work = M * (K + 1) * N / job.tiles;
         if (job.packed)
             ll_parallel_for(job.panels, PACK_VALUES / (LL_PANEL * (K + 1)) + 1, pack_weight_task, &job);
-        ll_parallel_for(job.tiles, GRAIN_FMA / work + 1, tiles_task, &job);
+        ll_parallel_for_threads(job.tiles, GRAIN_FMA / work + 1, threads, tiles_task, &job);
     }
     ll_scratch_give(scratch);
     return 0;
