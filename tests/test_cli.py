@@ -211,6 +211,31 @@ def test_help(name):
     assert name in run("--help").stdout
 
 
+def test_the_list_of_commands_is_not_cut():
+    lines = run("--help").stdout.splitlines()
+    assert all(any(line.startswith(f"  {name} ") for line in lines) for name in COMMANDS)
+    assert not [line for line in lines[1:] if line.endswith("...")]
+
+
+def test_standard_input_that_is_not_utf8_is_named():
+    """And what is, is read so whatever the locale says; the mark that some editors put first is no part of it."""
+    for command in (["generate", "-"], ["score", "-"]):
+        result = run(*command, input=b"To be\nor \xe9\n")
+        assert result.exit_code == 1 and result.stdout == ""
+        assert result.stderr == f"llorch {command[0]}: standard input, line 2 isn't UTF-8: byte 3 is 0xe9\n"
+    wanted = run("generate", "caf\u00e9\nau lait", "-n", "4").stdout
+    assert run("generate", "-", "-n", "4", input=b"\xef\xbb\xbfcaf\xc3\xa9\r\nau lait").stdout == wanted
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "llorch", "info", "shakespeare-1m"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "llorch info: standard output: No space left on device\n"
+
+
 def test_a_missing_tokenizer_is_one_line(tmp_path):
     write_random(tmp_path, SHAPES["tiny"])
     result = run("generate", "a", "--model", tmp_path)

@@ -54,6 +54,12 @@ def test_a_row_a_line(folder, model, file, tmp_path, size):
     assert out.stat().st_size == 128 + len(LINES) * 40 * 4
 
 
+def test_one_line(folder, tmp_path):
+    out = tmp_path / "out.npy"
+    result = run("embed", "-", "--model", folder, "-o", out, input="a\n")
+    assert result.stdout == f"{out}: 1 embedding of 40 values\n"
+
+
 def test_options(folder, model, tmp_path):
     out = tmp_path / "out.npy"
 
@@ -243,7 +249,7 @@ def test_search_in_json_lines_and_in_nothing(folder):
     result = run("search", "-", "hello", "--model", folder, "--field", "t", "-n", 1, input=entries)
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
     result = run("search", "-", "hello", "--model", folder, input="\n\n")
-    assert result.exit_code == 0 and result.stdout == ""
+    assert result.exit_code == 0 and result.stdout == "" and result.stderr == "no line has a text\n"
 
 
 def test_what_has_no_score_is_named(folder, monkeypatch):

@@ -25,7 +25,7 @@ DEPTH = 128  # tokens that a sequence has when its decoding is timed
 STEPS = 16
 
 
-@click.command("bench")
+@click.command("bench", short_help="Tokens per second: reading prompts, and writing.")
 @common.model_option(None, f" Without it and --shape: {common.EMBEDDED}.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="Random weights in this size of GPT-2 instead.")
 @click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True)

@@ -81,7 +81,7 @@ def command(model: str, system: str | None, overflow: str, max_new_tokens: int |
             sys.exit(status)
     else:
         with common.failures():
-            for line in sys.stdin:
+            for line in common.standard_input():
                 if text := line.rstrip("\r\n"):
                     talk.answer(text)
 

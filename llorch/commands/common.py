@@ -56,7 +56,12 @@ def echo(text: str, *, err: bool = False) -> None:
 
     Whatever a terminal would obey is shown escaped: names, types and values come from files.
     """
-    click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+    try:
+        click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk
+        raise Failure(f"standard {'error' if err else 'output'}: {error.strerror}") from error
 
 
 def _obeyed(c: str) -> bool:
@@ -130,4 +135,19 @@ def text_of(argument: str) -> str:
     if argument != "-":
         return argument
     with failures():
-        return sys.stdin.read()
+        return "".join(standard_input()).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def standard_input() -> Iterator[str]:
+    """The lines of standard input, which is UTF-8 whatever the locale is. ValueError names the line that isn't."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        yield decoded(line, number, "standard input")
+
+
+def decoded(raw: bytes, number: int, name: str) -> str:
+    """A line of a file, without the mark that some editors put first. ValueError says where it isn't UTF-8."""
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        place = f"{printable(name)}, line {number}"
+        raise ValueError(f"{place} isn't UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None

@@ -21,11 +21,12 @@ def _pairs(context: click.Context, parameter: click.Parameter, values: tuple[str
     return found
 
 
-@click.command("compare")
+@click.command("compare", short_help="Find the first wrong tensor in any engine's dump.")
 @click.argument("theirs", type=click.Path(path_type=Path))
 @click.argument("ours", type=click.Path(path_type=Path))
 @click.option(
-    "--model", help="The model of both, a folder or hub id: faults are tried in it. [default: the dump's own]"
+    "--model",
+    help="The model of both, as `llorch dump` takes it: faults are tried in it. [default: the dump's own]",
 )
 @click.option(
     "--map",

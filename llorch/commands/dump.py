@@ -8,8 +8,8 @@ from llorch.commands import common
 from llorch.commands.options import ids_option, prompt_option, writable
 
 
-@click.command("dump")
-@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@click.command("dump", short_help="Write every tensor of the ladder for a prompt.")
+@common.model_option()
 @prompt_option
 @ids_option
 @click.option(

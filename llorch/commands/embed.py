@@ -15,7 +15,7 @@ from llorch.commands.options import writable
 HEADER = 128  # bytes of a .npy file's header, whatever the number of rows
 
 
-@click.command("embed")
+@click.command("embed", short_help="Embed every line of a file.")
 @click.argument("file")
 @common.model_option(required=True)
 @click.option(
@@ -57,8 +57,8 @@ def command(
 ) -> None:
     """Embed the lines of FILE, "-" for standard input: row i of the output is line i, an empty one too.
 
-    A line's embedding has the same bits whatever lines are around it. When the command is interrupted, the output is
-    whole, with the lines that were done.
+    A line's embedding has the same bits whatever lines are around it. Of a line longer than the model reads, what is
+    over is left out. When the command is interrupted, the output is whole, with the lines that were done.
     """
     kinds: dict[str, type[Output]] = {".npy": Npy, ".jsonl": Lines}
     if output.suffix not in kinds:
@@ -93,7 +93,8 @@ def command(
                 if isinstance(error, KeyboardInterrupt):
                     common.echo(f"interrupted: {output} has the first {out.count:,} embeddings", err=True)
                 raise
-    common.echo(f"{output}: {out.count:,} embeddings of {encoder.embedding_dimension} values")
+    plural = "" if out.count == 1 else "s"
+    common.echo(f"{output}: {out.count:,} embedding{plural} of {encoder.embedding_dimension} values")
 
 
 class Output(Protocol):

@@ -21,7 +21,7 @@ PANEL = 16  # a head's values are kept in whole panels of so many
 MOST_LEFT_OUT = 8  # tensors that are named one by one; --json has all
 
 
-@click.command("info")
+@click.command("info", short_help="What a model is, whether it can be run, and its memory.")
 @click.argument("model")
 @common.json_option
 def command(model: str, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import click
 from llorch.commands import common
 
 
-@click.command("score")
+@click.command("score", short_help="How likely a model finds a text: log-probability, perplexity.")
 @click.argument("text")
 @common.model_option()
 @click.option(

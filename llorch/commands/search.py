@@ -9,7 +9,7 @@ import click
 from llorch.commands import common, texts
 
 
-@click.command("search")
+@click.command("search", short_help="Find the lines of a file that are nearest to a query.")
 @click.argument("file")
 @click.argument("query")
 @common.model_option(required=True)
@@ -59,6 +59,8 @@ def command(
         entries = [{"score": score, "line": place, "text": line} for score, place, line in found]
         common.echo(json.dumps(entries, indent=1, ensure_ascii=False))
         return
+    if not found:
+        common.echo("no line has a text", err=True)
     wide = len(str(max((place for _, place, _ in found), default=0)))
     for score, place, line in found:
         common.echo(f"{score:7.4f}  {place:{wide}}  {line}")

@@ -57,11 +57,7 @@ class Texts:
 
     def _text(self, raw: bytes, number: int) -> str:
         place = f"{printable(self.name)}, line {number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{place} isn't UTF-8: byte {error.start} is 0x{raw[error.start]:02x}") from None
-        line = line.removesuffix("\n").removesuffix("\r")
+        line = common.decoded(raw, number, self.name).removesuffix("\n").removesuffix("\r")
         if self.field is None:
             return line
         try:

@@ -14,7 +14,7 @@ from llorch.models.shapes import SHAPES
 
 
 @click.command("validate")
-@click.option("--model", default=common.EMBEDDED, show_default=True, help="A folder, or an id on Hugging Face's hub.")
+@common.model_option()
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="Random weights of this size in the place of a model.")
 @prompt_option
 @ids_option

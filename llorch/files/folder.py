@@ -161,7 +161,7 @@ def _find(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=list(HUB_FILES)))
     except Exception as error:  # the hub's, the network's and the file system's own, which have no base in common
-        lines = str(error).strip().splitlines()
+        lines = str(error).strip().removeprefix("Got: ").splitlines()
         raise FileNotFoundError(
             f"there is no {kind} {place}, no embedded model of that name, and the hub didn't give it: "
             f"{shown(lines[0]) if lines else type(error).__name__}"

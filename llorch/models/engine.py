@@ -28,8 +28,8 @@ Trace = Callable[[str, Array], object]
 Cache = SequenceCache
 
 KINDS = {  # of families, for people: what they are, and what runs them
-    "decoder": ("a decoder, which gives the next token", "llorch.CausalLM"),
-    "encoder": ("an encoder, which gives a hidden state", "llorch.TextEncoder"),
+    "decoder": ("a decoder, which gives the next token", "llorch.CausalLM (`llorch generate`)"),
+    "encoder": ("an encoder, which gives a hidden state", "llorch.TextEncoder (`llorch embed`)"),
 }
 FIRST_POSITIONS = 512  # rows of a table of rotations that are made at once; it doubles as positions are met
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llorch import _core
 from llorch._core import PackedLinear
 from llorch._progress import progress
-from llorch._text import printable
+from llorch._text import printable, shown
 from llorch.files import Source
 from llorch.files.tensor import BLOCKS, FORMATS, Entry, Reader
 from llorch.models.compile import Group, Weights, groups
@@ -58,7 +58,9 @@ def find(source: Source, family: Family, graph: Graph) -> Found:
     missing = [name for name, p in parameters.items() if p.optional is None and name not in entries]
     if missing:
         theirs = names_of(source, graph)
-        raise ValueError(f"{where}: tensors are missing: {some([theirs[name] for name in missing])}")
+        said = source.config.get("architectures") if source.kind == "hf" else None  # such as a model without its head
+        of = f" (by config.json, the files are of {shown(said[0])})" if isinstance(said, list) and said else ""
+        raise ValueError(f"{where}: tensors are missing: {some([theirs[name] for name in missing])}{of}")
     if sorts[""]:
         raise ValueError(
             f"{where}: tensors that a {family.name} of this {_config(source)} doesn't have: {some(sorts[''])}"

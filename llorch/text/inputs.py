@@ -133,6 +133,8 @@ def in_batches(
     check : of an item and its name. what : is being done, for the progress bar. name : of the argument.
     """
     whole(size, "batch_size", 1)
+    if isinstance(items, bytes):  # whose items would be ints
+        raise TypeError(f"{name} must be texts, got bytes")
     total = length_of(items)
     try:
         rest = iter(items)

@@ -156,7 +156,7 @@ class ChatTemplates:
             raise ValueError(f"{self.place} has the chat templates {names} and no default: name one of them")
         raise ValueError(
             f"{self.place} has no chat template: its model wasn't made for chat, or its converter lost it; "
-            "template= takes one"
+            "in Python, template= takes one"
         )
 
 

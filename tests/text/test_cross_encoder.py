@@ -107,6 +107,13 @@ def test_message(model, call, error, message):
         call(model)
 
 
+def test_an_encoder_without_a_classifier_is_told_from_one(tmp_path):
+    folder = save(tmp_path / "m", {"architectures": ["BertModel"]})
+    message = r"classifier\.weight, classifier\.bias \(by config\.json, the files are of BertModel\)"
+    with pytest.raises(ValueError, match=message):
+        llorch.CrossEncoder.from_pretrained(folder)
+
+
 def test_a_length_that_special_tokens_fill_is_refused(tmp_path):
     """Of less room than that, the library makes a pair that isn't cut at all."""
     for length, refused in ((3, True), (4, False)):

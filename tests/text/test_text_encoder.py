@@ -385,6 +385,7 @@ def test_memory_of_texts_that_are_not_counted(model, monkeypatch):
         (lambda m: m.encode(["a"] * 40 + [b"a"]), TypeError, r"sentences\[40\] must be a str, got bytes"),
         (lambda m: m.encode(["\ud800"]), ValueError, r"sentences\[0\] has the lone surrogate"),
         (lambda m: m.encode(3), TypeError, "sentences must be texts, got int"),
+        (lambda m: m.encode(b"a"), TypeError, "sentences must be texts, got bytes"),
         (lambda m: m.encode(["a"], batch_size=0), ValueError, "batch_size"),
         (lambda m: m.encode(["a"], batch_size=1.5), TypeError, "batch_size"),
         (lambda m: m.encode(["a"], output_dtype="int8"), ValueError, "output_dtype must be 'float32'.*got 'int8'"),
