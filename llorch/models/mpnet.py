@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llorch.models import config as check
 from llorch.models import encoder
 from llorch.models.bert import norm
 from llorch.models.encoder import Classifier, Embedding, EncoderConfig
@@ -43,7 +44,7 @@ class MPNetConfig(EncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("max_position_embeddings", FIRST + 1), ("relative_attention_num_buckets", BUCKETS)):
-            if getattr(self, name) < least:
+            if check.integer(getattr(self, name), name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least {least}")
 
     @property

@@ -442,6 +442,7 @@ def test_a_text_of_a_roberta_ends_before_its_table(tmp_path):
             {"relative_attention_num_buckets": 31},
             "relative_attention_num_buckets is 31, it must be at least 32",
         ),
+        ("mpnet", {"relative_attention_num_buckets": "32"}, "relative_attention_num_buckets must be an int, got '32'"),
         ("mpnet", {"max_position_embeddings": 2}, "max_position_embeddings is 2, it must be at least 3"),
         ("modernbert", {"num_attention_heads": 16}, "head_dim is 3, it must be even"),
         ("modernbert", {"local_attention": 1}, "local_attention is 1, it must be at least 2"),
