@@ -76,10 +76,15 @@ class TextEncoder(Encoder):
         `llorch.text.tokenizer_files.load`."""
         return tokenizer_files.load(self.source)
 
-    @cached_property
+    @property
     def _inputs(self) -> Inputs:
-        found = self._sentences
-        return inputs_of(self.source, self.config.context, self.types, length=found.max_seq_length, lower=found.lower)
+        """Made once. Of two threads that make it, the first one's stays: a length may have been set in it."""
+        made: Inputs | None = self.__dict__.get("_made")
+        if made is None:
+            found, context = self._sentences, self.config.context
+            made = inputs_of(self.source, context, self.types, length=found.max_seq_length, lower=found.lower)
+            made = self.__dict__.setdefault("_made", made)
+        return made
 
     @property
     def max_seq_length(self) -> int:

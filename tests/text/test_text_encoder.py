@@ -26,7 +26,7 @@ import llorch
 from llorch import reference
 from llorch.models import bert
 from llorch.testing import use_isa
-from llorch.text import sentence_files, tokenizer_files
+from llorch.text import sentence_files, text_encoder, tokenizer_files
 
 CONFIG, TENSORS = tensors_of()
 
@@ -303,6 +303,20 @@ def test_lengths(folder):
     ids, _ = model._inputs([TEXTS[9]])
     whole = LIBRARY.encode(TEXTS[9], add_special_tokens=False).ids
     assert ids == [[2, *whole[-4:], 3]]
+
+
+def test_a_length_that_is_set_while_another_thread_reads_the_tokenizer(plain, monkeypatch):
+    model, real = llorch.TextEncoder.from_pretrained(plain), text_encoder.inputs_of
+
+    def slow(*arguments, **options):
+        monkeypatch.setattr(text_encoder, "inputs_of", real)
+        made = real(*arguments, **options)
+        model.max_seq_length = 5  # what another thread may do meanwhile
+        return made
+
+    monkeypatch.setattr(text_encoder, "inputs_of", slow)
+    assert_same_bits(model.encode(TEXTS[3]), mean(TEXTS[3], length=5))
+    assert model.max_seq_length == 5
 
 
 def test_what_a_tokenizers_file_says_of_padding_and_truncation_is_not_done(folder):
