@@ -218,7 +218,7 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
             heads += f", {found['key_value_heads']} of keys and values"
         lines.append(("heads", heads))
     lines += [(of, found[name]) for of, name in (("context", "context"), ("vocabulary", "vocab_size")) if name in found]
-    lines += [(f"config, {name}", "" if value is None else value) for name, value in found["config"].items()]
+    lines += [(f"config, {name}", _value(value)) for name, value in found["config"].items()]
     weights = f"{found['parameters']:,}"
     if found["parameters"]:
         weights += f", {_size(found['bytes'])}, {_bits(found['bits'])} bits each"
@@ -233,6 +233,13 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     lines += [(f"file {name}", _size(size)) for name, size in found["files"].items()]
     lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found.get("memory", {}).items()]
     return lines
+
+
+def _value(value: Any) -> Any:
+    """An entry of the configuration, for people: of several values one beside the other."""
+    if isinstance(value, tuple | list) and not any(isinstance(one, dict | list | tuple) for one in value):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else value
 
 
 def _text_lines(about: dict[str, Any] | None, chat: dict[str, Any] | None) -> list[tuple[str, Any]]:

@@ -45,6 +45,11 @@ class Engine:
     RESULT: ClassVar[str]
     ROWS: ClassVar[tuple[str, ...]]
 
+    def __new__(cls, *parts: Any, **named: Any) -> Self:
+        if parts and isinstance(parts[0], str | Path):  # as other libraries' classes are called
+            raise TypeError(f"a {cls.__name__} is made by {cls.__name__}.from_pretrained(path_or_hub_id)")
+        return super().__new__(cls)
+
     def __init__(
         self,
         source: Source,
@@ -148,7 +153,8 @@ class Engine:
         if not given.size:
             raise ValueError(f"{name} is empty, at least one token id is needed")
         if given.dtype.kind not in "iu":
-            raise TypeError(f"{name} must be ints, got {given.dtype.name}")
+            what = "texts" if given.dtype.kind in "US" else given.dtype.name
+            raise TypeError(f"{name} must be ints, got {what}")
         if (place := _core._bool_at(ids)) is not None:
             raise TypeError(f"{name}[{place[0]}] is {ids[place[0]]}, ids must be ints")
         low, high = given.min(), given.max()

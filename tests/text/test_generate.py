@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from decimal import Decimal, localcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -363,6 +364,7 @@ def test_progress(monkeypatch):
         (lambda m: generate(m, [1, 1024], 5), IndexError, r"prompt\[1\] is 1024, ids must be in \[0, 1024\)"),
         (lambda m: generate(m, [-1], 5), IndexError, r"prompt\[0\] is -1"),
         (lambda m: generate(m, [1.5], 5), TypeError, "prompt must be ints, got float64"),
+        (lambda m: generate(m, ["a", "b"], 5), TypeError, "prompt must be ints, got texts"),
         (lambda m: generate(m, b"x", 5), TypeError, "prompt must be token ids, got a bytes"),
         (lambda m: generate(m, [1] * 300, 5), ValueError, "prompt has 300 tokens, the context only 256"),
         (lambda m: generate(m, [1], 256), ValueError, "prompt has 1 token, the context 256: max_new_tokens can be at"),
@@ -502,3 +504,10 @@ def test_scores_of_special_logits():
 def test_logits_that_score_nothing(bad):
     with pytest.raises(ValueError, match="logits"):
         log_probabilities(np.float32([[1, 2], [bad, 0]]), [0, 0])
+
+
+@pytest.mark.parametrize("kind", [llorch.CausalLM, llorch.TextEncoder, llorch.CrossEncoder])
+@pytest.mark.parametrize("path", ["shakespeare-1m", Path("shakespeare-1m")])
+def test_a_path_is_for_from_pretrained(kind, path):
+    with pytest.raises(TypeError, match=rf"a {kind.__name__} is made by {kind.__name__}\.from_pretrained\("):
+        kind(path)
