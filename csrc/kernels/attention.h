@@ -267,7 +267,9 @@ LL_NOINLINE void attention_softcap(float *s, size_t begin, size_t end, float cap
 /* s_t += b_t of the scores [begin, end); step 0: s_t += b_0 */
 LL_INLINE void attention_add(float *s, size_t begin, size_t end, const float *b, int step)
 {
-    const vf far = vf_set1(b[0]);
+    float first; /* of the caller's memory, which may lie at any byte */
+    memcpy(&first, b, sizeof first);
+    const vf far = vf_set1(first);
     for (size_t t = begin; t < end; t += LL_VL) {
         const size_t count = ll_least(LL_VL, end - t);
         const vf near = step ? row_load_n((const char *)b, t - begin, count, LL_F32) : far;

@@ -320,6 +320,8 @@ def test_another_window_or_bias_would_be_seen():
                 llorch.attention(q, k, v, **{**mask, "position_bias": other.copy()}),
                 "strides",
             )
+        placed = llorch.attention(q, k, v, **{**mask, "position_bias": at_offset(bias, 1)})
+        assert_same_bits(placed, wanted, "not at whole floats, which the sanitizers tell")
 
 
 def test_what_a_bias_makes_infinite_or_nan(isa):
