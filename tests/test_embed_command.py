@@ -261,3 +261,23 @@ def test_what_has_no_score_is_named(folder, monkeypatch):
 def test_lines_are_shown_escaped(folder):
     shown = run("search", "-", "hello", "--model", folder, input="a \x1b[2J\u202e\n").stdout
     assert r"a \x1b[2J\u202e" in shown and "\x1b" not in shown
+
+
+# ---- info --------------------------------------------------------------------------------------------------
+
+
+def test_info_tells_how_an_embedding_is_made(folder, model, tmp_path):
+    found = json.loads(run("info", folder, "--json").stdout)["embeddings"]
+    assert found["pooling"] == "mean" and found["max_seq_length"] == model.max_seq_length and found["problem"] is None
+    assert found["normalized"] and found["prompts"] == ["query", "document"]
+    shown = run("info", folder).stdout
+    assert (
+        "the mean of the positions" in shown
+        and f"{model.max_seq_length} tokens" in shown
+        and "query, document" in shown
+    )
+    plain = json.loads(run("info", save(tmp_path / "plain"), "--json").stdout)["embeddings"]
+    assert plain["pooling"] == "mean" and not plain["normalized"] and not plain["prompts"]
+    odd = write_modules(save(tmp_path / "odd"), MODULES | {"WeightedLayerPooling": ("3_Weighted", {})})
+    shown = run("info", odd).stdout
+    assert "embeddings can't be made" in shown and "WeightedLayerPooling" in shown

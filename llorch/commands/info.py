@@ -94,6 +94,7 @@ def describe(source: "Source", unread: str | None = None) -> dict[str, Any]:
         "tensors": _formats(tensors),
         "left_out": left_out,
         **_text(source),
+        "embeddings": _embeddings(source, found) if found.get("role") == "encoder" else None,
         "files": {path.name: path.stat().st_size for path in source.files},
     }
     if found["problem"] is None:
@@ -199,6 +200,25 @@ def _text(source: "Source") -> dict[str, Any]:
     return found
 
 
+def _embeddings(source: "Source", found: Mapping[str, Any]) -> dict[str, Any]:
+    """How `llorch.TextEncoder` makes a text's embedding; a problem where it can't."""
+    from llorch.text import sentence_files
+
+    try:
+        said = sentence_files.with_metadata(sentence_files.load(source.path), source)
+    except (OSError, ValueError, TypeError) as error:
+        return {"problem": str(error)}
+    length = min((one for one in (said.max_seq_length, found.get("context")) if one is not None), default=None)
+    return {
+        "pooling": said.pooling,
+        "normalized": said.normalized or said.ends_normalized,
+        "max_seq_length": length,
+        "prompts": list(said.prompts),
+        "default_prompt_name": said.default_prompt_name,
+        "problem": None,
+    }
+
+
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The short entries of a configuration: a GGUF file has its whole vocabulary in it."""
     short = {k: v for k, v in config.items() if isinstance(v, int | float | str | None) and len(str(v)) <= 80}
@@ -230,8 +250,25 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
     if len(left_out) > MOST_LEFT_OUT:  # the part of a model that is for images has hundreds
         lines.append(("left out", f"and {len(left_out) - MOST_LEFT_OUT} more"))
     lines += _text_lines(found["tokenizer"], found["chat_template"])
+    if (made := found["embeddings"]) is not None:
+        lines += _embedding_lines(made)
     lines += [(f"file {name}", _size(size)) for name, size in found["files"].items()]
     lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found.get("memory", {}).items()]
+    return lines
+
+
+def _embedding_lines(made: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if made["problem"] is not None:
+        return [("embeddings can't be made", made["problem"])]
+    pooled = {"mean": "the mean of the positions", "cls": "the first position", "last": "the last position"}
+    text = pooled[made["pooling"]] + (", divided by its length" if made["normalized"] else "")
+    lines = [("embedding", text)]
+    if made["max_seq_length"] is not None:
+        lines.append(("longest text", common.tokens(made["max_seq_length"])))
+    if made["prompts"]:
+        names = [f"{shown(name)} (default)" if name == made["default_prompt_name"] else shown(name)
+                 for name in made["prompts"]]  # fmt: skip
+        lines.append(("prompts", ", ".join(names)))
     return lines
 
 
