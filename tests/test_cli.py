@@ -230,7 +230,7 @@ def test_standard_input_that_is_not_utf8_is_named():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_line():
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "llorch", "info", "shakespeare-1m"]
+        command = [sys.executable, "-P", "-m", "llorch", "info", "shakespeare-1m"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr == "llorch info: standard output: No space left on device\n"
