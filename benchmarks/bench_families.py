@@ -66,7 +66,7 @@ def entries_of(kind, tiny, **more):
 
 def wanted(options):
     """The families, in the registry's order."""
-    found = {family.model_types[0]: family for family in registry.families()}
+    found = {family.model_types[0]: family for family in registry.families() if family.kind == "decoder"}
     if unknown := set(options.family or ()) - found.keys():
         raise SystemExit(f"--family {', '.join(sorted(unknown))}: it must be one of {', '.join(found)}")
     return [family for kind, family in found.items() if kind in (options.family or found)]
