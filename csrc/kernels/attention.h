@@ -15,9 +15,9 @@
  *           row with a score that is NaN or +infinity, or with none but -infinity, is NaN. y may be q.
  * Cost:     a tile's rows are queries of the heads that share keys (table.h: groups): chunks of keys and values are read
  *           once for all of them. Scores are [rows of a unit][positions they see], in the second cache: chunks that lie
- *           wholly outside a window are not touched, nor are panels before it. A tile runs through packed keys and values (llorch.h: chunks) as the
- *           matrix product does; keys and values that come as rows are packed by the driver, or here, chunk by chunk,
- *           where a group has one unit.
+ *           wholly outside a window are not touched, nor are panels before it. A tile runs through packed keys and
+ *           values (llorch.h: chunks) as the matrix product does; keys and values that come as rows are packed by the
+ *           driver, or here, chunk by chunk, where a group has one unit.
  * Oracle:   llorch.reference.attention. Tests: tests/kernels/test_attention.py.
  */
 #include "softmax.h"

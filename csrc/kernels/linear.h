@@ -91,11 +91,11 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
             const char *residual = (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float);
             LL_UNROLL
             for (size_t i = 0; i < R * V; i++)
-                y[i] = vf_add(y[i], vf_load(residual + (ptrdiff_t)(i / V) * a->residual_stride + i % V * LL_VL * sizeof(float)));
+                y[i] = vf_add(y[i], row_load(residual + (ptrdiff_t)(i / V) * a->residual_stride, i % V * LL_VL, LL_F32));
         }
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
-            vf_store(to + (ptrdiff_t)(i / V) * a->y_stride + i % V * LL_VL * sizeof(float), y[i]);
+            row_store(to + (ptrdiff_t)(i / V) * a->y_stride, i % V * LL_VL, y[i], LL_F32);
         return;
     }
     for (size_t r = 0; r < R; r++)

@@ -165,10 +165,12 @@ LL_INLINE void pack_widen(const char *packed, int type, size_t kc, float *room)
             vf_store(room + j, row_load(packed, j, type));
         return;
     }
-    for (size_t k = 0; k < kc; k++)
+    for (size_t k = 0; k < kc; k++) {
+        const char *pairs = packed + k / 2 * LL_PANEL * 4;
         LL_UNROLL
         for (size_t v = 0; v < TILE_PANEL_VECTORS; v++)
-            vf_store(room + k * LL_PANEL + v * LL_VL, tile_load(packed + k / 2 * LL_PANEL * 4, v, TILE_PANEL_VECTORS, 0, k % 2, type));
+            vf_store(room + k * LL_PANEL + v * LL_VL, tile_load(pairs, v, TILE_PANEL_VECTORS, 0, k % 2, type));
+    }
 }
 
 /* Rows [k, k + kc) of `panels` panels from `panel` on, as float32 [panel][kc][16] in room; k is even. */

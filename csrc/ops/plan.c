@@ -1,8 +1,8 @@
 /* ops/plan.c: a model as an array of kernel calls, all rows of all sequences together; no Python between them.
  *
  * Buffers hold rows of float32, one row a position, the sequences one below the other. A call reads and writes columns of
- * them. Where only the last (or the first) positions' results are asked for, the last attention gives one row a sequence, and the
- * rows of those positions are gathered from what else is still needed: from there on, a row is a sequence. */
+ * them. Where only the last (or the first) positions' results are asked for, the last attention gives one row a sequence,
+ * and the rows of those positions are gathered from what else is still needed: from there on, a row is a sequence. */
 #include <string.h>
 
 #include "../kernels/table.h"
