@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import llorch
 from llorch import _core
-from llorch.files.folder import read_config
+from llorch.files.folder import find_model, read_config
 from llorch.models.encoder_engine import Classifier
 from llorch.text import sentence_files, tokenizer_files
 from llorch.text.inputs import Inputs, in_batches, inputs_of, pair_of
@@ -42,7 +42,7 @@ class CrossEncoder(Classifier):
 
     @classmethod
     def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
-        model = super()._load(sentence_files.find(path_or_hub_id), dtype)
+        model = super()._load(find_model(path_or_hub_id), dtype)
         model._function = _function(model.path, model.source.config, model.graph.sizes["C"])
         return model
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import llorch
 from llorch._text import printable, shown
 from llorch.files import Source
-from llorch.files.folder import find_model, find_tensors, read_config
+from llorch.files.folder import find_tensors, read_config
 from llorch.files.tensor import Reader
 from llorch.text.tokenizer import checked
 
@@ -108,11 +108,6 @@ class Sentences:
     @property
     def ends_normalized(self) -> bool:
         return bool(self.after) and isinstance(self.after[-1], Normalize)
-
-
-def find(path_or_hub_id: str | Path) -> Path:
-    """The folder or GGUF file of a model; of sentence-transformers', the folder that has modules.json."""
-    return find_model(path_or_hub_id)
 
 
 def load(path: Path) -> Sentences:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import llorch
 from llorch._text import printable, shown
+from llorch.files.folder import find_model
 from llorch.models.encoder_engine import Encoder
 from llorch.text import sentence_files, tokenizer_files
 from llorch.text.inputs import Inputs, in_batches, inputs_of, length_of
@@ -45,7 +46,7 @@ class TextEncoder(Encoder):
 
     @classmethod
     def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
-        found = sentence_files.load(sentence_files.find(path_or_hub_id))
+        found = sentence_files.load(find_model(path_or_hub_id))
         model = super()._load(found.folder, dtype)
         model._sentences = sentence_files.with_metadata(found, model.source)
         width = model.graph.sizes["E"]
