@@ -120,8 +120,12 @@ def failures() -> Iterator[None]:
         raise Failure(str(error) or type(error).__name__) from error
 
 
+def many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def tokens(count: int) -> str:
-    return f"{count:,} token{'' if count == 1 else 's'}"
+    return many(count, "token")
 
 
 def load(model: str, dtype: str | None = None) -> "CausalLM":

@@ -5,22 +5,14 @@ from pathlib import Path
 import click
 
 from llorch.commands import common
-from llorch.commands.options import ids_option, prompt_option, writable
+from llorch.commands.options import check_new, ids_option, output_option, prompt_option
 
 
 @click.command("dump", short_help="Write every tensor of the ladder for a prompt.")
 @common.model_option()
 @prompt_option
 @ids_option
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=writable,
-    metavar="FILE.safetensors",
-    help="The file to write.",
-)
+@output_option("FILE.safetensors", "The file to write.")
 @click.option(
     "--source",
     type=click.Choice(["llorch", "oracle", "transformers"]),
@@ -28,12 +20,10 @@ from llorch.commands.options import ids_option, prompt_option, writable
     show_default=True,
     help="Who computes it.",
 )
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
 @common.threads_option
 def command(model: str, prompt: str, ids: tuple[int, ...] | None, output: Path, source: str, force: bool) -> None:
     """Write every tensor of the ladder for a prompt: what `llorch compare` compares an engine's dump with."""
-    if output.exists() and not force:
-        raise common.Failure(f"{output} is there already: name another file, or give --force")
+    check_new(output, force)
     from llorch.validate.ladder.run import dump
 
     with common.failures():

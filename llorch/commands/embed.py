@@ -1,5 +1,6 @@
 """`llorch embed`."""
 
+import io
 import json
 from collections import deque
 from pathlib import Path
@@ -10,23 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.commands import common, texts
-from llorch.commands.options import writable
-
-HEADER = 128  # bytes of a .npy file's header, whatever the number of rows
+from llorch.commands.options import check_new, output_option
 
 
 @click.command("embed", short_help="Embed every line of a file.")
 @click.argument("file")
 @common.model_option(required=True)
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=writable,
-    metavar="FILE",
-    help="Where the embeddings go: NumPy's .npy, or .jsonl with each line's text and embedding.",
-)
+@output_option("FILE", "Where the embeddings go: NumPy's .npy, or .jsonl with each line's text and embedding.")
 @texts.field_option
 @click.option("--prompt-name", metavar="NAME", help="Which of the model's prompts goes before each text.")
 @click.option("--prompt", metavar="TEXT", help="A text that goes before each text.")
@@ -39,7 +30,6 @@ HEADER = 128  # bytes of a .npy file's header, whatever the number of rows
     help="Type of the embeddings in a .npy file.",
 )
 @texts.batch_option
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
 @common.dtype_option
 @common.threads_option
 def command(
@@ -65,8 +55,7 @@ def command(
         raise click.BadParameter(f"{output} must end in .npy or .jsonl", param_hint="'-o'")
     if output.suffix == ".jsonl" and output_dtype != "float32":
         raise click.UsageError("--output-dtype is for .npy files")
-    if output.exists() and not force:
-        raise common.Failure(f"{output} is there already: name another file, or give --force")
+    check_new(output, force)
     if file != "-" and output.exists() and Path(file).exists() and output.samefile(file):
         raise common.Failure(f"{output} is what is to be embedded")
     encoder = texts.load(model, dtype)
@@ -93,8 +82,7 @@ def command(
                 if isinstance(error, KeyboardInterrupt):
                     common.echo(f"interrupted: {output} has the first {out.count:,} embeddings", err=True)
                 raise
-    plural = "" if out.count == 1 else "s"
-    common.echo(f"{output}: {out.count:,} embedding{plural} of {encoder.embedding_dimension} values")
+    common.echo(f"{output}: {common.many(out.count, 'embedding')} of {encoder.embedding_dimension} values")
 
 
 class Output(Protocol):
@@ -119,7 +107,8 @@ def put(file: BinaryIO, data: bytes) -> None:
 
 
 class Npy:
-    """NumPy's format, version 1. The header has the number of rows, and room for any: rows are written first."""
+    """NumPy's format, version 1. The header has the number of rows, and NumPy leaves room in it for any: rows are
+    written first."""
 
     def __init__(self, file: BinaryIO, width: int, dtype: str) -> None:
         self.file, self.width, self.dtype, self.count = file, width, np.dtype(dtype), 0
@@ -132,14 +121,16 @@ class Npy:
 
     def close(self) -> None:
         self._header()
-        self.file.truncate(HEADER + self.count * self.width * self.dtype.itemsize)
+        self.file.truncate(self.begin + self.count * self.width * self.dtype.itemsize)
 
     def _header(self) -> None:
         kind = self.dtype.newbyteorder("<").str
-        entries = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': ({self.count}, {self.width}), }}"
-        head = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+        head = io.BytesIO()
+        shape = (self.count, self.width)
+        np.lib.format.write_array_header_1_0(head, {"descr": kind, "fortran_order": False, "shape": shape})
+        self.begin = len(head.getvalue())
         self.file.seek(0)
-        put(self.file, head + entries.ljust(HEADER - 11).encode() + b"\n")
+        put(self.file, head.getvalue())
         self.file.seek(0, 2)
 
 

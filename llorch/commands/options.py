@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from llorch.commands import common
+
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
     """Opens the file for writing, so that a mistyped path is found before the work and not after; changes nothing."""
@@ -23,6 +25,20 @@ def writable(context: click.Context, parameter: click.Parameter, value: Path | N
 
 def file_option(flag: str, name: str, metavar: str, help: str) -> Callable[..., Any]:
     return click.option(flag, name, type=click.Path(path_type=Path), callback=writable, metavar=metavar, help=help)
+
+
+def output_option(metavar: str, help: str) -> Callable[..., Any]:
+    """-o and --force, of a file that a command makes."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    made = click.option("-o", "--output", required=True, type=path, callback=writable, metavar=metavar, help=help)
+    force = click.option("--force", is_flag=True, help="Write over a file that is there.")
+    return lambda command: made(force(command))
+
+
+def check_new(output: Path, force: bool) -> None:
+    """Fails for a file that is there, unless it may be written over."""
+    if output.exists() and not force:
+        raise common.Failure(f"{output} is there already: name another file, or give --force")
 
 
 def _ids(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
