@@ -186,7 +186,18 @@ class Reader:
         """
         if entry.format in BLOCKS:
             raise ValueError(f"{entry.place} is {entry.format}, which has blocks and no plain numbers")
-        data = self.read(entry)
+        return self._numbers(entry, self.read(entry), entry.shape)
+
+    def rows(self, entry: Entry, first: int, count: int) -> NDArray[Any]:
+        """`count` rows of a matrix from its row `first` on, valid until the next call: plain numbers as `array` has
+        them, or the bytes of blocks, uint8 (count, bytes of a row). Errors as `read` and `array`."""
+        bytes_of_row = entry.nbytes // entry.shape[0]
+        data = self.read(entry, first * bytes_of_row, count * bytes_of_row)
+        if entry.format in BLOCKS:
+            return data.reshape(count, bytes_of_row)
+        return self._numbers(entry, data, (count, entry.shape[1]))
+
+    def _numbers(self, entry: Entry, data: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[Any]:
         kind: Any = FORMATS[entry.format].numpy
         if kind == "bfloat16":
             try:
@@ -197,7 +208,7 @@ class Reader:
                     'pip install "llorch[models]"'
                 ) from None
             kind = ml_dtypes.bfloat16
-        values: NDArray[Any] = data.view(np.dtype(kind)).reshape(entry.shape)
+        values: NDArray[Any] = data.view(np.dtype(kind)).reshape(shape)
         return values
 
     def expect(self, entries: Iterable[Entry]) -> None:

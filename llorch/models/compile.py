@@ -24,9 +24,20 @@ BEFORE, AFTER = -1, 1 << 20  # as numbers of layers: what comes before the block
 
 @dataclass(frozen=True)
 class Group:
-    """Linear layers of one input, by the full names of their weights, side by side in one packed weight."""
+    """Linear layers of one input, by the full names of their weights, whose results lie side by side."""
 
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Linear layers of a group whose weights are kept alike, in one packed weight.
+
+    columns : of the group's result, by the layers' names: where each begins.
+    """
+
+    weight: PackedLinear
+    columns: Mapping[str, int]
 
 
 @dataclass(eq=False)
@@ -122,11 +133,11 @@ def _gate(value: Value) -> Value | None:
 class Weights:
     """What a plan is made with, by the names of Hugging Face's files.
 
-    packed : of a group of linear layers, by its first name: the weight, and the layers' first columns.
+    packed : of a group of linear layers, by its first name: its parts, side by side.
     vectors : float32. tables : of embeddings, (K, N) packed with a column a token, or float32 arrays with a row each.
     """
 
-    packed: dict[str, tuple[PackedLinear, dict[str, int]]] = field(default_factory=dict)
+    packed: dict[str, list[Part]] = field(default_factory=dict)
     vectors: dict[str, Array] = field(default_factory=dict)
     tables: dict[str, PackedLinear | Array] = field(default_factory=dict)
     dtype: str = "float32"
@@ -134,7 +145,7 @@ class Weights:
     @property
     def nbytes(self) -> int:
         """Memory of all weights."""
-        packed = [weight for weight, _ in self.packed.values()]
+        packed = [part.weight for parts in self.packed.values() for part in parts]
         tables = [table for table in self.tables.values() if not any(table is one for one in packed)]
         biases = [weight.bias for weight in packed if weight.bias is not None]
         return sum(part.nbytes for part in [*packed, *tables, *biases, *self.vectors.values()])
@@ -160,7 +171,9 @@ class Compiler:
         self.biases: dict[tuple[str, tuple[int, ...]], Array] = {}  # by table and buckets
         self.values = _values(graph)
         self.inputs_of = {id(value): inputs for value, inputs in self.values}
-        self.group_of = {name: first for first, (_, columns) in weights.packed.items() for name in columns}
+        self.group_of = {
+            name: first for first, parts in weights.packed.items() for part in parts for name in part.columns
+        }
         self.members: dict[tuple[int, str], list[Value]] = {}  # by layer and group: the linear layers side by side
         for value, _ in self.values:
             if value.step.op == "linear":
@@ -278,9 +291,9 @@ class Compiler:
         (x,) = inputs
         name = full_name(self.graph, value.layer, value.step.weight)
         first = self.group_of[name]
-        packed, columns = self.weights.packed[first]
-        if len(columns) > 1:
-            self._join(value, x, first, packed, columns)
+        parts = self.weights.packed[first]
+        if sum(len(part.columns) for part in parts) > 1:
+            self._join(value, x, first, parts)
             return
         result, function, residual = value, None, None
         if self.fuse:
@@ -292,7 +305,7 @@ class Compiler:
                 result, residual = user, other
         self.put(result, over=residual)
         self.emit(
-            "linear", result, x=x.view, y=result.view, n=result.width, weight=packed, function=function,
+            "linear", result, x=x.view, y=result.view, n=result.width, weight=parts[0].weight, function=function,
             x2=None if residual is None else residual.view,
         )  # fmt: skip
         self.use(x)
@@ -305,14 +318,14 @@ class Compiler:
         others = [one for one in self.inputs_of[id(user)] if one is not mine]
         return others[0] if len(others) == 1 and isinstance(others[0], Value) and others[0].buffer >= 0 else None
 
-    def _join(self, value: Value, x: Value, first: str, packed: PackedLinear, columns: dict[str, int]) -> None:
-        """One of the layers that share a packed weight: the first of them makes all."""
-        members = self.members[value.layer, first]
-        if value is members[0]:
-            buffer = self.take(sum(member.width for member in members))
-            for member in members:
-                self.place(member, buffer, columns[full_name(self.graph, member.layer, member.step.weight)])
-            self.emit("linear", *members, x=x.view, y=(buffer, 0), n=self.widths[buffer], weight=packed)
+    def _join(self, value: Value, x: Value, first: str, parts: list[Part]) -> None:
+        """One of the layers whose results lie side by side: the first of them makes all, in a call for each part."""
+        members = {full_name(self.graph, one.layer, one.step.weight): one for one in self.members[value.layer, first]}
+        if value is next(iter(members.values())):
+            buffer = self.take(sum(member.width for member in members.values()))
+            for part in parts:
+                made = [self.place(members[name], buffer, column) for name, column in part.columns.items()]
+                self.emit("linear", *made, x=x.view, y=made[0].view, n=part.weight.out_features, weight=part.weight)
         self.use(x)
 
     def _heads(self, value: Value, inputs: list[Any]) -> None:

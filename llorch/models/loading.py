@@ -1,7 +1,9 @@
-"""From a model's files to packed weights: names and shapes are checked, then one tensor after the other is packed, so
-that no second copy of the model is ever there."""
+"""From a model's files to packed weights: names and shapes are checked, then one tensor after the other is read in
+slices and packed, so that no second copy of the model, or of a large tensor, is ever there."""
 
-from collections.abc import Callable, Iterable
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +16,14 @@ from llorch._progress import progress
 from llorch._text import printable, shown
 from llorch.files import Source
 from llorch.files.tensor import BLOCKS, FORMATS, Entry, Reader
-from llorch.models.compile import Group, Weights, groups
+from llorch.models.compile import PANEL, Part, Weights, groups
 from llorch.models.graph import Graph, Parameter
 from llorch.models.registry import Family
 
 Array = NDArray[Any]
 DTYPES = ("float32", "bfloat16", "float16")
 READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
+SLICE = 1 << 22  # bytes of a matrix that are read at a time
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -106,10 +109,11 @@ def some(names: Iterable[str]) -> str:
 
 
 def arranged(values: Array, parameter: Parameter, graph: Graph, kind: str) -> Array:
-    """A tensor's rows (or its rows of blocks) in the order of the graph's steps; kind: the source's, "hf" or "gguf"."""
+    """A tensor's rows (or its rows of blocks), or those of some of its heads, in the order of the graph's steps; kind:
+    the source's, "hf" or "gguf"."""
     if kind == "gguf" and parameter.interleaved:  # pairs side by side, head by head: to the halves of each
-        heads = graph.sizes[parameter.interleaved]
-        rows = values.reshape(heads, values.shape[0] // heads // 2, 2, -1).swapaxes(1, 2)
+        width = graph.shape(parameter.axes)[0] // graph.sizes[parameter.interleaved]
+        rows = values.reshape(values.shape[0] // width, width // 2, 2, -1).swapaxes(1, 2)
     elif kind == "hf" and parameter.by_head:
         rows = values.reshape(graph.sizes["H"], 3, graph.sizes["D"], -1).swapaxes(0, 1)
     else:
@@ -144,56 +148,78 @@ class Loader:
         """The parameter, or what stands for it where the file leaves it out; "" for nothing."""
         return name if name in self.entries else self.parameters[name].optional or ""
 
-    def read(self, name: str) -> tuple[Array, str]:
-        """A tensor's values, or its blocks as bytes (rows, bytes of a row); and its format. Until the next call."""
-        entry, parameter = self.entries[name], self.parameters[name]
+    def read(self, name: str) -> Array:
+        """A tensor's values, until the next call."""
+        entry = self.entries[name]
         if entry.format in BLOCKS:
-            values = self.reader.read(entry)
-            values = values.reshape(entry.shape[0], -1) if len(entry.shape) > 1 else values.reshape(1, -1)
+            values = _core.dequantize(self.reader.read(entry), entry.format, entry.shape)
         else:
             values = self.reader.array(entry)
         self.advance(entry.nbytes)
-        return arranged(values, parameter, self.graph, self.source.kind), entry.format
+        return arranged(values, self.parameters[name], self.graph, self.source.kind)
+
+    def rows(self, name: str) -> Iterator[tuple[int, Array]]:
+        """The rows of a matrix, or its rows of blocks as bytes, in slices: the first's place, and the slice until the
+        next. All begin at whole panels."""
+        entry, parameter = self.entries[name], self.parameters[name]
+        count, together = entry.shape[0], PANEL
+        if self.source.kind == "gguf" and parameter.interleaved:  # whole heads
+            together = math.lcm(PANEL, count // self.graph.sizes[parameter.interleaved])
+        elif self.source.kind == "hf" and parameter.by_head:
+            together = count
+        step = max(1, SLICE * count // (entry.nbytes * together)) * together
+        for first in range(0, count, step):
+            values = self.reader.rows(entry, first, min(step, count - first))
+            self.advance(values.nbytes)
+            yield first, arranged(values, parameter, self.graph, self.source.kind)
 
     def vector(self, name: str) -> Array:
         """A vector as float32, rounded to the type that was asked for, as the graph's steps take it."""
-        values, format = self.read(name)
-        if format in BLOCKS:
-            values = _core.dequantize(values, format, self.entries[name].shape)
-        return whole(self.rounded(values.reshape(-1)), self.parameters[name], self.source.kind)
+        return whole(self.rounded(self.read(name).reshape(-1)), self.parameters[name], self.source.kind)
 
     def rounded(self, values: Array) -> Array:
         """A float32 copy, rounded once to the type that was asked for."""
         narrow = values if self.dtype is None else _core.cast(values, self.dtype)
         return np.array(_core.cast(narrow, "float32"))
 
-    def matrix(self, names: tuple[str, ...]) -> tuple[PackedLinear, dict[str, int]]:
-        """Linear layers side by side, and the first column of each."""
+    def group(self, names: tuple[str, ...]) -> list[Part]:
+        """Linear layers side by side: neighbours that are kept alike are packed together."""
+        column, parts = 0, []
+        for _, several in itertools.groupby(names, lambda name: self.kept([self.there(f"{name}.weight")])):
+            together = list(several)
+            parts.append(self.part(together, column))
+            column += parts[-1].weight.out_features
+        return parts
+
+    def part(self, names: list[str], column: int) -> Part:
+        """Layers in one packed weight, whose results begin at a column of the group's."""
         weights = [self.there(f"{name}.weight") for name in names]
         widths = [self._outputs(name) for name in weights]
         K = self.graph.shape(self.parameters[weights[0]].axes)[0 if self.parameters[weights[0]].conv1d else 1]
         packed = _core._packed_reserve(K, sum(widths), self.kept(weights))
-        columns, first = {}, 0
-        for name, weight, width in zip(names, weights, widths, strict=True):
-            values, format = self.read(weight)
-            transposed = not (self.parameters[weight].conv1d and self.source.kind == "hf")
-            self._fill(packed, first, values, format, transposed)
-            columns[name] = first
-            first += width
+        firsts = [0, *itertools.accumulate(widths[:-1])]
+        for weight, first in zip(weights, firsts, strict=True):
+            self.fill(packed, first, weight)
         biases = [f"{name}.bias" for name in names]
         if any(name in self.entries for name in biases):
-            parts = [
+            each = [
                 self.vector(name) if name in self.entries else np.zeros(width, np.float32)
                 for name, width in zip(biases, widths, strict=True)
             ]
-            _core._packed_bias(packed, np.concatenate(parts))
-        return packed, columns
+            _core._packed_bias(packed, np.concatenate(each))
+        return Part(packed, {name: column + first for name, first in zip(names, firsts, strict=True)})
 
-    def _fill(self, packed: PackedLinear, first: int, values: Array, format: str, transposed: bool) -> None:
-        if format in BLOCKS:
-            _core._packed_fill_blocks(packed, first, values, format)
-        else:
-            _core._packed_fill(packed, first, values, transposed)
+    def fill(self, packed: PackedLinear, first: int, name: str) -> None:
+        """Packs a matrix into the columns from `first` on."""
+        format = self.entries[name].format
+        if self.parameters[name].conv1d and self.source.kind == "hf":
+            _core._packed_fill(packed, first, self.read(name), False)
+            return
+        for row, values in self.rows(name):
+            if format in BLOCKS:
+                _core._packed_fill_blocks(packed, first + row, values, format)
+            else:
+                _core._packed_fill(packed, first + row, values, True)
 
     def _outputs(self, name: str) -> int:
         parameter = self.parameters[name]
@@ -213,21 +239,15 @@ class Loader:
         for weight in {one for one in options if one is not None}:
             name = f"{weight}.weight"
             weights.tables[name] = self.vector(name).reshape(self.entries[name].shape)
-        # The largest first, when there is little else in memory beside what it is read into.
-        for group in sorted(groups(self.graph), key=lambda group: -self._size(group)):
+        for group in groups(self.graph):
             first, *others = group.names
             tied = None if others else self._tied(first, weights)
-            weights.packed[first] = (tied, {first: 0}) if tied is not None else self.matrix(group.names)
-            if len(weights.packed) == 1:
-                self.reader.forget()
+            weights.packed[first] = self.group(group.names) if tied is None else [Part(tied, {first: 0})]
         for name, parameter in self.parameters.items():
             if len(parameter.axes) == 1 and name in self.entries and not self._of_a_matrix(name):
                 weights.vectors[name] = self.vector(name)
         weights.dtype = self.kept(name for name in self.entries if len(self.parameters[name].axes) == 2)
         return weights
-
-    def _size(self, group: Group) -> int:
-        return max(self.entries[self.there(f"{name}.weight")].nbytes for name in group.names)
 
     def _tied(self, name: str, weights: Weights) -> PackedLinear | None:
         """The embedding, for a head that is tied to it or was saved beside it with the same bytes."""
@@ -246,9 +266,8 @@ class Loader:
 
     def table(self, name: str) -> PackedLinear:
         """An embedding: a column a token."""
-        values, format = self.read(name)
         packed = _core._packed_reserve(self.entries[name].shape[1], self.entries[name].shape[0], self.kept([name]))
-        self._fill(packed, 0, values, format, True)
+        self.fill(packed, 0, name)
         return packed
 
     def _same(self, a: str, b: str) -> bool:

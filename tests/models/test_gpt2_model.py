@@ -317,7 +317,7 @@ def test_attributes(verse, tiny):
     parameters = sum(values.size for values in tensors_of(tiny).values())
     assert parameters * 4 <= tiny.nbytes < parameters * 4 * 1.3  # columns are kept in panels of 16
     weights = tiny._weights
-    assert weights.tables["wte.weight"] is weights.packed["lm_head"][0]  # tied: in memory once
+    assert weights.tables["wte.weight"] is weights.packed["lm_head"][0].weight  # tied: in memory once
     with pytest.raises(TypeError, match="load it again from its path"):
         tiny.__reduce__()
 
