@@ -198,7 +198,7 @@ print((peak() - before) / model.nbytes)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 def test_peak_memory(tmp_path, dtype):
-    """At most 1.05 x the packed model, in GPT-2 Medium's proportions; a second copy of the file would be seen."""
+    """At most 1.15 x the packed model, in GPT-2 Medium's proportions; a second copy of the file would be seen."""
     entries = {"vocab_size": 20000, "n_positions": 512, "n_embd": 640, "n_layer": 12, "n_head": 10}
     tensors = {name: np.zeros(shape, NUMPY[dtype]) for name, shape in shapes(GPT2Config(**entries)).items()}
     folder = save(tmp_path / "model", entries, tensors)
@@ -214,7 +214,7 @@ def test_peak_memory(tmp_path, dtype):
         assert done.returncode == 0, done.stderr
         return float(done.stdout)
 
-    assert share("streamed") <= 1.05
+    assert share("streamed") <= 1.15
     assert share("everything") > 1.5
 
 
