@@ -247,6 +247,12 @@ class Decoder(Engine):
             raise ValueError(f"capacity is {capacity}, the model has {most} positions")
         return cache
 
+    def cache_nbytes(self, positions: int) -> int:
+        """Memory of a cache that holds so many positions, in bytes."""
+        sizes, blocks = self.graph.sizes, -(-positions // 128)
+        values = sizes["D"] + -(-sizes["D"] // 16) * 16
+        return blocks * 128 * 4 * values * sizes["G"] * self.config.layers
+
     def forward(self, ids: Ids, cache: Cache | None = None, *, trace: Trace | None = None) -> Array:
         """The logits of every position of `ids`.
 

@@ -5,6 +5,8 @@ token's place in its own sequence: the number of tokens before it. l are the V l
 
     missing                ids that have no token: l = -infinity; where no other l is more than that, an error
     repetition penalty r   of every id that came before: l = l / r where l > 0, else l * r             float32
+    frequency penalty f    of every id that the new text has c times: l = l - c f, the product rounded  float32
+    presence penalty g     of every id that the new text has: l = l - g                                float32
     best                   the lowest id of the largest l; a NaN is an error
     temperature T = 0      the result is best. Otherwise, where l[best] must be finite:
     rank                   by falling l, of equals the lower id first
@@ -17,8 +19,9 @@ token's place in its own sequence: the number of tokens before it. l are the V l
     total = sum p          in order of id
     result                 the first id at which the sum, in order of id, is > u total
 
-The three sums are plain running sums in float64, begun at +0.0, of p widened. r, T and top_p are given as float64; r
-and T are rounded to float32 first. u total < total always, so there is a result, and never one whose p is 0.
+The three sums are plain running sums in float64, begun at +0.0, of p widened. r, f, g, T and top_p are given as
+float64; r, f, g and T are rounded to float32 first. u total < total always, so there is a result, and never one whose
+p is 0.
 
 The log-probability of the token i that came, by the logits before it, m their maximum:
 
@@ -70,6 +73,9 @@ def next_token(
     repetition_penalty: float | None = None,
     seed: int = 0,
     missing: Any = (),
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    begin: int = 0,
 ) -> int:
     """The id that follows, by logits (V,) and the ids seen before. See `llorch.text.sampling.next_token`."""
     l = widen(logits, "logits")
@@ -83,6 +89,13 @@ def next_token(
             penalised = np.where(l > 0, l / r, l * r)
             for i in seen:
                 l = np.where(ids == i, penalised, l)
+        counts = np.zeros(V, np.float32)
+        for i in seen[begin:]:
+            counts = np.where(ids == i, counts + np.float32(1), counts)
+        if frequency_penalty is not None:
+            l = np.where(counts > 0, l - counts * np.float32(frequency_penalty), l)
+        if presence_penalty is not None:
+            l = np.where(counts > 0, l - np.float32(presence_penalty), l)
         best = int(argmax(l))
         if temperature == 0:
             if len(missing) and l[best] == -np.inf:

@@ -10,14 +10,19 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from llorch._text import counted
+from llorch.text.prefixes import Node, Prefixes, blocks_of
 from llorch.text.protocol import Ids, Logits, Model, context_of
 from llorch.text.sampling import SamplingParameters, next_token, whole
 
 Prompt = str | Ids
 Stop = str | int | Iterable[str | int]
 
-CHUNK = 256  # tokens of prompts in one step: bounds memory, and the time until an interrupt is seen
+CHUNK = 256  # tokens in one step: bounds memory, and the time until an interrupt is seen or others' next tokens come
 SEQUENCES = 32
+
+
+class QueueFull(RuntimeError):
+    """As many sequences wait as may."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,6 +150,14 @@ class Sequence:
         self.ids = list(self.prompt_ids)
         self.fed = 0  # ids that the cache holds
         self.cache: Any = None  # made when it begins, unless it is given one, with so many ids in it
+        self.reused = 0  # tokens of the prompt that were not read anew
+        self.reserved = 0  # blocks of memory that are its own
+        self.way: set[Node] = set()  # what it shares with the scheduler's tree of prefixes
+
+    @property
+    def positions(self) -> int:
+        """The most that its cache will hold."""
+        return len(self.prompt_ids) + self.most
 
     @property
     def new_ids(self) -> list[int]:
@@ -158,7 +171,8 @@ class Sequence:
 
     def choose(self, logits: Logits) -> tuple[int | None, str | None]:
         """The next token and the text that it adds; no token if it ends the sequence. Sets `reason` at the end."""
-        id = next_token(logits, self.parameters, len(self.ids), self.ids, self.missing)
+        begin = len(self.prompt_ids)
+        id = next_token(logits, self.parameters, len(self.ids), self.ids, self.missing, begin)
         if id in self.ends:
             self.reason = "stop"
             return None, self.text.flush() if self.text else None
@@ -211,8 +225,15 @@ class Batch:
     model : a model, such as llorch.CausalLM
     max_sequences : int, at least 1
         At most so many sequences at a time; others wait, first come, first served.
-    chunk : int, at least 1
-        At most so many tokens of prompts in one step.
+    max_tokens_per_step : int, at least 1
+        At most so many tokens in one step: one of each sequence that has begun, the rest of prompts, the first come
+        first. So a long prompt is read in pieces between others' tokens. No more sequences than this are active.
+    memory : int, optional
+        Bytes for keys and values. A sequence has room for its prompt and all its new tokens before it begins; until
+        then it waits. What is left keeps prompts and answers that have been read, for prompts that begin alike, the
+        least recently used is forgotten first. It changes no bit. None: no bound, and nothing is kept.
+    max_waiting : int, optional
+        At most so many sequences wait; one more is refused. None: any number.
 
     >>> import llorch
     >>> from llorch.text.batch import Batch, Request
@@ -223,31 +244,83 @@ class Batch:
     ...         print(repr(event.text), event.reason)  # doctest: +SKIP
     """
 
-    def __init__(self, model: Model, max_sequences: int = SEQUENCES, chunk: int = CHUNK) -> None:
+    def __init__(
+        self,
+        model: Model,
+        max_sequences: int = SEQUENCES,
+        max_tokens_per_step: int = CHUNK,
+        memory: int | None = None,
+        max_waiting: int | None = None,
+    ) -> None:
         self.model = model
         self.max_sequences = whole(max_sequences, "max_sequences", 1)
-        self.chunk = whole(chunk, "chunk", 1)
+        self.max_tokens_per_step = whole(max_tokens_per_step, "max_tokens_per_step", 1)
+        self.memory = None if memory is None else whole(memory, "memory", 1)
+        self.max_waiting = None if max_waiting is None else whole(max_waiting, "max_waiting", 0)
+        self._most = min(self.max_sequences, self.max_tokens_per_step)
         self._added = 0
         self._waiting: deque[tuple[int, Sequence]] = deque()
         self._active: dict[int, Sequence] = {}
+        self._block = 0 if memory is None else model.cache_nbytes(1)
+        self._blocks = 0 if self.memory is None else self.memory // self._block  # that there may be in all
+        self._reserved = 0
+        self._prefixes = Prefixes()
 
     def __len__(self) -> int:
         """Sequences that haven't ended: active and waiting."""
         return len(self._active) + len(self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """Sequences that haven't begun."""
+        return len(self._waiting)
+
+    @property
+    def memory_reserved(self) -> int:
+        """Bytes that the active sequences may come to take; 0 without a bound."""
+        return self._reserved * self._block
+
+    @property
+    def memory_kept(self) -> int:
+        """Bytes of what is kept of prompts and answers for others that begin alike."""
+        return self._prefixes.blocks * self._block
+
     def add(self, request: Request) -> int:
-        """Its id in events. Nothing is computed yet; errors are those of `llorch.CausalLM.generate`."""
+        """Its id in events. Nothing is computed yet; errors are those of `llorch.CausalLM.generate` and of `admit`."""
         return self.admit(Sequence(self.model, request))
 
     def admit(self, sequence: Sequence) -> int:
-        """Adds a sequence that has been checked for this model already."""
+        """Adds a sequence that has been checked for this model already.
+
+        ValueError for one that the whole memory has no room for; QueueFull where as many wait as may.
+        """
+        if self.memory is not None and blocks_of(sequence.positions) > self._blocks:
+            raise ValueError(
+                f"prompt and max_new_tokens have {counted(sequence.positions, 'token')}, whose keys and values take "
+                f"{self.model.cache_nbytes(sequence.positions):,} bytes: more than memory, {self.memory:,}"
+            )
+        if self.max_waiting is not None and self._would_wait(sequence) > self.max_waiting:
+            raise QueueFull(
+                f"there is no room now, and the queue has its {counted(self.max_waiting, 'sequence')}: try again later"
+            )
         self._added += 1
         self._waiting.append((self._added, sequence))
         return self._added
 
+    def _would_wait(self, sequence: Sequence) -> int:
+        """How many would wait after the next step's beginning, this one among them; 0 if it would begin."""
+        waiting = [*(waiting for _, waiting in self._waiting), sequence]
+        active, reserved = len(self._active), self._reserved
+        for begun, one in enumerate(waiting):
+            reserved += blocks_of(one.positions)
+            if active + begun >= self._most or (self.memory is not None and reserved > self._blocks):
+                return len(waiting) - begun
+        return 0
+
     def cancel(self, id: int) -> bool:
         """Forgets a sequence and frees its memory, with no event; False if there is none: it has ended before."""
-        if self._active.pop(id, None) is not None:
+        if (sequence := self._active.pop(id, None)) is not None:
+            self._leave(sequence)
             return True
         kept = deque(entry for entry in self._waiting if entry[0] != id)
         found = len(kept) < len(self._waiting)
@@ -255,20 +328,25 @@ class Batch:
         return found
 
     def step(self) -> list[Event]:
-        """One call of the model: a token of each sequence that has begun, up to `chunk` tokens of unread prompts.
+        """One call of the model: a token of each sequence that has begun, and pieces of unread prompts.
 
         The events of these sequences, in the order in which they were added. What the model itself raises (an
         interrupt, no memory) leaves the batch as it was, and the step can be tried again.
         """
         events = self._begin()
-        room, chunks, fed = self.chunk, [], []
+        decoding = sum(sequence.fed >= len(sequence.prompt_ids) for sequence in self._active.values())
+        room, chunks, fed = self.max_tokens_per_step - decoding, [], []
         for id, sequence in self._active.items():
+            reading = sequence.fed < len(sequence.prompt_ids)
+            if reading and not room:
+                continue
+            if sequence.cache is None:
+                self._open(sequence)
             ids = sequence.next_chunk(room)
-            if sequence.fed < len(sequence.prompt_ids):
+            if reading:
                 room -= len(ids)
-            if ids:
-                chunks.append(ids)
-                fed.append((id, sequence))
+            chunks.append(ids)
+            fed.append((id, sequence))
         if not fed:
             return events
         every = self.model.step(chunks, [sequence.cache for _, sequence in fed])
@@ -278,6 +356,8 @@ class Batch:
             if sequence.fed < len(sequence.ids):
                 events.append(Event(id, read))
                 continue
+            if sequence.fed == len(sequence.prompt_ids):
+                self._keep(sequence)
             try:
                 token, text = sequence.choose(logits)
                 events.append(Event(id, read, token, text, sequence.reason))
@@ -286,19 +366,52 @@ class Batch:
                 events.append(Event(id, read, reason="error", error=error))
             if sequence.reason:
                 del self._active[id]
-                sequence.cache = None
+                self._leave(sequence)
         return events
 
     def _begin(self) -> list[Event]:
         """Makes waiting sequences active where there is room; the events of those that end without a step."""
         events = []
-        while self._waiting and len(self._active) < self.max_sequences:
+        while self._waiting and len(self._active) < self._most:
             id, sequence = self._waiting[0]
             if sequence.reason:
                 events.append(Event(id, 0, reason=sequence.reason))
             else:
-                if sequence.cache is None:
-                    sequence.cache = self.model.new_cache(len(sequence.prompt_ids) + sequence.most)
+                if self.memory is not None:
+                    blocks = blocks_of(sequence.positions)
+                    if self._reserved + blocks > self._blocks:
+                        break  # nobody who came later goes first: a long one would wait for ever
+                    self._prefixes.find(sequence.prompt_ids[:-1])  # what it will use is forgotten last
+                    self._prefixes.shrink(self._blocks - self._reserved - blocks)
+                    self._reserved += blocks
+                    sequence.reserved = blocks
                 self._active[id] = sequence
             self._waiting.popleft()
         return events
+
+    def _open(self, sequence: Sequence) -> None:
+        """The cache of a sequence whose first tokens are about to be read, with what is known of its prompt in it."""
+        if self.memory is None:
+            sequence.cache = self.model.new_cache(sequence.positions)
+            return
+        node, count, way = self._prefixes.find(sequence.prompt_ids[:-1])  # the last one's logits are needed
+        if node is None:
+            sequence.cache = self.model.new_cache()  # forks have its capacity
+            return
+        cache = node.cache.fork()
+        cache.truncate(count)
+        sequence.cache, sequence.fed, sequence.reused, sequence.way = cache, count, count, way
+
+    def _keep(self, sequence: Sequence) -> None:
+        """Keeps what has been read for prompts that begin alike, where there is room."""
+        if self.memory is not None and sequence.cache is not None:
+            ids = sequence.ids[: sequence.fed]
+            self._prefixes.keep(ids, sequence.cache, sequence.way, self._blocks - self._reserved)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A sequence's end: its memory is others'."""
+        self._reserved -= sequence.reserved
+        sequence.reserved = 0
+        if sequence.reason != "error":
+            self._keep(sequence)
+        sequence.cache, sequence.way = None, set()

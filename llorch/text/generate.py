@@ -151,7 +151,7 @@ class Faces:
             it.
         seed : int in [0, 2**64), optional
             None draws a fresh one where one is needed; `stream` tells which.
-        temperature, top_k, top_p, repetition_penalty
+        temperature, top_k, top_p, repetition_penalty, presence_penalty, frequency_penalty
             temperature is 0 by default, which takes the likeliest token (the lowest id of equals): see
             `llorch.text.sampling.SamplingParameters`. Tokens are drawn by a pure function of logits, parameters, seed
             and position, which `llorch.reference._sampling` defines. An id that the model's tokenizer has no token for
@@ -265,7 +265,7 @@ class Faces:
         else:
             seeds = [seed] * len(prompts)
         names = [f"prompts[{i}]" for i in range(len(prompts))]
-        batch = Batch(self, batch_size, batches.CHUNK)
+        batch = Batch(self, batch_size, batch_size + batches.CHUNK)
         pieces: dict[int, list[Any]] = {
             batch.add(request): [] for request in _requests(prompts, max_new_tokens, names, seeds, options)
         }
@@ -331,7 +331,7 @@ class Faces:
             `kept.forget()`.
         seed, stop
             As `generate` has them. The tokens that end a turn are `chat_end_ids`.
-        temperature, top_k, top_p, repetition_penalty
+        temperature, top_k, top_p, repetition_penalty, presence_penalty, frequency_penalty
             As `generate` has them, but that one which isn't given is what the model's files recommend:
             `chat_sampling`. temperature=0 takes the likeliest token whatever they say; None is no top_k, top_p or
             penalty.

@@ -52,6 +52,8 @@ class Sampling(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ class SamplingParameters:
     top_p : in (0, 1], only the fewest, largest probabilities whose sum reaches it. None or 1: all.
     repetition_penalty : more than 0; more than 1 makes ids that came before less likely. None or 1: no penalty.
     seed : in [0, 2**64); the same seed gives the same tokens. None: `seeded` draws one.
+    presence_penalty : taken from the logit of every id that the new text has. None or 0: nothing is.
+    frequency_penalty : taken from it as many times as the new text has the id. None or 0: nothing is.
 
     TypeError or ValueError names the parameter that is out of range.
     """
@@ -72,6 +76,8 @@ class SamplingParameters:
     top_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
 
     def __post_init__(self) -> None:
         _core._in_fpenv(
@@ -101,6 +107,13 @@ class SamplingParameters:
                         f"repetition_penalty must be more than 0 and finite in float32, got {self.repetition_penalty}"
                     )
             put("repetition_penalty", penalty)
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(self, name) is not None:
+                number = _real(getattr(self, name), name)
+                with np.errstate(all="ignore"):
+                    if not np.isfinite(np.float32(number)):
+                        raise ValueError(f"{name} must be finite in float32, got {number}")
+                put(name, number)
         if self.seed is not None:
             put("seed", whole(self.seed, "seed", 0, 2**64))
 
@@ -125,6 +138,7 @@ def next_token(
     position: int,
     seen: Sequence[int] = (),
     missing: NDArray[Any] | None = None,
+    begin: int = 0,
 ) -> int:
     """The id that follows.
 
@@ -137,9 +151,11 @@ def next_token(
     position : int
         Of the new token in its own sequence: the number of tokens before it.
     seen : ids in [0, V)
-        What came before, prompt and all; only the repetition penalty looks at it.
+        What came before, prompt and all; only the penalties look at it.
     missing : array of ids in [0, V), optional
         Ids that can't come, whatever their logits: `Tokenizer.missing`.
+    begin : int
+        Where the new text begins in seen: what the presence and the frequency penalty count.
 
     Raises
     ------
@@ -151,7 +167,7 @@ def next_token(
     IndexError
         seen has an id that is not in [0, V).
     """
-    return _core._in_fpenv(_next_token, logits, parameters, position, seen, missing)
+    return _core._in_fpenv(_next_token, logits, parameters, position, seen, missing, begin)
 
 
 def _next_token(
@@ -160,6 +176,7 @@ def _next_token(
     position: int,
     seen: Sequence[int] = (),
     missing: NDArray[Any] | None = None,
+    begin: int = 0,
 ) -> int:
     l = np.asarray(logits)
     if l.dtype != np.float32:
@@ -172,6 +189,8 @@ def _next_token(
         l[missing] = -np.inf
     if parameters.repetition_penalty is not None and len(seen):
         l = _penalised(l, np.float32(parameters.repetition_penalty), np.asarray(seen))
+    if (parameters.presence_penalty or parameters.frequency_penalty) and len(seen) > begin:
+        l = _less_of_the_new(l, parameters, np.asarray(seen[begin:]))
     best: int = llorch.argmax(l)
     if parameters.temperature == 0:
         if masked and l[best] == -np.inf:
@@ -205,14 +224,30 @@ def uniform(seed: int, position: int) -> float:
 
 
 def _penalised(l: FloatArray, penalty: np.float32, seen: NDArray[Any]) -> FloatArray:
-    outside = (seen < 0) | (seen >= l.size)
-    if outside.any():
-        raise IndexError(f"seen has {seen[outside][0]}, ids must be in [0, {l.size})")
+    _check_seen(l, seen)
     values = l[seen]
     l = l.copy()
     with np.errstate(over="ignore", under="ignore"):
         l[seen] = np.where(values > 0, values / penalty, values * penalty)
     return l
+
+
+def _less_of_the_new(l: FloatArray, parameters: SamplingParameters, new: NDArray[Any]) -> FloatArray:
+    _check_seen(l, new)
+    ids, counts = np.unique(new, return_counts=True)
+    l = l.copy()
+    with np.errstate(all="ignore"):
+        if parameters.frequency_penalty:
+            l[ids] -= counts.astype(np.float32) * np.float32(parameters.frequency_penalty)
+        if parameters.presence_penalty:
+            l[ids] -= np.float32(parameters.presence_penalty)
+    return l
+
+
+def _check_seen(l: FloatArray, seen: NDArray[Any]) -> None:
+    outside = (seen < 0) | (seen >= l.size)
+    if outside.any():
+        raise IndexError(f"seen has {seen[outside][0]}, ids must be in [0, {l.size})")
 
 
 def _largest(l: FloatArray, k: int) -> NDArray[np.intp]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import llorch
-from llorch.text.batch import Batch, Event, Request
+from llorch.text.batch import Batch, Event, QueueFull, Request
+from llorch.text.prefixes import Prefixes
 from llorch.text.sampling import SamplingParameters
 
 MODEL = llorch.CausalLM.from_pretrained("shakespeare-1m")
@@ -123,6 +124,152 @@ def test_what_is_wrong_is_said_when_it_is_added():
         batch.add(Request("", 3, name="it"))
     with pytest.raises(ValueError, match="max_sequences must be at least 1, got 0"):
         Batch(MODEL, 0)
-    with pytest.raises(TypeError, match="chunk must be an integer"):
-        Batch(MODEL, chunk=1.5)
+    with pytest.raises(TypeError, match="max_tokens_per_step must be an integer"):
+        Batch(MODEL, max_tokens_per_step=1.5)
     assert len(batch) == 0
+
+
+# ---- turns, and memory ------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A model that notes how many tokens each call had of each sequence."""
+
+    def __init__(self):
+        self.steps = []
+
+    def __getattr__(self, name):
+        return getattr(MODEL, name)
+
+    def step(self, chunks, caches):
+        self.steps.append([len(chunk) for chunk in chunks])
+        return MODEL.step(chunks, caches)
+
+
+def run(batch, requests):
+    """What each adds, and all events."""
+    ids, events = [batch.add(request) for request in requests], []
+    while batch:
+        events += batch.step()
+        if batch.memory is not None:
+            assert batch.memory_reserved + batch.memory_kept <= batch.memory
+    return [pieces(request.prompt, events, id) for request, id in zip(requests, ids, strict=True)], events
+
+
+def test_a_long_prompt_stops_nobody():
+    """Each sequence that has begun gets its token in every step, and no step is longer than was asked for."""
+    model = Watched()
+    batch = Batch(model, 8, 16)
+    first = [batch.add(Request(prompt, 60)) for prompt in PROMPTS[:3]]
+    for _ in range(6):
+        batch.step()
+    long = [batch.add(Request([7] * 150, 3)), batch.add(Request([8] * 90, 3))]
+    model.steps.clear()
+    events = []
+    while not any(event.id == long[1] and event.token is not None for event in events):
+        now = batch.step()
+        assert {event.id for event in now} >= set(first) and all(e.token is not None for e in now if e.id in first)
+        events += now
+    assert max(map(sum, model.steps)) == 16
+    told = [event.id for event in events if event.token is not None and event.id in long]
+    assert told[0] == long[0], "first come, first served"
+    assert len(model.steps) <= -(-240 // 12) + 1, "all the room is used"
+
+
+def test_who_waits_begins_in_order():
+    """A long request isn't passed by short ones that would fit beside what runs."""
+    block = MODEL.cache_nbytes(1)
+    batch = Batch(MODEL, 8, memory=2 * block)
+    ids = [batch.add(Request([1] * n, 3)) for n in (100, 200, 5)]
+    assert {event.id for event in batch.step()} == {ids[0]} and batch.waiting == 2
+    order = []
+    while batch:
+        order += [event.id for event in batch.step() if event.reason]
+    assert order == ids
+
+
+def test_memory_is_known_before():
+    cache = MODEL.new_cache()
+    for count in (1, 127, 1, 70):
+        MODEL.forward([3] * count, cache)
+        assert cache.nbytes == MODEL.cache_nbytes(cache.length)
+    block = MODEL.cache_nbytes(1)
+    batch = Batch(MODEL, 2, memory=block, max_waiting=1)
+    with pytest.raises(ValueError, match=r"have 129 tokens, whose keys and values take .* bytes: more than memory"):
+        batch.add(Request([1] * 100, 29))
+    batch.add(Request([1] * 100, 20))
+    batch.add(Request([1] * 100, 20))  # waits
+    with pytest.raises(QueueFull, match="the queue has its 1 sequence: try again later"):
+        batch.add(Request([1], 1))
+    batch.cancel(1)
+    batch.add(Request([1], 1))
+    assert len(batch) == 2 and not Batch(MODEL, memory=block).memory_reserved
+
+
+TALK = [(i * 7) % 900 + 5 for i in range(240)]
+
+
+def alike(beginnings=(0, 1, 100, 128, 129, 200, 239)):
+    """Prompts that have beginnings of one text in common, then go their own way."""
+    return [Request(TALK[:n] + [n % 50 + 6] * 10, 4, WAYS[i % len(WAYS)]) for i, n in enumerate(beginnings)]
+
+
+@pytest.mark.parametrize("blocks", [3, 4, 9, 60])
+def test_a_cold_cache_and_a_warm_one_give_the_same_bits(blocks):
+    requests = alike() + alike()[::-1] + [Request(TALK, 4)] * 2
+    wanted = [alone(request.prompt, request.parameters, request.max_new_tokens) for request in requests]
+    model = Watched()
+    batch = Batch(model, 3, 64, blocks * MODEL.cache_nbytes(1))
+    assert run(batch, requests)[0] == wanted
+    read = sum(map(sum, model.steps))
+    model.steps.clear()
+    assert run(batch, requests)[0] == wanted
+    again = sum(map(sum, model.steps))
+    new = sum(request.max_new_tokens for request in requests)
+    assert blocks < 60 or again < new + 2 * len(requests), "all is there, but each last token"
+    assert read < sum(len(request.prompt) for request in requests), "beginnings are shared"
+
+
+def test_the_bits_are_those_of_the_beginning():
+    """Negative control: with the keys and values of another beginning the text is another."""
+    request = Request(TALK[:200] + [9] * 20, 12)
+    wanted = alone(request.prompt, request.parameters, 12)
+    batch = Batch(MODEL, memory=9 * MODEL.cache_nbytes(1))
+    other = MODEL.new_cache()
+    MODEL.forward(TALK[:199][::-1], other)
+    batch._prefixes.keep(TALK[:199], other, set(), 9)
+    assert run(batch, [request])[0] != [wanted]
+
+
+def test_what_is_cancelled_gives_its_memory_back():
+    batch = Batch(MODEL, 4, 32, 12 * MODEL.cache_nbytes(1))
+    ids = [batch.add(request) for request in alike()[4:]]
+    for _ in range(4):
+        batch.step()
+    assert batch.memory_reserved
+    assert all(batch.cancel(id) for id in ids) and not batch and not batch.memory_reserved
+    last = alike()[-1]
+    assert run(batch, [last])[0] == [alone(last.prompt, last.parameters, 4)]
+
+
+def test_what_was_not_used_for_longest_is_forgotten_first():
+    class Cache:
+        def fork(self):
+            return Cache()
+
+        def truncate(self, length):
+            self.length = length
+
+    tree = Prefixes()
+    a, b, c = [1] * 200, [2] * 200, [3] * 200
+    for ids in (a, b):
+        tree.keep(ids, Cache(), set(), 4)
+    assert tree.blocks == 4 and tree.find([*a, 7])[1] == 200
+    tree.keep(c, Cache(), set(), 4)
+    assert [tree.find(ids)[1] for ids in (a, b, c)] == [200, 0, 200] and tree.blocks == 4
+    tree.keep([1] * 260, Cache(), tree.find(a)[2], 5)  # the longer takes the place of the shorter
+    assert tree.find([1] * 260)[1] == 260 and tree.blocks == 5
+    tree.keep([*[1] * 130, 9], Cache(), set(), 5)  # beside another's block all of its own count
+    assert tree.blocks == 5 and tree.find([*[1] * 130, 9])[1] == 131 and tree.find(c)[1] == 0
+    tree.shrink(0)
+    assert tree.blocks == len(tree) == 0 and tree.find(a) == (None, 0, set())

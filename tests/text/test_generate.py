@@ -95,7 +95,7 @@ def test_a_shared_stream_of_random_numbers_would_be_seen(monkeypatch):
     """Negative control: drawing from one generator in turn, as is usual, a batch is not one by one."""
     shared = np.random.default_rng(0)
 
-    def draw(logits, parameters, position, seen, missing):
+    def draw(logits, parameters, position, seen, missing, begin):
         return int(np.searchsorted(np.cumsum(llorch.softmax(logits)), shared.random(), side="right"))
 
     monkeypatch.setattr(module, "next_token", draw)

@@ -16,11 +16,12 @@ from llorch.reference import _sampling
 from llorch.text.sampling import SamplingParameters, next_token, uniform
 
 ALL = dict(temperature=0.8, top_k=5, top_p=0.7, repetition_penalty=1.3, seed=1)
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
-def oracle(logits, parameters, position, seen=(), missing=()):
+def oracle(logits, parameters, position, seen=(), missing=(), begin=0):
     options = {"seed": 0} | {k: v for k, v in vars(parameters).items() if v is not None}
-    return reference.next_token(logits, position, seen, missing=missing, **options)
+    return reference.next_token(logits, position, seen, missing=missing, begin=begin, **options)
 
 
 # ---- the generator ----------------------------------------------------------------------------------------
@@ -57,6 +58,8 @@ parameters = st.builds(
     top_p=st.one_of(st.none(), st.floats(1e-6, 1), st.sampled_from([5e-324, 0.5, 1.0])),
     repetition_penalty=st.one_of(st.none(), st.floats(0.5, 2), st.sampled_from([1e-30, 1e30])),
     seed=st.integers(0, 2**64 - 1),
+    presence_penalty=st.one_of(st.none(), st.floats(-2, 2), st.sampled_from([1e-45, -1e37])),
+    frequency_penalty=st.one_of(st.none(), st.floats(-2, 2), st.sampled_from([0.1, -1e37])),
 )
 
 
@@ -65,15 +68,15 @@ parameters = st.builds(
 def test_is_the_oracle(l, parameters, position, data):
     ids = st.integers(0, l.size - 1)
     seen, missing = data.draw(st.lists(ids, max_size=5)), data.draw(st.lists(ids, max_size=9, unique=True))
-    places = np.array(missing, np.intp)
+    places, begin = np.array(missing, np.intp), data.draw(st.integers(0, len(seen)))
     try:
-        wanted = oracle(l, parameters, position, seen, missing)
+        wanted = oracle(l, parameters, position, seen, missing, begin)
     except ValueError as error:
         with pytest.raises(ValueError) as caught:
-            next_token(l, parameters, position, seen, places)
+            next_token(l, parameters, position, seen, places, begin)
         assert str(caught.value) == str(error)
     else:
-        got = next_token(l, parameters, position, seen, places)
+        got = next_token(l, parameters, position, seen, places, begin)
         assert got == wanted and type(got) is int and got not in missing
 
 
@@ -86,10 +89,10 @@ def test_is_the_oracle_for_a_large_vocabulary():
             assert next_token(l, parameters, 11) == oracle(l, parameters, 11), options
 
 
-@pytest.mark.parametrize("change", ["seed", "position", "temperature", "top_k", "top_p", "repetition_penalty"])
+@pytest.mark.parametrize("change", ["seed", "position", "temperature", "top_k", "top_p", *PENALTIES])
 def test_everything_has_a_part(change):
     """Negative control: over 200 rows, another value of each single argument gives other tokens."""
-    other = ALL | {"seed": 2, "temperature": 1.6, "top_k": 3, "top_p": 0.3, "repetition_penalty": 2.0}
+    other = ALL | {"seed": 2, "temperature": 1.6, "top_k": 3, "top_p": 0.3} | dict.fromkeys(PENALTIES, 2.0)
     first = SamplingParameters(**ALL)
     second = SamplingParameters(**ALL | ({change: other[change]} if change != "position" else {}))
     at = 6 if change == "position" else 5
@@ -106,6 +109,11 @@ def test_greedy_is_the_lowest_of_the_largest():
     assert next_token(np.float32([1, 3, 3, 2]), SamplingParameters(), 4) == 1
     assert next_token(np.float32([1, 3, 3, 2]), SamplingParameters(repetition_penalty=2.0), 4, [1]) == 2
     assert next_token(np.float32([-1, -3]), SamplingParameters(repetition_penalty=4.0), 4, [0, 0]) == 1
+    often = SamplingParameters(frequency_penalty=0.5)
+    assert next_token(np.float32([5, 4.2]), often, 4, [0, 0], begin=1) == 0  # what the prompt has doesn't count
+    assert next_token(np.float32([5, 4.2]), often, 4, [0, 0]) == 1
+    assert next_token(np.float32([5, 4.2]), SamplingParameters(presence_penalty=0.5), 4, [0, 0]) == 0
+    assert next_token(np.float32([5, 4.2]), SamplingParameters(presence_penalty=1.0), 4, [0, 0]) == 1
     l = np.float32([5, 1])
     next_token(l, SamplingParameters(repetition_penalty=4.0), 4, [0])
     assert l.tolist() == [5, 1], "the caller's logits are left alone"
@@ -193,6 +201,8 @@ def test_penalty_is_that_of_transformers():
         ({"top_p": 1.1}, ValueError, "top_p must be"),
         ({"repetition_penalty": 0}, ValueError, "repetition_penalty must be more than 0"),
         ({"repetition_penalty": math.inf}, ValueError, "repetition_penalty must be finite"),
+        ({"presence_penalty": 1e39}, ValueError, "presence_penalty must be finite in float32, got 1e"),
+        ({"frequency_penalty": "a"}, TypeError, "frequency_penalty must be a number, got 'a'"),
         ({"seed": -1}, ValueError, r"seed must be in \[0, 18446744073709551616\), got -1"),
         ({"seed": 2**64}, ValueError, "seed must be in"),
         ({"seed": "x"}, TypeError, "seed must be an integer, got 'x'"),
