@@ -32,20 +32,27 @@ cdef class KVCache:
     RuntimeError. Attention and forks in other threads see the positions that were there when they began.
     """
     cdef ll_cache _cache
-    cdef bint _changing
+    cdef bint _changing, _made
 
-    def __cinit__(self, heads, head_dim, capacity, *, dtype="float32"):
+    def __cinit__(self):
+        if ll_cache_init(&self._cache, 1, 1, 0):
+            raise MemoryError("no memory for a cache")
+
+    def __init__(self, heads, head_dim, capacity, *, dtype="float32"):
         cdef size_t h, d, most
+        cdef ll_cache cache
         if dtype != "float32":
             raise ValueError(f"dtype must be 'float32', got {dtype!r}")
         h = _natural(heads, "heads", 1)
         d = _natural(head_dim, "head_dim", 1)
         most = _natural(capacity, "capacity", 0)
-        if ll_cache_init(&self._cache, h, d, most):
-            raise MemoryError(f"no memory for a table of {most // LL_BLOCK + 1} blocks")
-
-    def __init__(self, heads, head_dim, capacity, *, dtype="float32"):
-        pass
+        with cython.critical_section(self):
+            if self._made:  # attention in another thread may be reading it
+                raise TypeError("a KVCache is made once: make another one")
+            if ll_cache_init(&cache, h, d, most):
+                raise MemoryError(f"no memory for a table of {most // LL_BLOCK + 1} blocks")
+            ll_cache_free(&self._cache)
+            self._cache, self._made = cache, True
 
     def __dealloc__(self):
         ll_cache_free(&self._cache)

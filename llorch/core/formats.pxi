@@ -1,4 +1,4 @@
-"""dequantize, and the raw bytes of weights as files store them."""
+"""dequantize, and the raw bytes of weights and strings as files store them."""
 
 
 cdef int _storage(format) except -1:
@@ -66,3 +66,23 @@ def dequantize(data, format, shape):
     finally:
         PyBuffer_Release(&view)
     return y
+
+
+def _strings_end(bytes data, size_t at, size_t count):
+    """Where `count` strings end that begin at byte `at`, each its length in 8 little-endian bytes and then as many; -1
+    where one goes on behind data."""
+    cdef const uint8_t *bytes = <const uint8_t *><const char *>data
+    cdef size_t size = len(data), length, i, j
+    if at > size:
+        return -1
+    for i in range(count):
+        if size - at < 8:
+            return -1
+        length = 0
+        for j in range(8):
+            length |= <size_t>bytes[at + j] << (8 * j)
+        at += 8
+        if length > size - at:
+            return -1
+        at += length
+    return at

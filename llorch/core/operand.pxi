@@ -203,7 +203,9 @@ cdef inline Py_ssize_t _count(Operand *o) noexcept:
 
 
 cdef object _integer(value, str name):
-    """An int, or whatever stands for one: the one check of every number of things."""
+    """An int, or whatever stands for one, but a bool: the one check of every number of things."""
+    if value is True or value is False:
+        raise TypeError(f"{name} must be an int, got bool")
     try:
         return _as_index(value)
     except TypeError:

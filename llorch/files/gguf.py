@@ -13,11 +13,13 @@ letters 60), so the limits below are on what the header really holds: the worst 
 import os
 import re
 import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
+from llorch import _core
 from llorch._text import printable, shown
 from llorch.files.tensor import Entry
 from llorch.files.tensor import size as size_of
@@ -50,6 +52,53 @@ SMALLEST = {kind: scalar.size for kind, scalar in SCALARS.items()} | {BOOL: 1, S
 PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 _u32, _u64 = struct.Struct("<I").unpack_from, struct.Struct("<Q").unpack_from
+
+
+class Strings(Sequence[str]):
+    """The strings of an array, decoded when they are asked for: a vocabulary has more than 100,000, which only text
+    needs.
+
+    A byte that isn't UTF-8 is kept as half a surrogate pair, which `errors="surrogateescape"` of `str.encode` turns
+    back: a token may be any bytes.
+    """
+
+    def __init__(self, raw: bytes, count: int) -> None:
+        self._raw, self._count = raw, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._some(0, self._count))
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return list(self)[place]
+        first = range(self._count)[place]
+        return self._some(_core._strings_end(self._raw, 0, first), 1)[0]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Strings):
+            return self._raw == other._raw and self._count == other._count
+        return list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _some(self, at: int, count: int) -> list[str]:
+        """So many, from a byte on."""
+        raw, texts = self._raw, []
+        for _ in range(count):
+            begin = at + 8
+            at = begin + _u64(raw, at)[0]
+            texts.append(raw[begin:at].decode("utf-8", "surrogateescape"))
+        return texts
 
 
 class _More(Exception):
@@ -108,25 +157,18 @@ class _Cursor:
             text = self.data[begin : self.at].decode(errors="backslashreplace")
             raise ValueError(f"{self.place}: {what} is not UTF-8: {shown(text)}") from None
 
-    def strings(self, count: int, what: str, errors: str = "strict") -> list[str]:
-        """As UTF-8; a byte that isn't any is kept as half a surrogate pair, which `errors="surrogateescape"` of
-        `str.encode` turns back: a token may be any bytes."""
-        data, at, limit = self.data, self.at, len(self.data)
-        texts: list[str] = []
-        append = texts.append
+    def strings(self, count: int, what: str) -> Strings:
+        begin, end = self.at, _core._strings_end(self.data, self.at, count)
+        if end < 0:
+            self._cut_off(count, what)
+        self.at = end
+        return Strings(self.data[begin:end], count)
+
+    def _cut_off(self, count: int, what: str) -> None:
+        """Raises for the first of so many strings that goes on behind the bytes that have been read."""
         for _ in range(count):
-            if at + 8 > limit:
-                self._outside(at + 8, what)
-            begin = at + 8
-            at = begin + _u64(data, at)[0]
-            if at > limit:
-                self._outside(at, what)
-            try:
-                append(data[begin:at].decode("utf-8", errors))
-            except UnicodeDecodeError:
-                return self.strings(count, what, "surrogateescape")
-        self.at = at
-        return texts
+            begin = self.need(8, what)
+            self.need(_u64(self.data, begin)[0], what)
 
     def value(self, kind: int, what: str, depth: int = 0) -> Any:
         if kind in SCALARS:
@@ -165,7 +207,8 @@ class _Cursor:
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     """The metadata and the tensors of one GGUF file, which may be a part of a split one; only the header is read.
 
-    Metadata are Python's own values: int, float (a 32-bit one has its exact value), bool, str, and lists of these.
+    Metadata are Python's own values: int, float (a 32-bit one has its exact value), bool, str, lists of these, and
+    `Strings`.
     Shapes are in NumPy's order, the reverse of the file's.
 
     ValueError names the file, the key or the tensor, and what is wrong: a file that is cut off, a version or byte order

@@ -5,6 +5,7 @@ linear layers of one input (they become columns of one weight), and all of atten
 changes a bit: docs/numerics.md defines the fused forms by the steps.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,7 +88,7 @@ def _values(graph: Graph) -> list[tuple[Value, list[Value | str]]]:
         if x is not None:
             names["x"] = x
         for step in steps:
-            width = int(np.prod(graph.shape(step.axes.replace("T", ""), 1))) if step.op != "scores" else 0
+            width = math.prod(graph.shape(step.axes.replace("T", ""), 1)) if step.op != "scores" else 0
             value = Value(step, layer, width)
             inputs = [names[name] for name in step.inputs]
             for one in inputs:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llorch._text import printable, shown
+from llorch.files.gguf import Strings
 
 if TYPE_CHECKING:
     import jinja2
@@ -207,8 +208,9 @@ def _from_metadata(metadata: Mapping[str, Any], place: str) -> ChatTemplates:
     tokens, variables = metadata.get("tokenizer.ggml.tokens"), {}
     for name, theirs in GGUF_NAMES.items():
         id = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
-        if isinstance(tokens, list) and isinstance(id, int) and 0 <= id < len(tokens) and isinstance(tokens[id], str):
-            variables[f"{name}_token"] = tokens[id]
+        if isinstance(tokens, list | Strings) and isinstance(id, int) and 0 <= id < len(tokens):
+            token = tokens[id]
+            variables |= {f"{name}_token": token} if isinstance(token, str) else {}
     found = {}
     for key, text in metadata.items():
         if key == KEY or key.startswith(KEY + "."):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llorch._text import printable, shown
+from llorch.files.gguf import Strings
 from llorch.text.tokenizer import Tokenizer, read
 
 if TYPE_CHECKING:
@@ -386,6 +387,8 @@ def _scores(metadata: Mapping[str, Any], count: int) -> list[float]:
 
 def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
     found = metadata.get(KEY + name)
+    if isinstance(found, Strings):
+        return list(found)
     if not isinstance(found, list) or set(map(type, found)) - {str}:
         raise ValueError(
             f"{KEY}{name} must be a list of texts, it is {'missing' if found is None else 'something else'}"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from llorch.files import FORMATS, Reader
 from llorch.files import gguf as ours
-from llorch.files.gguf import read_gguf, read_gguf_model
+from llorch.files.gguf import Strings, read_gguf, read_gguf_model
 from llorch.files.tensor import READABLE
 
 ARCH = ("general.architecture", STRING, "llama")
@@ -93,7 +93,8 @@ def test_as_gguf_writes_it(tmp_path):
     metadata, entries = read_gguf(path)
     assert metadata.pop("general.architecture") == "llama"
     assert metadata == {key: value for key, (_, value) in VALUES.items()}
-    assert [type(metadata[key]) for key in VALUES] == [type(value) for _, value in VALUES.values()]
+    types = {key: type(value) for key, (_, value) in VALUES.items()} | {"a.strings": Strings}
+    assert {key: type(metadata[key]) for key in VALUES} == types
     theirs = {found.name: found for found in gguf.GGUFReader(path).tensors}
     assert entries.keys() == theirs.keys() == arrays.keys()
     reader = Reader()
@@ -181,6 +182,21 @@ def test_bytes_that_are_not_utf8(tmp_path):
     assert metadata["b"] == ["ok", "\udcff", "ß"]
     fault(write(tmp_path / "x.gguf", [(b"a\xff", BOOL, True)]), r"a metadata key is not UTF-8: a\\xff")
     fault(write(tmp_path / "x.gguf", [], [(b"a\xff", [1], F32, 0)], bytes(4)), r"a tensor's name is not UTF-8: a\\xff")
+
+
+def test_strings_are_a_sequence(tmp_path):
+    """Each is found by itself, without those before it."""
+    tokens = [("é" * (i % 5) + str(i)).encode() + b"\xff" * (i % 7 == 0) for i in range(500)]
+    texts = [token.decode(errors="surrogateescape") for token in tokens]
+    metadata, _ = read_gguf(write(tmp_path / "x.gguf", [("a", ARRAY, (STRING, tokens)), ("b", ARRAY, (STRING, []))]))
+    found = metadata["a"]
+    assert (len(found), list(found), found[3:9], list(metadata["b"])) == (500, texts, texts[3:9], [])
+    assert [found[i] for i in range(-500, 500)] == texts + texts and texts[7] in found and found.index(texts[9]) == 9
+    assert found == texts and texts == found and found == found[:] and repr(found) == repr(texts)
+    assert found != [*texts[:-1], "other"] and found != texts[:-1] and found != metadata["b"] and metadata["b"] == []
+    for place in (500, -501):
+        with pytest.raises(IndexError):
+            found[place]
 
 
 @pytest.mark.parametrize(

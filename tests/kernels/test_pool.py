@@ -169,6 +169,8 @@ REFUSED = [
     (lambda: llorch.mean_pool(X, [6], skip=-1), ValueError, "skip must be at least 0.*got -1"),
     (lambda: llorch.mean_pool(X, [6], skip=1.0), TypeError, "skip must be an int, got float"),
     (lambda: llorch.mean_pool(X, 6), TypeError, "lengths must be ints, one a sequence, got int"),
+    (lambda: llorch.mean_pool(X, [5, True]), TypeError, r"lengths\[1\] must be an int, got bool"),
+    (lambda: llorch.mean_pool(X, [6], skip=True), TypeError, "skip must be an int, got bool"),
     (lambda: llorch.mean_pool(X, [6.0]), TypeError, r"lengths\[0\] must be an int, got float"),
     (lambda: llorch.mean_pool(X[0], [6]), ValueError, r"x has shape \(8,\), it must be \(T, n\)"),
     (lambda: llorch.mean_pool(X.astype(np.float64), [6]), TypeError, "x is float64"),
