@@ -205,7 +205,8 @@ def _named(entry: Any, place: str, variables: Mapping[str, str]) -> dict[str, Ch
 
 
 def _from_metadata(metadata: Mapping[str, Any], place: str) -> ChatTemplates:
-    tokens, variables = metadata.get("tokenizer.ggml.tokens"), {}
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    variables: dict[str, str] = {}
     for name, theirs in GGUF_NAMES.items():
         id = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
         if isinstance(tokens, list | Strings) and isinstance(id, int) and 0 <= id < len(tokens):
