@@ -20,6 +20,7 @@ from llorch.reference._gemma import Gemma2, Gemma3
 from llorch.reference._gpt2 import GPT2
 from llorch.reference._gpt_neox import GPTNeoX
 from llorch.reference._granite import Granite
+from llorch.reference._integers import linear_int16
 from llorch.reference._linear import dot128, linear
 from llorch.reference._llama import Llama
 from llorch.reference._mistral import Mistral
@@ -76,6 +77,7 @@ __all__ = [
     "gelu",
     "layer_norm",
     "linear",
+    "linear_int16",
     "log_probabilities",
     "mean_pool",
     "narrow",

@@ -1,7 +1,9 @@
 """The values of a weight as GGUF files store it: a format says what each one is in float32, and nothing else.
 
-d and m (dmin) are a block's scale and minimum, float16, widened exactly. Every product below is exact in float32: 11
-bits of d by at most 7 of a sub-block's scale and 5 of q. Bits are counted from the lowest.
+A block of most formats has integers w, with a scale D and in some formats an addend M for each 16 or 32 of them, a
+part of the block: its values are D * w + M. d and m (dmin) are the block's scale and minimum, float16, widened exactly.
+D, M and D * w are exact in float32: 11 bits of d by at most 7 of a part's own scale and 5 of w, in Q8_0 by 7 of w. So
+the sum is all that is rounded, once as by an fma. Bits are counted from the lowest.
 """
 
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch.reference._arithmetic import fma, widen
+from llorch.reference._arithmetic import widen
 
 Array = NDArray[Any]
 
@@ -62,25 +64,45 @@ def _values(blocks: Array, format: str) -> Array:
         return _half(blocks)
     if format == "BF16":
         return (blocks.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if format == "MXFP4":
+        return _mxfp4(blocks)
+    w, D, M = integers(blocks, format)
+    y = D * w.astype(np.float32)
+    return y if M is None else y + M
+
+
+# what `integers` takes
+INTEGERS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+
+def integers(blocks: Array, format: str) -> tuple[Array, Array, Array | None]:
+    """w, D and M of blocks, uint8 (blocks, bytes of a block), of a format in INTEGERS.
+
+    w is int32 (blocks, parts, values of a part), each from -128 to 127. D and M are float32 (blocks, parts, 1); M is
+    None in a format without.
+    """
+    M = None
     if format == "Q8_0":
-        return _half(blocks[:, :2]) * _signed(blocks[:, 2:])
-    if format == "Q4_0":
-        return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]) - np.float32(8))
-    if format == "Q4_1":
-        return _shifted(blocks, _nibbles(blocks[:, 4:]))
-    if format == "Q5_0":
-        return _half(blocks[:, :2]) * (_nibbles(blocks[:, 6:]) + _fifth(blocks[:, 2:6]) - np.float32(16))
-    if format == "Q5_1":
-        return _shifted(blocks, _nibbles(blocks[:, 8:]) + _fifth(blocks[:, 4:8]))
-    if format == "Q2_K":
-        return _q2_k(blocks)
-    if format == "Q3_K":
-        return _q3_k(blocks)
-    if format in ("Q4_K", "Q5_K"):
-        return _q45_k(blocks)
-    if format == "Q6_K":
-        return _q6_k(blocks)
-    return _mxfp4(blocks)
+        w, D = _signed(blocks[:, 2:]), _half(blocks[:, :2])
+    elif format == "Q4_0":
+        w, D = _nibbles(blocks[:, 2:]) - np.int32(8), _half(blocks[:, :2])
+    elif format == "Q4_1":
+        w, D, M = _nibbles(blocks[:, 4:]), _half(blocks[:, :2]), _half(blocks[:, 2:4])
+    elif format == "Q5_0":
+        w, D = _nibbles(blocks[:, 6:]) + _fifth(blocks[:, 2:6]) - np.int32(16), _half(blocks[:, :2])
+    elif format == "Q5_1":
+        w, D, M = _nibbles(blocks[:, 8:]) + _fifth(blocks[:, 4:8]), _half(blocks[:, :2]), _half(blocks[:, 2:4])
+    elif format == "Q2_K":
+        w, D, M = _q2_k(blocks)
+    elif format == "Q3_K":
+        w, D = _q3_k(blocks)
+    elif format == "Q6_K":
+        w, D = _q6_k(blocks)
+    else:
+        w, D, M = _q45_k(blocks)
+    count, parts = D.shape
+    w, D = w.reshape(count, parts, w.shape[1] // parts), D.reshape(count, parts, 1)
+    return w, D, None if M is None else M.reshape(count, parts, 1)
 
 
 def _half(pairs: Array) -> Array:
@@ -89,87 +111,72 @@ def _half(pairs: Array) -> Array:
 
 
 def _signed(b: Array) -> Array:
-    return np.ascontiguousarray(b).view(np.int8).astype(np.float32)
+    return np.ascontiguousarray(b).view(np.int8).astype(np.int32)
 
 
 def _nibbles(b: Array) -> Array:
     """Values 0 .. 15 of a block: the lower halves of all its bytes, then the upper ones."""
-    q = np.zeros((b.shape[0], 2, b.shape[1]), np.float32)
-    q[:, 0] = b & np.uint8(15)
-    q[:, 1] = b >> np.uint8(4)
-    return q.reshape(b.shape[0], 2 * b.shape[1])
+    return _fields(b, 4, b.shape[1])
 
 
 def _fifth(b: Array) -> Array:
     """16 where bit j of a block's 32 is set, for its value j."""
-    q = np.zeros((b.shape[0], 32), np.float32)
+    q = np.zeros((b.shape[0], 32), np.int32)
     for j in range(32):
         q[:, j] = (b[:, j // 8] >> np.uint8(j % 8)) & np.uint8(1)
-    return q * np.float32(16)
-
-
-def _shifted(blocks: Array, q: Array) -> Array:
-    """fma(d, q, m)"""
-    return fma(_half(blocks[:, :2]), q, _half(blocks[:, 2:4]))
-
-
-# ---- K-quants: 256 values, in sub-blocks of 16 or 32 with scales of their own -------------------------
+    return q * np.int32(16)
 
 
 def _fields(b: Array, bits: int, run: int) -> Array:
     """Fields of `bits` bits: the lowest of `run` bytes, then the next of the same bytes, .., then of the next bytes."""
     count = 8 // bits
-    q = np.zeros((b.shape[0], b.shape[1] // run, count, run), np.uint8)
+    q = np.zeros((b.shape[0], b.shape[1] // run, count, run), np.int32)
     grouped = b.reshape(b.shape[0], b.shape[1] // run, run)
     for j in range(count):
         q[:, :, j] = (grouped >> np.uint8(bits * j)) & np.uint8((1 << bits) - 1)
     return q.reshape(b.shape[0], b.shape[1] * count)
 
 
-def _by_blocks(scales: Array, q: Array, minima: Array | None = None) -> Array:
-    """scale * q - minimum for each value; scales and minima (blocks, sub-blocks)."""
-    count, subs = scales.shape
-    y = scales.reshape(count, subs, 1) * q.astype(np.float32).reshape(count, subs, 256 // subs)
-    if minima is not None:
-        y = y - minima.reshape(count, subs, 1)
-    return y.reshape(count, 256)
+# ---- K-quants: 256 values, in parts of 16 or 32 with scales of their own -----------------------------------
 
 
-def _q2_k(blocks: Array) -> Array:
+def _scaled(half: Array, scales: Array) -> Array:
+    """A block's float16 number times that of each part: (blocks, parts)."""
+    return _half(half) * scales.astype(np.float32)
+
+
+def _q2_k(blocks: Array) -> tuple[Array, Array, Array]:
     """16 bytes: scale (4 bits), minimum (4 bits) of each 16 values; 64 bytes: q; d; dmin."""
-    packed, q = blocks[:, :16], _fields(blocks[:, 16:80], 2, 32)
-    scales = _half(blocks[:, 80:82]) * (packed & np.uint8(15)).astype(np.float32)
-    minima = _half(blocks[:, 82:84]) * (packed >> np.uint8(4)).astype(np.float32)
-    return _by_blocks(scales, q, minima)
+    packed = blocks[:, :16]
+    D, minima = _scaled(blocks[:, 80:82], packed & np.uint8(15)), _scaled(blocks[:, 82:84], packed >> np.uint8(4))
+    return _fields(blocks[:, 16:80], 2, 32), D, -minima
 
 
-def _q3_k(blocks: Array) -> Array:
+def _q3_k(blocks: Array) -> tuple[Array, Array]:
     """32 bytes: a bit that is 0 where 4 is taken off; 64 bytes: two bits; 12 bytes: scales less 32; d."""
-    low, high = _fields(blocks[:, 32:96], 2, 32), _fields(blocks[:, :32], 1, 32)
-    q = low.astype(np.float32) + high.astype(np.float32) * np.float32(4) - np.float32(4)
+    w = _fields(blocks[:, 32:96], 2, 32) + _fields(blocks[:, :32], 1, 32) * np.int32(4) - np.int32(4)
     packed = blocks[:, 96:108]
-    sc = _fields(packed[:, :8], 4, 8) + _fields(packed[:, 8:], 2, 4) * np.uint8(16)
-    return _by_blocks(_half(blocks[:, 108:110]) * (sc.astype(np.float32) - np.float32(32)), q)
+    sc = _fields(packed[:, :8], 4, 8) + _fields(packed[:, 8:], 2, 4) * np.int32(16)
+    return w, _scaled(blocks[:, 108:110], sc - np.int32(32))
 
 
-def _q45_k(blocks: Array) -> Array:
+def _q45_k(blocks: Array) -> tuple[Array, Array, Array]:
     """d; dmin; 12 bytes: scale and minimum, 6 bits each, of 32 values; Q5_K: 32 bytes: fifth bits; 128 bytes: q."""
-    packed, q = blocks[:, 4:16], _fields(blocks[:, -128:], 4, 32)
+    packed, w = blocks[:, 4:16], _fields(blocks[:, -128:], 4, 32)
     if blocks.shape[1] == 176:
-        q = q + _fields(blocks[:, 16:48], 1, 32) * np.uint8(16)
+        w = w + _fields(blocks[:, 16:48], 1, 32) * np.int32(16)
     first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    sc, mn = (np.zeros((blocks.shape[0], 8), np.float32) for _ in range(2))
+    sc, mn = (np.zeros((blocks.shape[0], 8), np.uint8) for _ in range(2))
     sc[:, :4], mn[:, :4] = first & np.uint8(63), second & np.uint8(63)
     sc[:, 4:] = (rest & np.uint8(15)) | ((first >> np.uint8(6)) << np.uint8(4))
     mn[:, 4:] = (rest >> np.uint8(4)) | ((second >> np.uint8(6)) << np.uint8(4))
-    return _by_blocks(_half(blocks[:, :2]) * sc, q, _half(blocks[:, 2:4]) * mn)
+    return w, _scaled(blocks[:, :2], sc), -_scaled(blocks[:, 2:4], mn)
 
 
-def _q6_k(blocks: Array) -> Array:
+def _q6_k(blocks: Array) -> tuple[Array, Array]:
     """128 bytes: four bits; 64 bytes: two more; 16 bytes: signed scales of each 16 values; d. q is less 32."""
-    q = _fields(blocks[:, :128], 4, 64) + _fields(blocks[:, 128:192], 2, 32) * np.uint8(16)
-    scales = _half(blocks[:, 208:210]) * _signed(blocks[:, 192:208])
-    return _by_blocks(scales, q.astype(np.float32) - np.float32(32))
+    q = _fields(blocks[:, :128], 4, 64) + _fields(blocks[:, 128:192], 2, 32) * np.int32(16)
+    return q - np.int32(32), _scaled(blocks[:, 208:210], _signed(blocks[:, 192:208]))
 
 
 # ---- MXFP4 --------------------------------------------------------------------------------------------

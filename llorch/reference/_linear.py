@@ -42,40 +42,50 @@ def linear(
 
     ValueError names the argument whose shape doesn't fit; TypeError one that isn't float32, float16 or bfloat16.
     """
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if weight.ndim != 2:
         raise ValueError(f"weight has shape {weight.shape}, it must be (K, N)")
     if x.ndim == 0 or x.shape[-1] != weight.shape[0]:
         raise ValueError(f"x has shape {x.shape}, its last axis must be the {weight.shape[0]} rows of weight")
-    if bias is not None and bias.shape != weight.shape[1:]:
-        raise ValueError(
-            f"bias has shape {bias.shape}, it must be {weight.shape[1:]}, one value for each column of weight"
-        )
     K, N = weight.shape
-    shape = (*x.shape[:-1], N)
+    init = begin(x, N, bias, activation, residual)
+    if out is not None and out.shape != (*x.shape[:-1], N):
+        raise ValueError(f"out has shape {out.shape}, it must be {(*x.shape[:-1], N)}")
+    y = dot128(widen(x).reshape(init.shape[0], K), widen(weight, "weight"), init)
+    y = finish(y, x, activation, residual)
+    if out is None:
+        return y
+    out[...] = y
+    return out
+
+
+def begin(x: Array, N: int, bias: Array | None, activation: str | None, residual: Array | None) -> Array:
+    """Where the sums of a product begin, (rows of x, N): the bias. The errors of what comes besides x and weight."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+    if bias is not None and bias.shape != (N,):
+        raise ValueError(f"bias has shape {bias.shape}, it must be {(N,)}, one value for each column of weight")
     if residual is not None and residual.dtype != x.dtype:
         raise TypeError(f"residual is {residual.dtype}, it must have the type of x, {x.dtype}")
-    for name, array in (("residual", residual), ("out", out)):
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, it must be {shape}")
+    if residual is not None and residual.shape != (*x.shape[:-1], N):
+        raise ValueError(f"residual has shape {residual.shape}, it must be {(*x.shape[:-1], N)}")
     rows = 1
     for length in x.shape[:-1]:
         rows *= length
     init = np.zeros((rows, N), np.float32)  # +0.0 without bias
     if bias is not None:
         init[:] = widen(bias, "bias")
-    y = dot128(widen(x).reshape(rows, K), widen(weight, "weight"), init)
+    return init
 
-    # in float32 to the end: a 16-bit result is rounded once
+
+def finish(y: Array, x: Array, activation: str | None, residual: Array | None) -> Array:
+    """activation(y) + residual, (..., N), in the type of x; y is (rows of x, N).
+
+    In float32 to the end: a 16-bit result is rounded once.
+    """
     if activation is not None:
         function = ACTIVATIONS[activation]
         y = function(y)
     if residual is not None:
         with np.errstate(all="ignore"):
-            y = y + widen(residual, "residual").reshape(rows, N)
-    y = narrow(y, x.dtype).reshape(shape)
-    if out is None:
-        return y
-    out[...] = y
-    return out
+            y = y + widen(residual, "residual").reshape(y.shape)
+    return narrow(y, x.dtype).reshape(*x.shape[:-1], y.shape[1])

@@ -219,7 +219,7 @@ def test_attention_refuses(heads, how, message):
 ALLOWED = {
     "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64",
     "float16", "transpose",
-    "int64", "uint8", "uint16", "uint32", "broadcast_arrays", "ascontiguousarray", "asarray", "any", "dtype",
+    "int32", "int64", "uint8", "uint16", "uint32", "broadcast_arrays", "ascontiguousarray", "asarray", "any", "dtype",
 }  # fmt: skip
 
 

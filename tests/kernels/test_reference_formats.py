@@ -6,15 +6,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import SPECIALS, assert_same_bits, normal, rng, same_bits
+from weight_blocks import SCALES
 
 from llorch import reference
 from llorch.reference._formats import SIZES
 
 VECTORS = np.load(Path(__file__).parent.parent / "data" / "format_vectors.npz")
 
-# where a block has its float16 numbers
-HALVES = {"Q8_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,),
-          "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}  # fmt: skip
 HOSTILE = np.float16([0, 1, 0.01, 2.0**-24, 2.0**-15, 65504, np.inf, np.nan])
 
 
@@ -22,7 +20,7 @@ def blocks(name, count, seed):
     """Random blocks, the first with every pair of hostile scales: subnormal, infinite, NaN, negative."""
     data = rng(seed).integers(0, 256, (count, SIZES[name][1]), dtype=np.uint8)
     scales = np.concatenate([HOSTILE, -HOSTILE])
-    for place, offset in enumerate(HALVES.get(name, ())):
+    for place, offset in enumerate(SCALES.get(name, ())):
         values = np.repeat(scales, 16) if place == 0 else np.tile(scales, 16)
         data[:256, offset : offset + 2] = values.view(np.uint8).reshape(256, 2)
     return data
@@ -51,7 +49,7 @@ def test_a_wrong_value_is_seen(name):
     values, length = SIZES[name]
     data = blocks(name, 300, seed=2)[256:258].reshape(-1)
     if name not in ("F32", "F16", "BF16", "MXFP4"):  # an ordinary scale: beside an infinity a bit may not count
-        for offset in HALVES[name]:
+        for offset in SCALES[name]:
             for first in (0, length):
                 data[first + offset : first + offset + 2] = np.float16([0.11]).view(np.uint8)
     elif name == "MXFP4":
