@@ -15,7 +15,7 @@ from llorch._text import printable
 
 COMMANDS = (
     *("generate", "chat", "score", "embed", "search", "info"),
-    *("bench", "validate", "dump", "compare", "kernels", "config"),
+    *("bench", "validate", "dump", "compare", "compare-weights", "kernels", "config"),
 )
 
 
@@ -30,7 +30,9 @@ class Commands(click.Group):
             return None
         with _interrupts.at_once():
             try:
-                command: click.Command = importlib.import_module(f"llorch.commands.{cmd_name}").command
+                command: click.Command = importlib.import_module(
+                    f"llorch.commands.{cmd_name.replace('-', '_')}"
+                ).command
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "rich":
                     raise

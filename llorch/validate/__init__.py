@@ -21,6 +21,7 @@ from llorch.validate.ladder.run import Error, Ladder, TensorResult, dump, run_la
 from llorch.validate.ladder.rungs import RUNGS, Rung, Tensor, tensors
 from llorch.validate.ladder.selftest import Injection
 from llorch.validate.ladder.sources import Model
+from llorch.validate.weights.compare import WeightComparison, compare_weights
 
 __all__ = [
     "RUNGS",
@@ -35,7 +36,9 @@ __all__ = [
     "Rung",
     "Tensor",
     "TensorResult",
+    "WeightComparison",
     "compare",
+    "compare_weights",
     "dump",
     "read",
     "run_ladder",

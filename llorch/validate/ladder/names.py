@@ -12,12 +12,15 @@ from llorch.validate.ladder.rungs import block_name, kinds
 # Engines' names for a block's tensors, without case and punctuation: Hugging Face's modules, nanoGPT, llama.cpp's
 # graph and GGUF's tensors, llm.c's buffers, and what people call them in ports to Rust.
 KINDS = {
-    "ln_1": "ln_1 ln1 attn_norm input_layernorm norm1 norm_1",
+    "ln_1": "ln_1 ln1 attn_norm input_layernorm norm1 norm_1 attention_norm",
     "attn.qkv": "attn.c_attn c_attn qkv attn_qkv attn.qkv wqkv bqkv attn.qkv_proj qkv_proj self_attn.qkv "
     "self_attn.qkv_proj",
-    "attn.q": "attn.q q attn_q Qcur query attn.query attn.q_proj q_proj",
-    "attn.k": "attn.k k attn_k Kcur key attn.key attn.k_proj k_proj",
-    "attn.v": "attn.v v attn_v Vcur value attn.value attn.v_proj v_proj",
+    "attn.q": "attn.q q attn_q Qcur query attn.query attn.q_proj q_proj self_attn.q_proj attention.q attention.q_proj "
+    "attention.query wq attention.wq",
+    "attn.k": "attn.k k attn_k Kcur key attn.key attn.k_proj k_proj self_attn.k_proj attention.k attention.k_proj "
+    "attention.key wk attention.wk",
+    "attn.v": "attn.v v attn_v Vcur value attn.value attn.v_proj v_proj self_attn.v_proj attention.v attention.v_proj "
+    "attention.value wv attention.wv",
     "attn.cache_k": "attn.cache_k cache_k k_cache attn.k_cache key_cache cache.k cache.key past_key kv_cache.k "
     "kv_cache.key",
     "attn.cache_v": "attn.cache_v cache_v v_cache attn.v_cache value_cache cache.v cache.value past_value kv_cache.v "
@@ -25,17 +28,21 @@ KINDS = {
     "attn.scores": "attn.scores scores attn_scores preatt attention_scores",
     "attn.context": "attn.context context kqv_out atty attn.atty attn.heads attn.merged",
     "attn.c_proj": "attn.c_proj attn attn_out attn_output attproj attn.out attn.output attn.o_proj attn.resid_dropout "
-    "self_attn attention attention_output",
+    "self_attn attention attention_output wo attention.wo",
     "residual": "residual ffn_inp residual2 resid_mid",
     "ln_2": "ln_2 ln2 ffn_norm post_attention_layernorm norm2 norm_2",
     "mlp.c_fc": "mlp.c_fc c_fc ffn_up fch mlp.fc1 mlp.fc_in",
     "mlp.act": "mlp.act act ffn_gelu fch_gelu mlp.gelu gelu mlp.activation mlp.act_fn act_fn",
-    "mlp.c_proj": "mlp.c_proj mlp ffn ffn_out ffn_down fcproj mlp.fc2 mlp.fc_out mlp.dropout feed_forward mlp_out",
+    "mlp.gate": "mlp.gate w1 feed_forward.w1 feed_forward.gate_proj",
+    "mlp.up": "mlp.up w3 feed_forward.w3 feed_forward.up_proj",
+    "mlp.c_proj": "mlp.c_proj mlp ffn ffn_out ffn_down fcproj mlp.fc2 mlp.fc_out mlp.dropout feed_forward mlp_out w2 "
+    "feed_forward.w2 feed_forward.down_proj",
     "": "l_out residual3 out output block_output resid_post",
 }
 GLOBAL = {
     "ids": "ids input_ids tokens token_ids prompt_ids inp_tokens",
-    "embed": "embed embd inpL encoded drop embedding embeddings hidden_states.0 inputs_embeds",
+    "embed": "embed embd inpL encoded drop embedding embeddings hidden_states.0 inputs_embeds tok_embeddings "
+    "embed_tokens",
     "ln_f": "ln_f lnf result_norm norm final_norm output_norm final_layernorm",
     "logits": "logits lm_head result_output output lm_logits",
     "last_logits": "last_logits logits_last final_logits",
@@ -56,13 +63,13 @@ LAYER = tuple(
 )
 
 
-def _squashed(name: str) -> str:
+def squashed(name: str) -> str:
     """Without case and punctuation; "" for one with letters or digits of another script, which is no engine's name."""
     return re.sub(r"[^a-z0-9]", "", name.lower()) if name.isascii() else ""
 
 
 def _aliases(table: Mapping[str, str]) -> dict[str, str]:
-    return {_squashed(alias): kind for kind, aliases in table.items() for alias in aliases.split()}
+    return {squashed(alias): kind for kind, aliases in table.items() for alias in aliases.split()}
 
 
 _KINDS, _GLOBAL = _aliases(KINDS), _aliases(GLOBAL)
@@ -94,8 +101,8 @@ class Names:
             static = {alias: kind for alias, kind in static.items() if alias not in ("qcur", "kcur")}
         return cls(
             len(graph.blocks),
-            {a: k for a, k in static.items() if k in inside} | found | {_squashed(k): k for k in inside if k},
-            {a: k for a, k in _GLOBAL.items() if k in outside} | around | {_squashed(k): k for k in outside},
+            {a: k for a, k in static.items() if k in inside} | found | {squashed(k): k for k in inside if k},
+            {a: k for a, k in _GLOBAL.items() if k in outside} | around | {squashed(k): k for k in outside},
         )
 
 
@@ -110,7 +117,7 @@ def _of_weights(steps: Sequence[Step], parameters: Sequence[Parameter], known: C
         if step.weight and kind is not None:
             for name in (step.weight, gguf.get(f"{step.weight}.weight", "").removesuffix(".weight")):
                 if name:
-                    found[_squashed(name)] = kind
+                    found[squashed(name)] = kind
     return found
 
 
@@ -136,9 +143,9 @@ def canonical(name: str, names: Names) -> str | None:
             if i == 1:
                 kind = "attn.cache_" + kind[0].lower()
             elif kind:
-                kind = names.inside.get(_squashed(kind), "?")
+                kind = names.inside.get(squashed(kind), "?")
             return None if kind == "?" or layer >= layers else block_name(layer, kind)
-    squashed = _squashed(plain)
-    if squashed in names.outside:
-        return names.outside[squashed]
-    return f"*.{names.inside[squashed]}" if squashed in names.inside else None
+    short = squashed(plain)
+    if short in names.outside:
+        return names.outside[short]
+    return f"*.{names.inside[short]}" if short in names.inside else None

@@ -14,6 +14,8 @@ from llorch.validate.ladder.compare import Comparison
 from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.run import Ladder, TensorResult
 from llorch.validate.ladder.selftest import Injection
+from llorch.validate.weights.compare import Row as WeightRow
+from llorch.validate.weights.compare import WeightComparison
 
 STATUSES = ("pass", "fail", "skip", "info")
 
@@ -148,4 +150,43 @@ def of_self_test(injections: Sequence[Injection]) -> dict[str, Any]:
     return {
         "holds": all(injection.caught for injection in injections),
         "cases": [vars(injection) for injection in injections],
+    }
+
+
+def of_weight(row: WeightRow) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": row.name,
+        "layer": row.layer,
+        "a": row.a,
+        "b": row.b,
+        "formats": row.formats,
+        "verdict": row.verdict,
+        "alike": row.alike,
+        "says": row.says,
+        "joined": row.joined,
+        "found": row.found,
+    }
+    if row.fit is not None:
+        found |= {
+            "values": row.fit.size,
+            "beyond_bound": row.fit.wrong,
+            "largest_in_bounds": row.fit.worst,
+            "max_abs": row.fit.largest,
+            "relative_l2": row.fit.relative,
+            "first_index": row.fit.first,
+            "first_values": row.fit.theirs if row.fit.wrong else None,
+        }
+    return found
+
+
+def of_weights(result: WeightComparison) -> dict[str, Any]:
+    return {
+        "alike": result.alike,
+        "a": result.a,
+        "b": result.b,
+        "family": result.family,
+        "first_difference": result.first.name if result.first else None,
+        "unknown": {"a": result.unknown[0], "b": result.unknown[1]},
+        "notes": result.notes,
+        "tensors": [of_weight(row) for row in result.rows],
     }

@@ -19,6 +19,8 @@ from llorch.validate.ladder.compare import Comparison
 from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.run import Ladder
 from llorch.validate.ladder.selftest import Injection
+from llorch.validate.weights.compare import Row as WeightRow
+from llorch.validate.weights.compare import WeightComparison
 
 WIDTH = 100
 NAME = 32  # characters of their name for a tensor
@@ -208,6 +210,89 @@ def show_self_test(injections: Sequence[Injection], console: Console, seconds: f
         )
     )
     return good
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+WEIGHT_NAME = 44  # characters of a tensor's name
+
+
+def _together(rows: Sequence[WeightRow], *, every: bool) -> list[list[WeightRow]]:
+    """Tensors of the same kind and the same verdict, which share a line if they are alike: of all blocks."""
+    groups: dict[Any, list[WeightRow]] = {}
+    for i, row in enumerate(rows):
+        alone = every or (row.alike is not True and row.verdict == "different")
+        shown = row.says if row.verdict not in ("rounded", "quantised") else ""
+        key = i if alone else (row.kind, row.verdict, row.formats, row.alike, shown)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _blocks_of(group: Sequence[WeightRow]) -> str:
+    """The name of a tensor, or of that of several blocks: layers.0-29.mlp.up_proj.weight."""
+    row = group[0]
+    if row.layer is None or len(group) == 1:
+        return row.name
+    numbers = [member.layer for member in group if member.layer is not None]
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    several = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    prefix = row.name.removesuffix(row.kind).removesuffix(".").removesuffix(str(row.layer))
+    return f"{prefix}{several}.{row.kind}"
+
+
+def show_weights(result: WeightComparison, console: Console, *, every: bool = False) -> None:
+    """A line for each tensor, or for all blocks' that are alike in the same way; then how those differ that do."""
+    console.print(Text(f"A {printable(result.a)}, B {printable(result.b)}: a {result.family}", style="bold"))
+    styles = {True: GOOD, False: BAD, None: "yellow"}
+    table = _table("tensor", "A", "B", "verdict", ">largest", ">of bound")
+    for group in _together(result.rows, every=every):
+        row = group[0]
+        fits = [member.fit for member in group if member.fit is not None]
+        inside = [fit.worst for fit in fits if fit.worst not in (0.0, float("inf"))]
+        name = _blocks_of(group)
+        table.add_row(
+            Text(name if len(name) <= WEIGHT_NAME else "..." + name[3 - WEIGHT_NAME :]),
+            *(Text(printable(format)) for format in row.formats),
+            Text(row.verdict, style=styles[row.alike]),
+            _small(max(fit.largest for fit in fits)) if fits else "",
+            f"{max(inside):.2f}" if inside and row.verdict in ("rounded", "quantised", "unclear") else "",
+        )
+    console.print(table)
+    told: dict[str, list[WeightRow]] = {}
+    for row in result.rows:
+        if row.says and row.verdict not in ("rounded", "quantised"):
+            told.setdefault(row.says, []).append(row)
+        elif row.joined:
+            told.setdefault("in one tensor in one file, in several in the other", []).append(row)
+    for says, group in told.items():
+        style = DIM if group[0].alike else styles[group[0].alike]
+        names = [row.name for row in group]
+        verdict = "" if group[0].alike else f"{group[0].verdict}: "
+        console.print(Text(f"{dumps.names_of(names, 3)}: {verdict}{says}", style=style))
+    for note in result.notes:
+        console.print(Text(note, style="yellow"))
+    for letter, names in zip("AB", result.unknown, strict=True):
+        if names:
+            console.print(Text(f"not known in {letter}: {dumps.names_of(names, 12)}", style=DIM))
+    if any(row.verdict == "quantised" for row in result.rows):
+        words = (
+            "of bound: 1 is half a step of the block's own grid and what rounding its scale moves; a value beyond the"
+            " grid's range may be cut off as far as the format's quantisers do."
+        )
+        console.print(Text(words, style=DIM))
+    size, count = len(result.rows), {key: sum(row.alike is key for row in result.rows) for key in styles}
+    if result.alike:
+        summary = f"{size} tensors: all alike"
+    else:
+        parts = [f"{count[False]} differ{'s' * (count[False] == 1)}"] if count[False] else []
+        parts += [f"of {count[None]} nobody can tell"] if count[None] else []
+        summary = f"{size} tensors: {', '.join(parts)}"
+    console.print(Text(summary, style=styles[result.alike]))
 
 
 # ---- the kernels -----------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Weights of two models, tensor by tensor: `llorch compare-weights`."""
