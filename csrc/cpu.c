@@ -37,9 +37,16 @@ int ll_supported_avx512(void)
         return 0;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && all(b, 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31); /* F DQ BW VL */
 }
+
+int ll_supported_avx512_vnni(void)
+{
+    unsigned a, b, c, d;
+    return ll_supported_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && all(c, 1u << 11);
+}
 #else
 int ll_supported_avx2(void) { return 0; }
 int ll_supported_avx512(void) { return 0; }
+int ll_supported_avx512_vnni(void) { return 0; }
 #endif
 
 #if defined(__aarch64__)

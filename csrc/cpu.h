@@ -5,6 +5,7 @@
 int ll_supported_generic(void);
 int ll_supported_avx2(void);
 int ll_supported_avx512(void);
+int ll_supported_avx512_vnni(void);
 int ll_supported_neon(void);
 
 #endif

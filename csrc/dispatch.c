@@ -6,13 +6,14 @@
 
 extern const ll_kernels ll_kernels_generic;
 #if defined(__x86_64__)
-extern const ll_kernels ll_kernels_avx2, ll_kernels_avx512;
+extern const ll_kernels ll_kernels_avx2, ll_kernels_avx512, ll_kernels_avx512_vnni;
 #elif defined(__aarch64__)
 extern const ll_kernels ll_kernels_neon;
 #endif
 
 static const ll_kernels *const tables[] = {
 #if defined(__x86_64__)
+    &ll_kernels_avx512_vnni,
     &ll_kernels_avx512,
     &ll_kernels_avx2,
 #elif defined(__aarch64__)

@@ -56,18 +56,22 @@ static inline size_t ll_panels(size_t n) { return (n + LL_PANEL - 1) / LL_PANEL;
 /* n rounded up to whole panels */
 static inline size_t ll_whole_panels(size_t n) { return ll_panels(n) * LL_PANEL; }
 
+/* How a product is made: of float32, or of x in 16-bit integers and the integers of a packed weight in blocks. */
+enum { LL_FLOAT32, LL_INT16 };
+
 /* A matrix [K, N] of parameters, in a format apart from the type of what it is multiplied with. */
 typedef struct ll_weight {
     const void *data;
-    int format;                   /* how it is stored: LL_F32, LL_F16, LL_BF16 */
+    int format;                   /* how it is stored: LL_F32, LL_F16, LL_BF16; packed also blocks (formats.h) */
     int packed;                   /* in panels; else at the two strides */
+    int compute;                  /* of products with it */
     ptrdiff_t k_stride, n_stride; /* bytes from k to k + 1, from column to column; not packed only */
     size_t K, N;                  /* <= LL_MAX_ROW */
 } ll_weight;
 
 /* Bytes of a packed [K, N] of format. */
 size_t ll_packed_bytes(size_t K, size_t N, int format);
-/* A weight that isn't packed into panels of format at `to`: widened exactly or rounded once. */
+/* A weight that isn't packed into panels of format at `to`: widened exactly or rounded once; blocks may stay as they are. */
 void ll_pack(const ll_weight *from, int format, void *to);
 /* Column n (K values), or row k (N values), of a packed weight, widened. */
 void ll_packed_column(const ll_weight *w, size_t n, float *y);

@@ -24,13 +24,13 @@ cdef extern from "llorch.h" nogil:
     size_t LL_MAX_ROW
     ctypedef struct ll_weight:
         const void *data
-        int format, packed
+        int format, packed, compute
         Py_ssize_t k_stride, n_stride
         size_t K, N
     void ll_widen(const void *, int, float *, size_t)
 
 cdef extern from "formats.h" nogil:
-    int LL_FORMATS
+    int LL_FORMATS, LL_MXFP4
     ctypedef struct ll_format:
         const char *name
         size_t values, bytes

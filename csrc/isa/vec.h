@@ -27,6 +27,16 @@
  *   vf_equal(a, b)                            a bit for each lane, 1 where a == b (never where one is a NaN)
  *   vf_transpose(v)                           of LL_VL vectors: v[i] lane j becomes v[j] lane i
  *
+ *   vi                                        a vector of LL_VL integers of 32 bits, or as many pairs of 16 bits
+ *   vi_zero()  vi_set1(a)  vi_load(p)  vi_store(p, v)
+ *   vi_shr(v, n)  vi_shr16(v, n)              logical shifts, of 32 bits or of each 16
+ *   vi_shl(v, n)  vi_and(a, b)  vi_or(a, b)   vi_and_or(a, b, c): (a & b) | c
+ *   vi_dot(v, a, b)                           v + the sum of the products of a's and b's pairs of signed 16 bits
+ *   vi_to_vf(v)  vi_from_vf(v)                signed integers to float32 and back, rounded to nearest even
+ *   vi_as_vf(v)                               the same bits
+ *   vi_store_i16(p, v)                        LL_VL integers, which fit, as 16 bits
+ *   vf_lookup(table, v)                       lane by lane the float32 of a table of 16 that v's lowest 4 bits number
+ *
  *   vd                                        a vector of LL_VL / 2 float64
  *   vd_set1(a)  vd_add  vd_sub  vd_mul  vd_div  vd_max  vd_abs
  *   vd_fma(a, b, c)                           a * b + c rounded once, or (generic) twice: for results that are

@@ -175,6 +175,44 @@ LL_FN vf vf_abs(vf v) { LL_EACH v.lane[l] = fabsf(v.lane[l]); return v; }
 LL_FN vf vf_or_sign(vf v, vf s) { LL_EACH v.lane[l] = signbit(s.lane[l]) ? -fabsf(v.lane[l]) : v.lane[l]; return v; }
 LL_FN int vf_differ(vf a, vf b) { int any = 0; LL_EACH any |= !(a.lane[l] == b.lane[l]); return any; }
 
+typedef struct { uint32_t lane[LL_VL]; } vi;
+LL_FN vi vi_set1(int32_t a) { vi v; LL_EACH v.lane[l] = (uint32_t)a; return v; }
+LL_FN vi vi_zero(void) { return vi_set1(0); }
+LL_FN vi vi_load(const void *p) { vi v; memcpy(&v, p, sizeof v); return v; }
+LL_FN void vi_store(void *p, vi v) { memcpy(p, &v, sizeof v); }
+LL_FN vi vi_shr(vi v, unsigned n) { LL_EACH v.lane[l] >>= n; return v; }
+LL_FN vi vi_shl(vi v, unsigned n) { LL_EACH v.lane[l] <<= n; return v; }
+LL_FN vi vi_shr16(vi v, unsigned n)
+{
+    LL_EACH {
+        const uint32_t high = v.lane[l] >> 16 >> n, low = (v.lane[l] & 0xffff) >> n;
+        v.lane[l] = high << 16 | low;
+    }
+    return v;
+}
+LL_FN vi vi_and(vi a, vi b) { LL_EACH a.lane[l] &= b.lane[l]; return a; }
+LL_FN vi vi_or(vi a, vi b) { LL_EACH a.lane[l] |= b.lane[l]; return a; }
+LL_FN vi vi_and_or(vi a, vi b, vi c) { return vi_or(vi_and(a, b), c); }
+LL_FN vi vi_dot(vi v, vi a, vi b)
+{
+    LL_EACH {
+        const int32_t first = (int16_t)a.lane[l] * (int16_t)b.lane[l];
+        const int32_t second = (int16_t)(a.lane[l] >> 16) * (int16_t)(b.lane[l] >> 16);
+        v.lane[l] += (uint32_t)first + (uint32_t)second;
+    }
+    return v;
+}
+LL_FN vf vi_to_vf(vi v) { vf f; LL_EACH f.lane[l] = (float)(int32_t)v.lane[l]; return f; }
+LL_FN vi vi_from_vf(vf f) { vi v; LL_EACH v.lane[l] = (uint32_t)(int32_t)lrintf(f.lane[l]); return v; }
+LL_FN vf vi_as_vf(vi v) { vf f; memcpy(&f, &v, sizeof f); return f; }
+LL_FN void vi_store_i16(void *p, vi v)
+{
+    uint16_t h[LL_VL];
+    LL_EACH h[l] = (uint16_t)v.lane[l];
+    memcpy(p, h, sizeof h);
+}
+LL_FN vf vf_lookup(const float *table, vi v) { vf f; LL_EACH f.lane[l] = table[v.lane[l] & 15]; return f; }
+
 #define LL_EACH2 for (int l = 0; l < LL_VL / 2; l++)
 typedef struct { double lane[LL_VL / 2]; } vd;
 LL_FN vd vd_set1(double a) { vd v; LL_EACH2 v.lane[l] = a; return v; }

@@ -98,6 +98,40 @@ LL_FN vf vf_or_sign(vf v, vf s)
 }
 LL_FN int vf_differ(vf a, vf b) { return vminvq_u32(vceqq_f32(a, b)) == 0; }
 
+typedef uint32x4_t vi;
+LL_FN vi vi_zero(void) { return vdupq_n_u32(0); }
+LL_FN vi vi_set1(int32_t a) { return vdupq_n_u32((uint32_t)a); }
+LL_FN vi vi_load(const void *p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
+LL_FN void vi_store(void *p, vi v) { vst1q_u8(p, vreinterpretq_u8_u32(v)); }
+LL_FN vi vi_shr(vi v, unsigned n) { return vshlq_u32(v, vdupq_n_s32(-(int)n)); }
+LL_FN vi vi_shl(vi v, unsigned n) { return vshlq_u32(v, vdupq_n_s32((int)n)); }
+LL_FN vi vi_shr16(vi v, unsigned n)
+{
+    return vreinterpretq_u32_u16(vshlq_u16(vreinterpretq_u16_u32(v), vdupq_n_s16((int16_t)-(int)n)));
+}
+LL_FN vi vi_and(vi a, vi b) { return vandq_u32(a, b); }
+LL_FN vi vi_or(vi a, vi b) { return vorrq_u32(a, b); }
+LL_FN vi vi_and_or(vi a, vi b, vi c) { return vorrq_u32(vandq_u32(a, b), c); }
+LL_FN vi vi_dot(vi v, vi a, vi b)
+{
+    const int16x8_t x = vreinterpretq_s16_u32(a), y = vreinterpretq_s16_u32(b);
+    const int32x4_t low = vmull_s16(vget_low_s16(x), vget_low_s16(y)), high = vmull_high_s16(x, y);
+    return vreinterpretq_u32_s32(vaddq_s32(vreinterpretq_s32_u32(v), vpaddq_s32(low, high)));
+}
+LL_FN vf vi_to_vf(vi v) { return vcvtq_f32_s32(vreinterpretq_s32_u32(v)); }
+LL_FN vi vi_from_vf(vf v) { return vreinterpretq_u32_s32(vcvtnq_s32_f32(v)); }
+LL_FN vf vi_as_vf(vi v) { return vreinterpretq_f32_u32(v); }
+LL_FN void vi_store_i16(void *p, vi v) { vst1_u8(p, vreinterpret_u8_u16(vmovn_u32(v))); }
+LL_FN vf vf_lookup(const float *table, vi v)
+{
+    uint32_t index[4];
+    float lanes[4];
+    vst1q_u32(index, v);
+    for (int l = 0; l < 4; l++)
+        lanes[l] = table[index[l] & 15];
+    return vld1q_f32(lanes);
+}
+
 typedef float64x2_t vd;
 LL_FN vd vd_set1(double a) { return vdupq_n_f64(a); }
 LL_FN vd vd_add(vd a, vd b) { return vaddq_f64(a, b); }

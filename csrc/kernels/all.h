@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "cast.h"
 #include "gate.h"
+#include "integers.h"
 #include "linear.h"
 #include "norm.h"
 #include "pack.h"
@@ -13,39 +14,46 @@
 #include "table.h"
 #include "unary.h"
 
-const ll_kernels LL_PASTE(kernels, LL_ISA) = {
-    .name = LL_STRING(LL_ISA),
-    .supported = LL_PASTE(supported, LL_ISA),
-    .layer_norm = LL_EACH_DTYPE(layer_norm),
-    .add_layer_norm = LL_EACH_DTYPE(add_layer_norm),
-    .rms_norm = LL_EACH_DTYPE(rms_norm),
-    .add_rms_norm = LL_EACH_DTYPE(add_rms_norm),
-    .unary = {
-        [LL_EXP] = LL_EACH_DTYPE(exp),
-        [LL_TANH] = LL_EACH_DTYPE(tanh),
-        [LL_ERF] = LL_EACH_DTYPE(erf),
-        [LL_SIGMOID] = LL_EACH_DTYPE(sigmoid),
-        [LL_SILU] = LL_EACH_DTYPE(silu),
-        [LL_GELU] = LL_EACH_DTYPE(gelu),
-        [LL_GELU_TANH] = LL_EACH_DTYPE(gelu_tanh),
-        [LL_RELU] = LL_EACH_DTYPE(relu),
-    },
-    .cast = LL_SYMBOL(cast),
-    .gate = LL_SYMBOL(gate),
-    .rope = LL_SYMBOL(rope),
-    .pack_tiles = LL_SYMBOL(pack_tiles),
-    .pack_x = LL_SYMBOL(pack_x),
-    .pack = LL_SYMBOL(pack),
-    .linear_floats = LL_SYMBOL(linear_floats),
-    .linear = LL_SYMBOL(linear),
-    .softmax = LL_SYMBOL(softmax),
-    .tile_rows = LL_TILE_ROWS,
-    .attention_together = ATTENTION_TOGETHER,
-    .attention_floats = LL_SYMBOL(attention_floats),
-    .attention_keys = LL_SYMBOL(attention_keys),
-    .attention_values = LL_SYMBOL(attention_values),
-    .attention = LL_SYMBOL(attention),
-    .argmax = LL_SYMBOL(argmax),
-    .mean_pool = LL_SYMBOL(mean_pool),
-    .normalize = LL_SYMBOL(normalize),
-};
+/* An initialiser; `int16` is the product of integers. */
+#define LL_TABLE(its_name, is_supported, int16) { \
+    .name = its_name, \
+    .supported = is_supported, \
+    .layer_norm = LL_EACH_DTYPE(layer_norm), \
+    .add_layer_norm = LL_EACH_DTYPE(add_layer_norm), \
+    .rms_norm = LL_EACH_DTYPE(rms_norm), \
+    .add_rms_norm = LL_EACH_DTYPE(add_rms_norm), \
+    .unary = { \
+        [LL_EXP] = LL_EACH_DTYPE(exp), \
+        [LL_TANH] = LL_EACH_DTYPE(tanh), \
+        [LL_ERF] = LL_EACH_DTYPE(erf), \
+        [LL_SIGMOID] = LL_EACH_DTYPE(sigmoid), \
+        [LL_SILU] = LL_EACH_DTYPE(silu), \
+        [LL_GELU] = LL_EACH_DTYPE(gelu), \
+        [LL_GELU_TANH] = LL_EACH_DTYPE(gelu_tanh), \
+        [LL_RELU] = LL_EACH_DTYPE(relu), \
+    }, \
+    .cast = LL_SYMBOL(cast), \
+    .gate = LL_SYMBOL(gate), \
+    .rope = LL_SYMBOL(rope), \
+    .pack_tiles = LL_SYMBOL(pack_tiles), \
+    .pack_x = LL_SYMBOL(pack_x), \
+    .pack = LL_SYMBOL(pack), \
+    .linear_floats = LL_SYMBOL(linear_floats), \
+    .linear = LL_SYMBOL(linear), \
+    .pack_integers = LL_SYMBOL(pack_integers), \
+    .integers_floats = LL_SYMBOL(integers_floats), \
+    .linear_int16 = int16, \
+    .softmax = LL_SYMBOL(softmax), \
+    .tile_rows = LL_TILE_ROWS, \
+    .attention_together = ATTENTION_TOGETHER, \
+    .attention_floats = LL_SYMBOL(attention_floats), \
+    .attention_keys = LL_SYMBOL(attention_keys), \
+    .attention_values = LL_SYMBOL(attention_values), \
+    .attention = LL_SYMBOL(attention), \
+    .argmax = LL_SYMBOL(argmax), \
+    .mean_pool = LL_SYMBOL(mean_pool), \
+    .normalize = LL_SYMBOL(normalize), \
+}
+
+const ll_kernels LL_PASTE(kernels, LL_ISA) =
+    LL_TABLE(LL_STRING(LL_ISA), LL_PASTE(supported, LL_ISA), LL_SYMBOL(linear_int16));

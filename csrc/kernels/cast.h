@@ -22,7 +22,7 @@ LL_INLINE void cast_values(const char *x, int from, char *y, int to, size_t n)
         row_store_n(y, j, row_load_n(x, j, n - j, from), n - j, to);
 }
 
-static void LL_SYMBOL(cast)(const void *x, int from, void *y, int to, size_t n)
+LL_NOINLINE void LL_SYMBOL(cast)(const void *x, int from, void *y, int to, size_t n)
 {
 #define LL_CASE(in, out) \
     if (from == in && to == out) \

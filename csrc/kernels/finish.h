@@ -1,11 +1,12 @@
-/* finish.h: what comes after the sums of a product: y = activation(sum) + residual, for linear.h and few_rows.h. The
- * activation comes first, of as many sums as lie together; then the rest, two vectors at a time.
+/* finish.h: what comes before the sums of a product, and after them: y = activation(sum) + residual, for all that makes
+ * products. The activation comes first, of as many sums as lie together; then the rest, two vectors at a time.
  *
  * Rounding: the activation is correctly rounded; the residual is one add; 16 bits are rounded once, at the very end.
  */
 #ifndef LL_FINISH_H
 #define LL_FINISH_H
 
+#include "tile.h"
 #include "unary.h"
 
 /* sums [n] become activation(sums); what lies beside the last column is anything, and is not looked at later. */
@@ -25,6 +26,94 @@ LL_NOINLINE void linear_finish(const ll_linear_args *a, vf v[2], ptrdiff_t row, 
         v[1] = vf_add(v[1], residual[1]);
     }
     pair_store((char *)a->y + row * a->y_stride, n, n + count, a->dtype, v);
+}
+
+/* ---- a tile of R rows and V vectors of columns ------------------------------------------------------- */
+
+/* Its place in the product. */
+typedef struct linear_place {
+    const ll_linear_args *args;
+    size_t m, n;       /* its first row and column */
+    int first, last;   /* of the parts along k */
+    int again;         /* another tile is finished on these panels next */
+    float *sums;       /* y between the parts: [.][16] from the tile's first row on, panels sums_panel values apart */
+    size_t sums_panel;
+} linear_place;
+
+/* Where vector i of the tile waits. */
+LL_INLINE float *linear_sum(const linear_place *t, size_t V, size_t i)
+{
+    return t->sums + i % V / TILE_PANEL_VECTORS * t->sums_panel + i / V * LL_PANEL + i % TILE_PANEL_VECTORS * LL_VL;
+}
+
+/* y is the bias, or what the part before has left. */
+LL_INLINE void linear_begin(const linear_place *t, size_t R, size_t V, vf *y)
+{
+    const size_t N = t->args->weight.N;
+    if (!t->first) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = vf_load(linear_sum(t, V, i));
+    } else if (!t->args->bias) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = vf_zero();
+    } else {
+        for (size_t v = 0; v < V; v++) {
+            size_t n = t->n + v * LL_VL, count = n < N ? ll_least(LL_VL, N - n) : 0;
+            vf bias = count ? row_load_n((const char *)t->args->bias, n, count, LL_F32) : vf_zero();
+            for (size_t r = 0; r < R; r++)
+                y[r * V + v] = bias;
+        }
+    }
+}
+
+LL_INLINE char *linear_to(const linear_place *t)
+{
+    return (char *)t->args->y + (ptrdiff_t)t->m * t->args->y_stride + t->n * ll_dtype_size(t->args->dtype);
+}
+
+/* Calls for the next tile's rows of y: they lie far apart, no processor guesses that they are needed. */
+LL_INLINE void linear_call(const linear_place *t, size_t R)
+{
+    if (t->again)
+        for (size_t r = R; r < 2 * R; r++)
+            __builtin_prefetch(linear_to(t) + (ptrdiff_t)r * t->args->y_stride, 1, 3);
+}
+
+/* y to where the next part finds it, or finished to its place. */
+LL_INLINE void linear_end(const linear_place *t, size_t R, size_t V, vf *y)
+{
+    const ll_linear_args *a = t->args;
+    const size_t N = a->weight.N;
+    if (!t->last) {
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            vf_store(linear_sum(t, V, i), y[i]);
+        return;
+    }
+    linear_activate(a, y, R * V * LL_VL);
+    if (t->n + V * LL_VL <= N && a->dtype == LL_F32) { /* no column past N: constant loops, which keep to registers */
+        char *to = linear_to(t);
+        if (a->residual) {
+            const char *residual = (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float);
+            LL_UNROLL
+            for (size_t i = 0; i < R * V; i++)
+                y[i] = vf_add(y[i], row_load(residual + (ptrdiff_t)(i / V) * a->residual_stride, i % V * LL_VL, LL_F32));
+        }
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            row_store(to + (ptrdiff_t)(i / V) * a->y_stride, i % V * LL_VL, y[i], LL_F32);
+        return;
+    }
+    for (size_t r = 0; r < R; r++)
+        for (size_t v = 0; v < V; v += 2) {
+            const int two = v + 1 < V;
+            const size_t n = t->n + v * LL_VL;
+            vf pair[2] = {y[r * V + v], two ? y[r * V + v + 1] : vf_zero()};
+            if (n < N)
+                linear_finish(a, pair, (ptrdiff_t)(t->m + r), n, ll_least(two ? 2 * LL_VL : LL_VL, N - n));
+        }
 }
 
 #endif

@@ -13,6 +13,7 @@
  *           there are always enough chains.
  * Oracle:   llorch.reference.linear. Tests: tests/kernels/test_linear.py.
  */
+#include "blocks_row.h"
 #include "few_rows.h"
 #include "finish.h"
 #include "pack.h"
@@ -28,84 +29,25 @@
 
 /* ---- one tile ---------------------------------------------------------------------------------- */
 
-/* A tile's place in the product, and the part of the weight that is at hand. */
+/* A tile, and the part of the weight that is at hand. */
 typedef struct linear_part {
-    const ll_linear_args *args;
+    linear_place at;
     const float *x;     /* [kc][R] */
     const char *b;      /* [panel][.][16] of dtype, panels b_panel values apart */
     size_t b_panel, kc;
     const char *ahead;  /* where the tile calls for the next part of the weight, */
     size_t ahead_k, ahead_panel; /* how far it goes in a step of k, and from panel to panel (bytes) */
-    size_t m, n;        /* the tile's first row and column */
-    int first, last;    /* of the parts along k */
-    int again;          /* another tile is finished on these panels next */
-    float *sums;        /* y between the parts: [.][16] from the tile's first row on, panels sums_panel values apart */
-    size_t sums_panel;
 } linear_part;
-
-/* Where vector i of a tile [R][V] waits. */
-LL_INLINE float *linear_sum(const linear_part *t, size_t V, size_t i)
-{
-    return t->sums + i % V / TILE_PANEL_VECTORS * t->sums_panel + i / V * LL_PANEL + i % TILE_PANEL_VECTORS * LL_VL;
-}
 
 LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
 {
-    const size_t V = P * TILE_PANEL_VECTORS, N = t->args->weight.N;
-    const ll_linear_args *a = t->args;
-    const int whole = t->n + V * LL_VL <= N; /* no column past N: constant loops, which keep to registers */
+    const size_t V = P * TILE_PANEL_VECTORS;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
-    if (!t->first) {
-        LL_UNROLL
-        for (size_t i = 0; i < R * V; i++)
-            y[i] = vf_load(linear_sum(t, V, i));
-    } else if (!a->bias) {
-        LL_UNROLL
-        for (size_t i = 0; i < R * V; i++)
-            y[i] = vf_zero();
-    } else {
-        for (size_t v = 0; v < V; v++) {
-            size_t n = t->n + v * LL_VL, count = n < N ? ll_least(LL_VL, N - n) : 0;
-            vf bias = count ? row_load_n((const char *)a->bias, n, count, LL_F32) : vf_zero();
-            for (size_t r = 0; r < R; r++)
-                y[r * V + v] = bias;
-        }
-    }
-    char *to = (char *)a->y + (ptrdiff_t)t->m * a->y_stride + t->n * ll_dtype_size(a->dtype);
-    if (t->again) /* the next tile's rows of y lie far apart, no processor guesses that they are needed */
-        for (size_t r = R; r < 2 * R; r++)
-            __builtin_prefetch(to + (ptrdiff_t)r * a->y_stride, 1, 3);
-
+    linear_begin(&t->at, R, V, y);
+    linear_call(&t->at, R);
     tile_dot(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k,
              t->ahead_panel, y);
-
-    if (!t->last) {
-        LL_UNROLL
-        for (size_t i = 0; i < R * V; i++)
-            vf_store(linear_sum(t, V, i), y[i]);
-        return;
-    }
-    linear_activate(a, y, R * V * LL_VL);
-    if (whole && a->dtype == LL_F32) {
-        if (a->residual) {
-            const char *residual = (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float);
-            LL_UNROLL
-            for (size_t i = 0; i < R * V; i++)
-                y[i] = vf_add(y[i], row_load(residual + (ptrdiff_t)(i / V) * a->residual_stride, i % V * LL_VL, LL_F32));
-        }
-        LL_UNROLL
-        for (size_t i = 0; i < R * V; i++)
-            row_store(to + (ptrdiff_t)(i / V) * a->y_stride, i % V * LL_VL, y[i], LL_F32);
-        return;
-    }
-    for (size_t r = 0; r < R; r++)
-        for (size_t v = 0; v < V; v += 2) {
-            const int two = v + 1 < V;
-            const size_t n = t->n + v * LL_VL;
-            vf pair[2] = {y[r * V + v], two ? y[r * V + v + 1] : vf_zero()};
-            if (n < N)
-                linear_finish(a, pair, (ptrdiff_t)(t->m + r), n, ll_least(two ? 2 * LL_VL : LL_VL, N - n));
-        }
+    linear_end(&t->at, R, V, y);
 }
 
 /* R rows on `panels` panels, as many at a time as R rows take. */
@@ -120,9 +62,9 @@ LL_INLINE void linear_panels(const linear_part *part, size_t R, size_t panels, i
         else
             linear_tile(&t, R, 1, dtype);
         panels -= taken;
-        t.n += taken * LL_PANEL;
+        t.at.n += taken * LL_PANEL;
         t.b += taken * t.b_panel * ll_dtype_size(dtype);
-        t.sums += taken * t.sums_panel;
+        t.at.sums += taken * t.at.sums_panel;
     }
 }
 
@@ -136,6 +78,19 @@ static void (*const linear_tiles[LL_TILE_ROWS][LL_DTYPES])(const linear_part *, 
 #undef LL_DEFINE_ROWS
 #undef LL_ROW
 
+/* ---- one row on blocks ----------------------------------------------------------------------------- */
+
+#define LL_DEFINE(name, format) \
+    LL_NOINLINE void linear_row_##name(const ll_linear_args *a, const float *x, size_t begin, size_t end) \
+    { \
+        blocks_rows(a, x, begin, end, format, 0); \
+    }
+#define LL_ROW(name, format) [format] = linear_row_##name,
+LL_EACH_BLOCKS(LL_DEFINE)
+static void (*const linear_rows[LL_FORMATS])(const ll_linear_args *, const float *, size_t, size_t) = {LL_EACH_BLOCKS(LL_ROW)};
+#undef LL_DEFINE
+#undef LL_ROW
+
 /* ---- a range of tiles on a range of panels --------------------------------------------------------- */
 
 /* A part of the weight, widened or packed; then the sums. One tile on a packed weight needs neither. */
@@ -143,7 +98,7 @@ static void (*const linear_tiles[LL_TILE_ROWS][LL_DTYPES])(const linear_part *, 
 
 static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
 {
-    if (ll_few_rows(a) || (a->weight.packed && tile_count(a->M) == 1))
+    if (ll_few_rows(a) || (a->weight.packed && (a->M == 1 || (tile_count(a->M) == 1 && a->weight.format < LL_DTYPES))))
         return 0;
     return LINEAR_ROOM + PACK_GROUP * ll_least(a->M, LINEAR_ROWS) * LL_PANEL;
 }
@@ -155,11 +110,16 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     _Alignas(64) float few[PACK_GROUP * LL_TILE_ROWS * LL_PANEL];
     float *const room = workspace, *const sums = workspace ? workspace + LINEAR_ROOM : few;
     const ll_weight *w = &a->weight;
+    const int in_blocks = w->format >= LL_DTYPES;
     const size_t tiles = tile_count(a->M), K = w->K, size = ll_dtype_size(w->format);
     const size_t K_packed = ll_panel_rows(K, w->format);
     const int by_rows = !w->packed && w->n_stride == (ptrdiff_t)size;
     if (ll_few_rows(a)) {
         few_rows(a, x, tile_begin, tile_end, panel_begin * LL_PANEL, ll_least(panel_end * LL_PANEL, w->N));
+        return;
+    }
+    if (in_blocks && a->M == 1) {
+        linear_rows[w->format](a, x, panel_begin, panel_end);
         return;
     }
     /* blocks of tiles as even as can be: each reads the weight once more */
@@ -168,7 +128,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
         const size_t block_end = ll_least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
-        const int direct = w->packed && (count == 1 || w->format == LL_F32);
+        const int direct = w->packed && !in_blocks && (count == 1 || w->format == LL_F32);
         const size_t depth = count == 1 && direct ? K : LINEAR_DEPTH;
         const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
@@ -181,11 +141,11 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                     pack_fetch(w, panel, panels, k, kc, room);
                 for (size_t p = 0; p < panels; p += together) {
                     const char *packed = (const char *)w->data + ((panel + p) * K_packed + k) * LL_PANEL * size;
-                    linear_part part = {.args = a, .kc = kc, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
-                                        .b = direct ? packed : (const char *)room + p * kc * LL_PANEL * sizeof(float),
-                                        .b_panel = (direct ? K_packed : kc) * LL_PANEL, .ahead = (const char *)x,
-                                        .sums_panel = rows * LL_PANEL, .m = m};
-                    part.sums = sums + p * part.sums_panel;
+                    linear_part part = {
+                        .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
+                               .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
+                        .kc = kc, .b = direct ? packed : (const char *)room + p * kc * LL_PANEL * sizeof(float),
+                        .b_panel = (direct ? K_packed : kc) * LL_PANEL, .ahead = (const char *)x};
                     if (direct && count > 1) { /* the tiles share the calls for what comes after */
                         const ptrdiff_t whole = (ptrdiff_t)(K_packed * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
                         part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
@@ -202,19 +162,19 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                             part.ahead = (const char *)w->data + (ptrdiff_t)k_next * w->k_stride + next * LL_PANEL * size;
                             part.ahead_k = (size_t)w->k_stride;
                             part.ahead_panel = LL_PANEL * size;
-                        } else if (w->packed) {
+                        } else if (w->packed && !in_blocks) {
                             part.ahead = (const char *)w->data + (next * K_packed + k_next) * LL_PANEL * size;
                             part.ahead_k = LL_PANEL * size / count;
                             part.ahead_panel = K_packed * LL_PANEL * size;
                         }
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
-                        const size_t R = tile_row(tile + 1, tiles, a->M) - part.m;
-                        part.x = x + part.m * K + k * R;
-                        part.again = tile + 1 < block_end && last;
+                        const size_t R = tile_row(tile + 1, tiles, a->M) - part.at.m;
+                        part.x = x + part.at.m * K + k * R;
+                        part.at.again = tile + 1 < block_end && last;
                         linear_tiles[R - 1][direct ? w->format : LL_F32](&part, now);
-                        part.m += R;
-                        part.sums += R * LL_PANEL;
+                        part.at.m += R;
+                        part.at.sums += R * LL_PANEL;
                         if (by_rows)
                             part.ahead = (const char *)x, part.ahead_k = part.ahead_panel = 0;
                         part.ahead += part.ahead_k * kc;

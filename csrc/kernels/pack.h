@@ -11,7 +11,7 @@
 #ifndef LL_PACK_H
 #define LL_PACK_H
 
-#include "tile.h"
+#include "blocks.h"
 #include "table.h"
 
 /* Panels that are packed together: a row of the weight is some cache lines. */
@@ -19,10 +19,10 @@
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
-static size_t LL_SYMBOL(pack_tiles)(size_t M) { return tile_count(M); }
+LL_NOINLINE size_t LL_SYMBOL(pack_tiles)(size_t M) { return tile_count(M); }
 
 /* Tiles [begin, end) of x: tile i, of R rows from row m on, is [K][R] float32 at packed + m * K. */
-static void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end)
+LL_NOINLINE void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end)
 {
     const size_t tiles = tile_count(a->M), K = a->weight.K;
     for (size_t tile = begin; tile < end; tile++) {
@@ -141,7 +141,7 @@ LL_INLINE void pack_panels(const ll_weight *w, int from, size_t panel, size_t pa
 }
 
 /* Panels [begin, end) of a weight, packed as dtype. */
-static void LL_SYMBOL(pack)(const ll_weight *w, int dtype, char *packed, size_t begin, size_t end)
+LL_NOINLINE void LL_SYMBOL(pack)(const ll_weight *w, int dtype, char *packed, size_t begin, size_t end)
 {
     const size_t to_panel = ll_panel_rows(w->K, dtype) * LL_PANEL;
     for (size_t panel = begin; panel < end; panel += PACK_GROUP) {
@@ -185,6 +185,10 @@ LL_INLINE void pack_fetch(const ll_weight *w, size_t panel, size_t panels, size_
             pack_widen((const char *)w->data + ((panel + p) * rows + k) * LL_PANEL * size, type, kc, room + p * to_panel);
     LL_CASE(LL_F32) LL_CASE(LL_F16) LL_CASE(LL_BF16)
 #undef LL_CASE
+    if (w->format >= LL_DTYPES)
+        for (size_t p = 0; p < panels; p++)
+            blocks_wideners[w->format]((const char *)w->data + (panel + p) * ll_panel_bytes(w->K, w->format), w->K, k, kc,
+                                       room + p * to_panel);
 }
 
 #endif

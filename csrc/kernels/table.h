@@ -80,6 +80,11 @@ typedef struct ll_kernels {
     size_t (*linear_floats)(const ll_linear_args *a);
     void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
                    size_t panel_end, float *workspace);
+    /* kernels/integers.h: the same in 16-bit integers: tiles of x; floats; the product */
+    void (*pack_integers)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
+    size_t (*integers_floats)(const ll_linear_args *a);
+    void (*linear_int16)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
+                         size_t panel_end, float *workspace);
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
     /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of a unit's workspace; rows into chunks; units
      * [begin, end), whose groups are among those from `groups` on */

@@ -423,11 +423,11 @@ LL_NOINLINE void unary_widened(ll_unary_kernel function, const void *x, void *y,
             pair_store(y, j, n, LL_F32, v);                                                                             \
         }                                                                                                               \
     }                                                                                                                   \
-    static void LL_SYMBOL(name##_f16)(const void *x, void *y, size_t n)                                                 \
+    LL_NOINLINE void LL_SYMBOL(name##_f16)(const void *x, void *y, size_t n)                                                 \
     {                                                                                                                   \
         unary_widened(LL_SYMBOL(name##_f32), x, y, n, LL_F16);                                                          \
     }                                                                                                                   \
-    static void LL_SYMBOL(name##_bf16)(const void *x, void *y, size_t n)                                                \
+    LL_NOINLINE void LL_SYMBOL(name##_bf16)(const void *x, void *y, size_t n)                                                \
     {                                                                                                                   \
         unary_widened(LL_SYMBOL(name##_f32), x, y, n, LL_BF16);                                                         \
     }

@@ -1,5 +1,6 @@
 /* ops/linear.c: packs x into tiles, then splits the panels of the weight (or, where those are few, the tiles) over
  * threads. */
+#include "../formats.h"
 #include "../kernels/table.h"
 
 /* Multiplications a thread must have to be worth waking: some 10 us of work. Fewer rows than GRAIN_ROWS take as long as so
@@ -22,6 +23,8 @@
 typedef struct linear_job {
     const ll_linear_args *args;
     const ll_kernels *kernels;
+    void (*pack_x)(const ll_linear_args *, float *, size_t, size_t);
+    void (*linear)(const ll_linear_args *, const float *, size_t, size_t, size_t, size_t, float *);
     float *x;     /* in tiles */
     char *packed; /* where the weight is packed first, or NULL */
     ll_linear_args with_packed;
@@ -32,13 +35,14 @@ typedef struct linear_job {
 /* One row of contiguous float32 is a tile as it lies, at whole floats: tiles are read as floats. */
 static int x_is_packed(const ll_linear_args *a)
 {
-    return a->M == 1 && a->dtype == LL_F32 && (uintptr_t)a->x % sizeof(float) == 0;
+    return a->weight.compute == LL_FLOAT32 && a->M == 1 && a->dtype == LL_F32 && (uintptr_t)a->x % sizeof(float) == 0;
 }
 
 /* Many rows read the weight several times: it is packed first. */
 static int weight_is_packed_first(const ll_linear_args *a) { return !a->weight.packed && a->M > PACK_ROWS; }
 
-/* x in tiles, the weight packed; whole lines too. */
+/* x in tiles, the weight packed; whole lines too. Integers with their sums and scales take less than float32, from a block's
+ * values on. */
 static size_t x_bytes(const ll_linear_args *a)
 {
     return x_is_packed(a) ? 0 : (a->M * a->weight.K * sizeof(float) + 63) / 64 * 64;
@@ -53,7 +57,8 @@ static size_t packed_bytes(const ll_linear_args *a)
 static ll_workspaces workspaces_of(const ll_linear_args *a, const ll_kernels *kernels)
 {
     const size_t tiles = kernels->pack_tiles(a->M), panels = ll_panels(a->weight.N);
-    return (ll_workspaces){.floats = (kernels->linear_floats(a) + 15) / 16 * 16,
+    const size_t floats = (a->weight.compute == LL_INT16 ? kernels->integers_floats : kernels->linear_floats)(a);
+    return (ll_workspaces){.floats = (floats + 15) / 16 * 16,
                            .threads = (int)ll_least((size_t)llorch_get_num_threads(), tiles > panels ? tiles : panels)};
 }
 
@@ -71,7 +76,7 @@ size_t ll_linear_scratch(const ll_linear_args *a)
 static void pack_x_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
-    job->kernels->pack_x(job->args, job->x, begin, end);
+    job->pack_x(job->args, job->x, begin, end);
 }
 
 static void panels_task(void *context, size_t begin, size_t end)
@@ -80,12 +85,12 @@ static void panels_task(void *context, size_t begin, size_t end)
     int slot = 0;
     float *workspace = ll_workspace_take(&job->workspaces, &slot);
     if (!job->packed)
-        job->kernels->linear(job->args, job->x, 0, job->tiles, begin, end, workspace);
+        job->linear(job->args, job->x, 0, job->tiles, begin, end, workspace);
     else
         for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
             size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
             job->kernels->pack(&job->args->weight, LL_F32, job->packed, panel, stop);
-            job->kernels->linear(&job->with_packed, job->x, 0, job->tiles, panel, stop, workspace);
+            job->linear(&job->with_packed, job->x, 0, job->tiles, panel, stop, workspace);
         }
     ll_workspace_give(&job->workspaces, slot);
 }
@@ -101,7 +106,7 @@ static void tiles_task(void *context, size_t begin, size_t end)
     linear_job *job = context;
     int slot = 0;
     float *workspace = ll_workspace_take(&job->workspaces, &slot);
-    job->kernels->linear(job->packed ? &job->with_packed : job->args, job->x, begin, end, 0, job->panels, workspace);
+    job->linear(job->packed ? &job->with_packed : job->args, job->x, begin, end, 0, job->panels, workspace);
     ll_workspace_give(&job->workspaces, slot);
 }
 
@@ -112,6 +117,8 @@ int ll_linear(const ll_linear_args *a)
         return 0;
     const ll_kernels *kernels = ll_table();
     linear_job job = {.args = a, .kernels = kernels, .panels = ll_panels(N), .workspaces = workspaces_of(a, kernels)};
+    job.pack_x = a->weight.compute == LL_INT16 ? kernels->pack_integers : kernels->pack_x;
+    job.linear = a->weight.compute == LL_INT16 ? kernels->linear_int16 : kernels->linear;
     const int threads = job.workspaces.threads;
     const size_t scratch_bytes = scratch_of(a, &job.workspaces);
     char *scratch = NULL;

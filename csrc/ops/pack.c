@@ -1,7 +1,7 @@
 /* ops/pack.c: weights into panels, and out of them again. */
 #include <string.h>
 
-#include "../formats.h"
+#include "../blocks.h"
 #include "../kernels/table.h"
 
 /* From so many values on, packing is shared. */
@@ -44,7 +44,10 @@ static void pack_blocks(const pack_job *job, size_t begin, size_t end)
 static void pack_task(void *context, size_t begin, size_t end)
 {
     const pack_job *job = context;
-    if (job->from->format >= LL_DTYPES)
+    if (job->from->format == job->format && job->format >= LL_DTYPES)
+        for (size_t panel = begin; panel < end; panel++)
+            ll_blocks_pack(job->from, panel, job->to + panel * ll_panel_bytes(job->from->K, job->format));
+    else if (job->from->format >= LL_DTYPES)
         pack_blocks(job, begin, end);
     else
         job->kernels->pack(job->from, job->format, job->to, begin, end);
@@ -52,7 +55,7 @@ static void pack_task(void *context, size_t begin, size_t end)
 
 size_t ll_packed_bytes(size_t K, size_t N, int format)
 {
-    return ll_whole_panels(N) * ll_panel_rows(K, format) * ll_dtype_size(format);
+    return ll_panels(N) * ll_panel_bytes(K, format);
 }
 
 void ll_pack(const ll_weight *from, int format, void *to)
@@ -66,6 +69,10 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
     const size_t size = ll_dtype_size(w->format);
     const char *from = w->data;
     ptrdiff_t stride = w->k_stride;
+    if (w->format >= LL_DTYPES && w->packed) {
+        ll_blocks_column(w, n, 0, w->K, y);
+        return;
+    }
     if (w->format >= LL_DTYPES) {
         ll_dequantize_row(from + (ptrdiff_t)n * w->n_stride, w->format, w->K, y);
         return;
@@ -102,6 +109,15 @@ void ll_packed_column(const ll_weight *w, size_t n, float *y) { ll_weight_column
 void ll_packed_row(const ll_weight *w, size_t k, float *y)
 {
     const ll_kernels *kernels = ll_table();
+    if (w->format >= LL_DTYPES) {
+        const size_t values = ll_formats[w->format].values;
+        for (size_t n = 0; n < w->N; n++) {
+            float block[LL_BLOCK_VALUES];
+            ll_blocks_column(w, n, k / values * values, values, block);
+            y[n] = block[k % values];
+        }
+        return;
+    }
     const size_t size = ll_dtype_size(w->format), together = w->format == LL_BF16 ? 2 : 1;
     const size_t to_panel = ll_panel_rows(w->K, w->format) * LL_PANEL;
     for (size_t n = 0; n < w->N; n += LL_PANEL) {

@@ -1,7 +1,7 @@
 """linear, PackedLinear."""
 
 cdef extern from "llorch.h" nogil:
-    int LL_NONE
+    int LL_NONE, LL_FLOAT32, LL_INT16
     ctypedef struct ll_linear_args:
         const void *x
         ll_weight weight
@@ -112,7 +112,7 @@ cdef int _take_weight(Operand *o, ll_weight *w, weight, bint transposed, list ke
             raise ValueError(f"weight has shape {_shape(o)}, at most {LL_MAX_ROW} (2**24) rows and columns are specified")
     w.data = o.data
     w.format = o.dtype
-    w.packed = 0
+    w.packed, w.compute = 0, LL_FLOAT32
     w.K = o.shape[transposed]
     w.N = o.shape[not transposed]
     w.k_stride = o.strides[transposed]
@@ -185,9 +185,37 @@ cdef int _format(dtype) except -1:
     raise ValueError(f"dtype must be 'float32', 'bfloat16' or 'float16', got {dtype!r}")
 
 
+cdef int _kept(dtype) except -1:
+    """How a packed weight is kept: a type, or a format of blocks by its name in lower case."""
+    cdef int i
+    if isinstance(dtype, str):
+        for i in range(LL_F32, LL_FORMATS):
+            if i not in (LL_F32, LL_F16, LL_BF16) and dtype == ll_formats[i].name.decode().lower():
+                return i
+    try:
+        return _format(dtype)
+    except ValueError:
+        raise ValueError(f"dtype must be {', '.join([repr(_kept_name(i)) for i in range(LL_FORMATS)])}, got {dtype!r}") from None
+
+
+cdef str _kept_name(int format):
+    return _dtype_name(format) if format in (LL_F32, LL_F16, LL_BF16) else ll_formats[format].name.decode().lower()
+
+
+cdef int _compute(compute, int format) except -1:
+    """How products are made with a weight that is kept so."""
+    if compute == "float32":
+        return LL_FLOAT32
+    if compute != "int16":
+        raise ValueError(f"compute must be 'float32' or 'int16', got {compute!r}")
+    if format in (LL_F32, LL_F16, LL_BF16, LL_MXFP4):
+        raise ValueError(f"compute='int16' needs a weight of integers in blocks, such as 'q8_0', not {_kept_name(format)!r}")
+    return LL_INT16
+
+
 cdef void _set_blocks(ll_weight *w, int kind) noexcept:
     """A weight (K, N) that lies as GGUF files store it: N rows of blocks."""
-    w.format, w.packed = kind, 0
+    w.format, w.packed, w.compute = kind, 0, LL_FLOAT32
     w.k_stride = ll_formats[kind].bytes  # of F32, F16 and BF16; a block's values have none
     w.n_stride = w.K // ll_formats[kind].values * ll_formats[kind].bytes
 
@@ -203,7 +231,11 @@ cdef class PackedLinear:
         Copied, as float32.
     dtype : "float32", "bfloat16" or "float16"
         How the packed weight is kept. 16-bit weights stay 16 bits in memory and widen exactly in registers. A wider
-        weight is rounded once, to nearest even, when it is packed; products have the bits of `linear` on that.
+        weight is rounded once, to nearest even, when it is packed; products have the bits of `linear` on that. Weights in
+        blocks come by `from_blocks`.
+    compute : "float32" or "int16"
+        How products are made. "int16" is another function, of weights in blocks of integers alone, and faster: x becomes
+        16-bit integers, 128 together, and sums of products are exact (`llorch.reference.linear_int16`).
     transposed : bool
         weight is (N, K), one row for each output, as PyTorch's Linear and an embedding store it.
 
@@ -226,20 +258,21 @@ cdef class PackedLinear:
     cdef void *_packed
     cdef readonly object bias
 
-    def __init__(self, weight, bias=None, *, dtype="float32", transposed=False):
+    def __init__(self, weight, bias=None, *, dtype="float32", transposed=False, compute="float32"):
         cdef Operand oweight
         cdef ll_weight w
         cdef list keep = []
-        cdef int format = _format(dtype)
+        cdef int format = _kept(dtype), made = _compute(compute, format)
         _clear(&oweight)
         try:
             _take_weight(&oweight, &w, weight, transposed, keep)
             self._pack(&w, bias, format)
+            self._weight.compute = made
         finally:
             _drop(&oweight)
 
     @classmethod
-    def from_blocks(cls, data, format, K, N, bias=None, *, dtype="float32"):
+    def from_blocks(cls, data, format, K, N, bias=None, *, dtype=None, compute="float32"):
         """A PackedLinear (K, N) of a weight as GGUF files store it: N rows of blocks along K.
 
         Parameters
@@ -250,8 +283,11 @@ cdef class PackedLinear:
             As `dequantize` has it. K is a multiple of its block's values.
         K, N : int
             What a product takes and gives: the file's shape is (N, K).
-        bias, dtype
-            As in the class. float32 keeps every value; 16 bits round it once.
+        bias, compute
+            As in the class.
+        dtype : str, optional
+            None keeps the blocks as they are: their bits in panels, whose values are widened when a product needs them.
+            "float32" keeps every value; 16 bits round it once.
 
         Raises
         ------
@@ -260,8 +296,9 @@ cdef class PackedLinear:
         """
         cdef Py_buffer view
         cdef ll_weight w
-        cdef int kind = _storage(format), kept = _format(dtype)
+        cdef int kind = _storage(format), kept = kind if dtype is None else _kept(dtype)
         cdef PackedLinear packed = cls.__new__(cls)
+        packed._weight.compute = _compute(compute, kept)
         w.K = _natural(K, "K", 0)
         w.N = _natural(N, "N", 0)
         if w.K % ll_formats[kind].values:
@@ -277,6 +314,7 @@ cdef class PackedLinear:
         return packed
 
     cdef int _pack(self, const ll_weight *w, bias, int format) except -1:
+        _check_packing(w, format)
         cdef Operand obias
         cdef const float *b
         cdef void *packed = NULL
@@ -328,7 +366,11 @@ cdef class PackedLinear:
 
     @property
     def dtype(self):
-        return _dtype_name(self._weight.format)
+        return _kept_name(self._weight.format)
+
+    @property
+    def compute(self):
+        return "int16" if self._weight.compute == LL_INT16 else "float32"
 
     @property
     def nbytes(self):
@@ -336,6 +378,7 @@ cdef class PackedLinear:
 
     def __repr__(self):
         return (f"PackedLinear({self._weight.K}, {self._weight.N}, dtype={self.dtype!r}"
+                f"{', compute=' + repr(self.compute) if self._weight.compute != LL_FLOAT32 else ''}"
                 f"{'' if self.bias is None else ', bias'})")
 
     def __reduce__(self):
@@ -385,12 +428,24 @@ cdef size_t _index(value, str name, size_t length, str what) except? 0:
 # ---- a packed weight in parts ---------------------------------------------------------------------------------
 
 
-def _packed_reserve(K, N, dtype):
+cdef int _check_packing(const ll_weight *w, int format) except -1:
+    """Whether a weight can be kept in this format."""
+    if format not in (LL_F32, LL_F16, LL_BF16) and format != w.format:
+        raise ValueError(f"a weight of {_kept_name(w.format)} can't be kept as {_kept_name(format)!r}: llorch.quantize makes "
+                         f"its blocks, from_blocks takes them")
+    return 0
+
+
+def _packed_reserve(K, N, dtype, compute="float32"):
     """A PackedLinear of this size whose columns are still to be filled in, by `_packed_fill`."""
     cdef PackedLinear packed = PackedLinear.__new__(PackedLinear)
     cdef ll_weight *w = &packed._weight
     w.K, w.N = _natural(K, "K", 0), _natural(N, "N", 0)
-    w.format, w.packed = _format(dtype), 1
+    w.format, w.packed = _kept(dtype), 1
+    w.compute = _compute(compute, w.format)
+    if w.K % ll_formats[w.format].values:
+        raise ValueError(f"K is {w.K}, it must be a multiple of {ll_formats[w.format].values}, the values of a block of "
+                         f"{_kept_name(w.format)}")
     w.k_stride = w.n_stride = 0
     packed._packed = ll_memory_new(ll_packed_bytes(w.K, w.N, w.format))
     if packed._packed == NULL:
@@ -411,6 +466,7 @@ def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed):
         _take_weight(&o, &w, weight, transposed, keep)
         if w.K != packed._weight.K or first % LL_PANEL or first + w.N > packed._weight.N:
             raise ValueError(f"weight has shape {_shape(&o)}, it doesn't fit {packed!r} at column {first}")
+        _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(w.K, first, packed._weight.format)
         with nogil:
             ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
@@ -431,6 +487,7 @@ def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
     _take_bytes(&view, blocks, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
     try:
         w.data = view.buf
+        _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(w.K, first, packed._weight.format)
         with nogil:
             ll_pack(&w, packed._weight.format, <char *>packed._packed + at)

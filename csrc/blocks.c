@@ -1,0 +1,195 @@
+/* blocks.c: blocks as files have them into panels as kernels read them (formats.h), and out again.
+ *
+ * Every bit of a block goes to its place, nothing is computed with them. Plain C, compiled once: eight values at a time are
+ * the bytes of a word of 64 bits, whose fields are pushed together by shifts.
+ * Cost: some 2 operations a value; a group of a panel stays in the first cache while its 16 columns are filled in.
+ * Tests: tests/kernels/test_blocks.py. */
+#include <string.h>
+
+#include "blocks.h"
+
+/* Fields of `bits` bits, 16 apart, side by side. */
+static uint32_t together(uint64_t x, unsigned bits)
+{
+    const uint64_t pair = ((uint64_t)1 << 2 * bits) - 1;
+    x = (x | x >> (16 - bits)) & (pair | pair << 32);
+    return (uint32_t)(x | x >> (32 - 2 * bits));
+}
+
+/* Bits [first, first + bits) of 32 values as a plane: a column's words, a line apart. */
+static void plane_write(const uint8_t *q, unsigned first, unsigned bits, char *to)
+{
+    const uint64_t fields = (((uint64_t)1 << bits) - 1) * 0x0001000100010001;
+    const uint32_t half = bits == 8 ? 0xffff : ((uint32_t)1 << 4 * bits) - 1;
+    const unsigned eights = bits == 8 ? 1 : 4 / bits; /* of values in a word; 8 bits: half of them */
+    uint32_t even = 0, odd = 0, word;
+    for (unsigned i = 0; i < 4; i++) {
+        uint64_t x;
+        memcpy(&x, q + 8 * i, sizeof x);
+        const uint32_t e = together(x >> first & fields, bits), o = together(x >> (8 + first) & fields, bits);
+        const unsigned at = 4 * bits * (i % eights);
+        even |= (e & half) << at, odd |= (o & half) << at;
+        if (i % eights + 1 < eights)
+            continue;
+        word = even | odd << 16, even = odd = 0;
+        memcpy(to, &word, sizeof word);
+        to += LL_PANEL * sizeof word;
+        if (bits == 8) {
+            word = e >> 16 | (o & 0xffff0000);
+            memcpy(to, &word, sizeof word);
+            to += LL_PANEL * sizeof word;
+        }
+    }
+}
+
+/* The same back: adds the plane's bits to q. */
+static void plane_read(const char *from, unsigned first, unsigned bits, uint8_t *q)
+{
+    const unsigned values = 32 / bits;
+    for (unsigned k = 0; k < LL_RUN; k++) {
+        uint32_t word;
+        memcpy(&word, from + k / values * LL_PANEL * sizeof word, sizeof word);
+        q[k] |= (uint8_t)((word >> (bits * (k % values / 2) + 16 * (k % 2)) & ((1u << bits) - 1)) << first);
+    }
+}
+
+/* ---- heads ------------------------------------------------------------------------------------------- */
+
+/* Where the words of a K-quant's head are: sub-block s of `what` has `bits` bits of it, from bit `first` on, in a word. */
+typedef struct head_field {
+    unsigned char word, bits, first, at; /* the first word; bits of a factor from `first` on; the place of sub-block 0's */
+} head_field;
+
+typedef struct head_layout {
+    head_field sc[2], mn[2]; /* lower and upper bits; bits = 0 for none */
+} head_layout;
+
+static const head_layout head_layouts[LL_FORMATS] = {
+    [LL_Q2_K] = {{{0, 4, 0, 0}, {0, 0, 0, 0}}, {{2, 4, 0, 0}, {0, 0, 0, 0}}},
+    [LL_Q3_K] = {{{0, 4, 0, 0}, {2, 2, 4, 0}}, {{0, 0, 0, 0}, {0, 0, 0, 0}}},
+    [LL_Q4_K] = {{{0, 4, 0, 0}, {2, 2, 4, 0}}, {{1, 4, 0, 0}, {2, 2, 4, 16}}},
+    [LL_Q5_K] = {{{0, 4, 0, 0}, {2, 2, 4, 0}}, {{1, 4, 0, 0}, {2, 2, 4, 16}}},
+    [LL_Q6_K] = {{{0, 8, 0, 0}, {0, 0, 0, 0}}, {{0, 0, 0, 0}, {0, 0, 0, 0}}},
+};
+
+static void field_write(const head_field *f, const uint8_t *factors, size_t subs, char *words)
+{
+    if (!f->bits)
+        return;
+    for (size_t s = 0; s < subs; s++) {
+        const size_t at = f->at + f->bits * s;
+        char *place = words + (f->word + at / 32) * LL_PANEL * sizeof(uint32_t);
+        uint32_t word;
+        memcpy(&word, place, sizeof word);
+        word |= (uint32_t)(factors[s] >> f->first & ((1u << f->bits) - 1)) << at % 32;
+        memcpy(place, &word, sizeof word);
+    }
+}
+
+static void field_read(const head_field *f, uint8_t *factors, size_t subs, const char *words)
+{
+    if (!f->bits)
+        return;
+    for (size_t s = 0; s < subs; s++) {
+        const size_t at = f->at + f->bits * s;
+        uint32_t word;
+        memcpy(&word, words + (f->word + at / 32) * LL_PANEL * sizeof word, sizeof word);
+        factors[s] |= (uint8_t)((word >> at % 32 & ((1u << f->bits) - 1)) << f->first);
+    }
+}
+
+/* Block i of a group, column `column`: its part of the head. A K-quant's head is 0 before. */
+static void head_write(char *head, int format, const ll_block *b, size_t i, size_t column)
+{
+    const ll_format *f = &ll_formats[format];
+    if (format == LL_MXFP4) {
+        head[i * LL_PANEL + column] = (char)b->d;
+        return;
+    }
+    if (f->values == LL_RUN) {
+        head += i * (f->minimum ? 2 : 1) * LL_PANEL * sizeof b->d;
+    } else {
+        const head_layout *layout = &head_layouts[format];
+        char *words = head + 2 * LL_PANEL * sizeof b->d + column * sizeof(uint32_t);
+        for (int part = 0; part < 2; part++) {
+            field_write(&layout->sc[part], b->sc, f->values / f->sub, words);
+            field_write(&layout->mn[part], b->mn, f->values / f->sub, words);
+        }
+    }
+    memcpy(head + column * sizeof b->d, &b->d, sizeof b->d);
+    if (f->minimum)
+        memcpy(head + (LL_PANEL + column) * sizeof b->m, &b->m, sizeof b->m);
+}
+
+static void head_read(const char *head, int format, ll_block *b, size_t i, size_t column)
+{
+    const ll_format *f = &ll_formats[format];
+    if (format == LL_MXFP4) {
+        b->d = (uint8_t)head[i * LL_PANEL + column];
+        return;
+    }
+    if (f->values == LL_RUN) {
+        head += i * (f->minimum ? 2 : 1) * LL_PANEL * sizeof b->d;
+    } else {
+        const head_layout *layout = &head_layouts[format];
+        const char *words = head + 2 * LL_PANEL * sizeof b->d + column * sizeof(uint32_t);
+        for (int part = 0; part < 2; part++) {
+            field_read(&layout->sc[part], b->sc, f->values / f->sub, words);
+            field_read(&layout->mn[part], b->mn, f->values / f->sub, words);
+        }
+    }
+    memcpy(&b->d, head + column * sizeof b->d, sizeof b->d);
+    if (f->minimum)
+        memcpy(&b->m, head + (LL_PANEL + column) * sizeof b->m, sizeof b->m);
+}
+
+/* ---- panels ------------------------------------------------------------------------------------------ */
+
+void ll_blocks_pack(const ll_weight *w, size_t panel, char *to)
+{
+    const ll_format *f = &ll_formats[w->format];
+    const size_t most = ll_group_values(w->format), run_bytes = ll_run_bytes(w->format);
+    const size_t first = panel * LL_PANEL, columns = ll_least(LL_PANEL, w->N - first);
+    const char *from = (const char *)w->data + (ptrdiff_t)first * w->n_stride;
+    for (size_t k = 0; k < w->K; k += most) {
+        const size_t values = ll_least(most, w->K - k), blocks = values / f->values;
+        char *runs = to + ll_head_bytes(w->format, values / LL_RUN);
+        memset(to, 0, columns < LL_PANEL ? ll_group_bytes(w->format, values) : (size_t)(runs - to));
+        for (size_t column = 0; column < columns; column++) {
+            const char *block = from + (ptrdiff_t)column * w->n_stride + k / f->values * f->bytes;
+            for (size_t i = 0; i < blocks; i++, block += f->bytes) {
+                ll_block b;
+                ll_block_read(block, w->format, &b);
+                head_write(to, w->format, &b, i, column);
+                for (size_t j = 0; j < f->values; j += LL_RUN) {
+                    char *run = runs + (i * f->values + j) / LL_RUN * run_bytes + column * sizeof(uint32_t);
+                    plane_write(b.q + j, 0, f->low, run);
+                    if (f->high)
+                        plane_write(b.q + j, f->low, f->high, run + f->low * LL_PANEL * sizeof(uint32_t));
+                }
+            }
+        }
+        to += ll_group_bytes(w->format, values);
+    }
+}
+
+void ll_blocks_column(const ll_weight *w, size_t n, size_t k, size_t count, float *y)
+{
+    const ll_format *f = &ll_formats[w->format];
+    const size_t most = ll_group_values(w->format), run_bytes = ll_run_bytes(w->format), column = n % LL_PANEL;
+    const char *panel = (const char *)w->data + n / LL_PANEL * ll_panel_bytes(w->K, w->format);
+    for (size_t end = k + count; k < end; k += f->values, y += f->values) {
+        const size_t group = k / most * most, values = ll_least(most, w->K - group);
+        const char *head = panel + k / most * ll_group_bytes(w->format, most);
+        ll_block b = {0};
+        head_read(head, w->format, &b, (k - group) / f->values, column);
+        for (size_t j = 0; j < f->values; j += LL_RUN) {
+            const char *run = head + ll_head_bytes(w->format, values / LL_RUN) + (k - group + j) / LL_RUN * run_bytes;
+            run += column * sizeof(uint32_t);
+            plane_read(run, 0, f->low, b.q + j);
+            if (f->high)
+                plane_read(run + f->low * LL_PANEL * sizeof(uint32_t), f->low, f->high, b.q + j);
+        }
+        ll_block_values(&b, w->format, y);
+    }
+}

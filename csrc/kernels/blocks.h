@@ -1,0 +1,184 @@
+/* blocks.h: what kernels read of packed weights in blocks (the layout: formats.h): integers, scales, values.
+ *
+ *   a value is D (q - offset), or D q + M; MXFP4: D times a number of a table
+ *
+ * Order:    none, every value is for itself.
+ * Rounding: D, M and D (q - offset) are exact; fma(D, q, M) rounds once, as D q is exact.
+ * Edges:    whatever D and M are: infinities and NaNs give what the products give. Columns past N are blocks of zeros.
+ * Cost:     a value takes a mask, a subtraction and a product; odd k share a shift. q becomes a float by standing in the fraction
+ *           of one whose last bits have the place of q's first: no conversion. A pair of integers takes a shift and a mask.
+ * Oracle:   llorch.reference.dequantize. Tests: tests/kernels/test_blocks.py.
+ */
+#ifndef LL_BLOCKS_KERNEL_H
+#define LL_BLOCKS_KERNEL_H
+
+#include "../formats.h"
+#include "tile.h"
+
+/* X(name, format) of every format of blocks; of those whose values are integers times a scale. */
+#define LL_EACH_INTEGERS(X) \
+    X(q8_0, LL_Q8_0) X(q4_0, LL_Q4_0) X(q4_1, LL_Q4_1) X(q5_0, LL_Q5_0) X(q5_1, LL_Q5_1) X(q2_k, LL_Q2_K) \
+    X(q3_k, LL_Q3_K) X(q4_k, LL_Q4_K) X(q5_k, LL_Q5_K) X(q6_k, LL_Q6_K)
+#define LL_EACH_BLOCKS(X) LL_EACH_INTEGERS(X) X(mxfp4, LL_MXFP4)
+
+/* Before a loop over the values of a run: shifts by constants. Plain C, whose fma is long, keeps its loops. */
+#if LL_TILE_ROWS == 2
+#define BLOCKS_UNROLL(n)
+#else
+#define BLOCKS_UNROLL(n) LL_UNROLL_BY(n)
+#endif
+
+/* Bytes from word to word of a plane. */
+#define BLOCKS_LINE (LL_PANEL * sizeof(uint32_t))
+
+/* v moved so that bit `from` comes to bit `to`. */
+LL_INLINE vi blocks_move(vi v, unsigned from, unsigned to)
+{
+    return from > to ? vi_shr(v, from - to) : from < to ? vi_shl(v, to - from) : v;
+}
+
+/* Integers 2 j and 2 j + 1 of a run as pairs of 16 bits; run: at the vector's first column. */
+LL_INLINE vi blocks_pair(const char *run, unsigned j, int format)
+{
+    const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
+    const unsigned at = low * (j % (16 / low)), mask = (1u << low) - 1;
+    vi q = vi_load(run + j / (16 / low) * BLOCKS_LINE);
+    q = at + low == 16 ? vi_shr16(q, at) : vi_and(blocks_move(q, at, 0), vi_set1((int32_t)(mask | mask << 16)));
+    if (high) {
+        const unsigned pairs = 16 / high, upper = ((1u << high) - 1) << low;
+        const vi h = vi_load(run + (low + j / pairs) * BLOCKS_LINE);
+        q = vi_and_or(blocks_move(h, high * (j % pairs), low), vi_set1((int32_t)(upper | upper << 16)), q);
+    }
+    return q;
+}
+
+/* Integer i of a run, less the offset, as float32; of MXFP4 the number in its table. */
+LL_INLINE vf blocks_integer(const char *run, unsigned i, int format)
+{
+    static const float twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* as formats.c has it */
+    const unsigned low = ll_formats[format].low, high = ll_formats[format].high, j = i / 2, odd = i % 2 * 16;
+    const unsigned at = low * (j % (16 / low)); /* in the word, or in its upper half */
+    const vi word = vi_load(run + j / (16 / low) * BLOCKS_LINE);
+    if (format == LL_MXFP4)
+        return vf_lookup(twice, blocks_move(word, odd + at, 0));
+    vi bits = vi_and_or(blocks_move(word, odd, 0), vi_set1((int32_t)(((1u << low) - 1) << at)),
+                        vi_set1((int32_t)((150 - at) << 23)));
+    if (high) {
+        const unsigned pairs = 16 / high;
+        const vi h = vi_load(run + (low + j / pairs) * BLOCKS_LINE);
+        bits = vi_and_or(blocks_move(h, odd + high * (j % pairs), at + low),
+                         vi_set1((int32_t)(((1u << high) - 1) << (at + low))), bits);
+    }
+    return vf_sub(vi_as_vf(bits), vf_set1((float)((1u << (23 - at)) + ll_formats[format].offset)));
+}
+
+/* `bits` bits from bit `at` on of the words of a head, and what they are as float32. */
+LL_INLINE vi blocks_field(const char *words, size_t at, unsigned bits)
+{
+    const vi word = vi_load(words + at / 32 * BLOCKS_LINE);
+    return vi_and(vi_shr(word, (unsigned)(at % 32)), vi_set1((1 << bits) - 1));
+}
+
+/* D and M of sub-block s of a group, for the vector of columns from `column` on. */
+LL_INLINE void blocks_scale(const char *head, size_t s, size_t column, int format, vf *D, vf *M)
+{
+    const int minimum = ll_formats[format].minimum;
+    if (format == LL_MXFP4) { /* 2^(e - 128): the exponent's bits are e - 1, or a subnormal */
+        float d[LL_VL];
+        for (size_t l = 0; l < LL_VL; l++) {
+            const uint32_t e = (unsigned char)head[s * LL_PANEL + column + l];
+            const uint32_t bits = e > 1 ? (e - 1) << 23 : (uint32_t)0x200000 << e;
+            memcpy(d + l, &bits, sizeof bits);
+        }
+        *D = vf_load(d);
+        return;
+    }
+    if (ll_formats[format].values == LL_RUN) {
+        head += s * (minimum ? 2 : 1) * LL_PANEL * sizeof(uint16_t) + column * sizeof(uint16_t);
+        *D = vf_load_f16(head);
+        if (minimum)
+            *M = vf_load_f16(head + LL_PANEL * sizeof(uint16_t));
+        return;
+    }
+    const char *words = head + BLOCKS_LINE + column * sizeof(uint32_t);
+    vf sc, mn;
+    head += column * sizeof(uint16_t);
+    switch (format) {
+    case LL_Q2_K:
+        sc = vi_to_vf(blocks_field(words, 4 * s, 4));
+        mn = vi_to_vf(blocks_field(words + 2 * BLOCKS_LINE, 4 * s, 4));
+        break;
+    case LL_Q3_K:
+        sc = vi_to_vf(vi_or(blocks_field(words, 4 * s, 4), vi_shl(blocks_field(words + 2 * BLOCKS_LINE, 2 * s, 2), 4)));
+        sc = vf_sub(sc, vf_set1(32.0f));
+        break;
+    case LL_Q6_K: /* its byte in the highest place, with the sign: times 2^24 */
+        sc = vi_to_vf(vi_and(vi_shl(vi_load(words + s / 4 * BLOCKS_LINE), (unsigned)(24 - s % 4 * 8)),
+                             vi_set1((int32_t)0xff000000)));
+        sc = vf_mul(sc, vf_set1(0x1p-24f));
+        break;
+    default: { /* Q4_K, Q5_K */
+        const char *upper = words + 2 * BLOCKS_LINE;
+        sc = vi_to_vf(vi_or(blocks_field(words, 4 * s, 4), vi_shl(blocks_field(upper, 2 * s, 2), 4)));
+        mn = vi_to_vf(vi_or(blocks_field(words + BLOCKS_LINE, 4 * s, 4), vi_shl(blocks_field(upper, 16 + 2 * s, 2), 4)));
+    }
+    }
+    *D = vf_mul(vf_load_f16(head), sc);
+    if (minimum)
+        *M = vf_mul(vf_mul(vf_load_f16(head + LL_PANEL * sizeof(uint16_t)), vf_set1(-1.0f)), mn);
+}
+
+/* A group of a packed weight: where it is, how many values it has. */
+typedef struct blocks_group {
+    const char *head, *runs; /* of its first panel */
+    size_t first, values;    /* of k */
+} blocks_group;
+
+/* The group of k, of the panel at `panel`. */
+LL_INLINE blocks_group blocks_at(const char *panel, size_t k, size_t K, int format)
+{
+    const size_t most = ll_group_values(format), index = k / most;
+    const size_t values = ll_least(most, K - index * most);
+    const char *head = panel + index * ll_group_bytes(format, most);
+    return (blocks_group){head, head + ll_head_bytes(format, values / LL_RUN), index * most, values};
+}
+
+/* ---- panels into the cache --------------------------------------------------------------------------- */
+
+/* Values [k, k + kc) of a panel as float32 [kc][16]; k is a multiple of LL_BLOCK. */
+LL_INLINE void blocks_widen(const char *panel, size_t K, size_t k, size_t kc, float *to, int format)
+{
+    const size_t sub = ll_formats[format].sub;
+    for (size_t end = k + kc; k < end; ) {
+        const blocks_group g = blocks_at(panel, k, K, format);
+        for (; k < end && k < g.first + g.values; k += LL_RUN, to += LL_RUN * LL_PANEL) {
+            const size_t run = (k - g.first) / LL_RUN;
+            for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
+                const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
+                vf D[2], M[2];
+                for (size_t s = 0; s < LL_RUN / sub; s++)
+                    blocks_scale(g.head, run * (LL_RUN / sub) + s, c, format, &D[s], &M[s]);
+                BLOCKS_UNROLL(32)
+                for (size_t i = 0; i < LL_RUN; i++) {
+                    const vf q = blocks_integer(from, (unsigned)i, format);
+                    const vf y = ll_formats[format].minimum ? vf_fma(D[i / sub], q, M[i / sub]) : vf_mul(D[i / sub], q);
+                    vf_store(to + i * LL_PANEL + c, y);
+                }
+            }
+        }
+    }
+}
+
+#define LL_DEFINE(name, format) \
+    LL_NOINLINE void blocks_widen_##name(const char *panel, size_t K, size_t k, size_t kc, float *to) \
+    { \
+        blocks_widen(panel, K, k, kc, to, format); \
+    }
+#define LL_ROW(name, format) [format] = blocks_widen_##name,
+LL_EACH_BLOCKS(LL_DEFINE)
+static void (*const blocks_wideners[LL_FORMATS])(const char *, size_t, size_t, size_t, float *) __attribute__((unused)) = {
+    LL_EACH_BLOCKS(LL_ROW)};
+#undef LL_DEFINE
+#undef LL_ROW
+
+#endif

@@ -1,0 +1,124 @@
+/* blocks_row.h: one row of x on a packed weight in blocks, which is read as it lies and widened in registers: decoding.
+ *
+ * Formula, order, rounding and edges are linear.h's; with `integers` those of integers.h.
+ * Cost:     the weight is read from memory once, front to back, some panels side by side for chains enough. A value of float32
+ *           takes a mask, a subtraction, a product and an fma: two vectors of products a vector of weights, which on many
+ *           processors is what limits it. Integers take a shift and a mask a pair, and half a multiply-add.
+ * Oracle:   llorch.reference.linear and linear_int16. Tests: tests/kernels/test_blocks.py.
+ */
+#ifndef LL_BLOCKS_ROW_H
+#define LL_BLOCKS_ROW_H
+
+#include "blocks.h"
+#include "finish.h"
+
+/* The four bytes at p as an integer. */
+LL_INLINE int32_t blocks_word(const float *p)
+{
+    int32_t word;
+    memcpy(&word, p, sizeof word);
+    return word;
+}
+
+/* A row of x as integers.h has it: pairs of 16 bits [K / 2], then of each sub-block the sum [K / sub], then the scale of
+ * each block. */
+LL_INLINE size_t integers_sums(size_t K) { return K / 2; }
+LL_INLINE size_t integers_scales(size_t K, size_t sub) { return K / 2 + K / sub; }
+LL_INLINE size_t integers_row(size_t K, size_t sub) { return integers_scales(K, sub) + (K + LL_BLOCK - 1) / LL_BLOCK; }
+
+/* How far ahead of itself a panel is called for, in bytes. */
+#define BLOCKS_AHEAD 2048
+
+/* P panels from column n on, at `panel`. x: [K] float32, or the row of integers. Format and P are constants. */
+LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *panel, size_t n, size_t P, int format,
+                          int integers)
+{
+    const size_t V = P * TILE_PANEL_VECTORS, K = a->weight.K, sub = ll_formats[format].sub, subs = LL_RUN / sub;
+    const size_t bytes = ll_panel_bytes(K, format), run_bytes = ll_run_bytes(format);
+    const int minimum = ll_formats[format].minimum;
+    const linear_place place = {.args = a, .n = n, .first = 1, .last = 1};
+    vf y[TILE_MOST_PANELS * TILE_PANEL_VECTORS];
+    linear_begin(&place, 1, V, y);
+    for (size_t k = 0; k < K; ) {
+        const blocks_group g = blocks_at(panel, k, K, format);
+        while (k < g.first + g.values) {
+            const size_t stop = ll_least(k + LL_BLOCK, g.first + g.values), block = k / LL_BLOCK;
+            vf p[TILE_MOST_PANELS * TILE_PANEL_VECTORS];
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++)
+                p[v] = vf_zero();
+            for (; k < stop; k += LL_RUN) {
+                const size_t run = (k - g.first) / LL_RUN;
+                const char *from = g.runs + run * run_bytes;
+                for (size_t v = 0; v < V; v += TILE_PANEL_VECTORS)
+                    for (size_t line = 0; line < run_bytes; line += 64)
+                        __builtin_prefetch(from + v / TILE_PANEL_VECTORS * bytes + line + BLOCKS_AHEAD, 0, 0);
+                BLOCKS_UNROLL(2)
+                for (size_t s = 0; s < subs; s++) {
+                    const size_t at = run * subs + s;
+                    vf D[TILE_MOST_PANELS * TILE_PANEL_VECTORS], M[TILE_MOST_PANELS * TILE_PANEL_VECTORS];
+                    LL_UNROLL
+                    for (size_t v = 0; v < V; v++)
+                        blocks_scale(g.head + v / TILE_PANEL_VECTORS * bytes, at, v % TILE_PANEL_VECTORS * LL_VL, format,
+                                     &D[v], &M[v]);
+                    if (integers) {
+                        const float *sum = x + integers_sums(K) + k / sub + s;
+                        vi S[TILE_MOST_PANELS * TILE_PANEL_VECTORS];
+                        LL_UNROLL
+                        for (size_t v = 0; v < V; v++)
+                            S[v] = minimum ? vi_zero() : vi_set1(blocks_word(sum));
+                        BLOCKS_UNROLL(16)
+                        for (size_t j = s * sub / 2; j < (s + 1) * sub / 2; j++) {
+                            const vi xs = vi_set1(blocks_word(x + k / 2 + j));
+                            LL_UNROLL
+                            for (size_t v = 0; v < V; v++) {
+                                const char *q = from + v / TILE_PANEL_VECTORS * bytes + v % TILE_PANEL_VECTORS * sizeof(vi);
+                                S[v] = vi_dot(S[v], xs, blocks_pair(q, (unsigned)j, format));
+                            }
+                        }
+                        LL_UNROLL
+                        for (size_t v = 0; v < V; v++) {
+                            p[v] = vf_fma(vi_to_vf(S[v]), D[v], p[v]);
+                            if (minimum)
+                                p[v] = vf_fma(vf_set1(*sum), M[v], p[v]);
+                        }
+                    } else {
+                        BLOCKS_UNROLL(32)
+                        for (size_t i = s * sub; i < (s + 1) * sub; i++) {
+                            const vf xs = vf_set1(x[k + i]);
+                            LL_UNROLL
+                            for (size_t v = 0; v < V; v++) {
+                                const char *q = from + v / TILE_PANEL_VECTORS * bytes + v % TILE_PANEL_VECTORS * sizeof(vi);
+                                const vf w = blocks_integer(q, (unsigned)i, format);
+                                p[v] = vf_fma(xs, minimum ? vf_fma(D[v], w, M[v]) : vf_mul(D[v], w), p[v]);
+                            }
+                        }
+                    }
+                }
+            }
+            const vf scale = vf_set1(integers ? x[integers_scales(K, sub) + block] : 0.0f);
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++)
+                y[v] = integers ? vf_fma(p[v], scale, y[v]) : vf_add(y[v], p[v]);
+        }
+    }
+    linear_end(&place, 1, V, y);
+}
+
+/* Panels [begin, end), some at a time. */
+LL_INLINE void blocks_rows(const ll_linear_args *a, const float *x, size_t begin, size_t end, int format, int integers)
+{
+    const size_t bytes = ll_panel_bytes(a->weight.K, format);
+    while (begin < end) {
+        const char *panel = (const char *)a->weight.data + begin * bytes;
+        if (end - begin >= TILE_MOST_PANELS) {
+            blocks_row(a, x, panel, begin * LL_PANEL, TILE_MOST_PANELS, format, integers);
+            begin += TILE_MOST_PANELS;
+        } else {
+            blocks_row(a, x, panel, begin * LL_PANEL, 1, format, integers);
+            begin++;
+        }
+    }
+}
+
+#endif

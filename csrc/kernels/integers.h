@@ -1,0 +1,306 @@
+/* integers.h: y = activation(x @ weight + bias) + residual of a packed weight in blocks, x in 16-bit integers.
+ *
+ *   of 128 consecutive k of a row of x:   a = max |x|, r = 32767 / a, s = a / 32767,  q_k = round(x_k r)
+ *   of a sub-block of the weight (16 or 32 k), whose values are D w_k, or D w_k + M:
+ *       S = sum of q_k w_k,  T = sum of q_k          exact
+ *       p = fma(float(S), D, p);  with M also p = fma(float(T), M, p)      from +0 in 128 k
+ *   y = fma(p, s, y), from the bias or +0
+ *
+ * Order:    sub-blocks and blocks in the order of k; the sums of integers are exact, so theirs is free.
+ * Rounding: x r to float32, then to an integer, both to nearest even; float(S) to nearest even (T is exact); the fmas.
+ * Edges:    a < 2^-96: q = 0 and s = 0. A NaN or an infinity in a row's block of x makes s a NaN: the row is NaN. Sums: |q| is at
+ *           most 32767, w has 8 bits, a sub-block 32 values: below 2^28.
+ * Cost:     one multiply-add of pairs for two fma. What is kept is q - its offset: S begins at -offset T instead of 0. Panels are
+ *           made pairs of 16 bits in the second cache once for INTEGERS_ROWS rows; one row reads them as they lie.
+ * Oracle:   llorch.reference.linear_int16. Tests: tests/kernels/test_blocks.py.
+ */
+#ifndef LL_INTEGERS_H
+#define LL_INTEGERS_H
+
+#include "blocks_row.h"
+#include "pack.h"
+
+/* As linear.h has them; integers of 16 bits take half the room. */
+#define INTEGERS_DEPTH 512
+#define INTEGERS_ROWS (LL_VL == 16 ? 516 : 120)
+
+/* ---- rows of x ----------------------------------------------------------------------------------------- */
+
+/* One block of `count` values of a row, count a multiple of 32, as integers; its scale. */
+LL_INLINE float integers_of(const char *x, size_t k, size_t count, int dtype, int16_t *q)
+{
+    vf most = vf_zero();
+    int odd = 0;
+    for (size_t i = 0; i < count; i += LL_VL) {
+        const vf v = row_load(x, k + i, dtype);
+        odd |= vf_differ(vf_sub(v, v), vf_zero());
+        most = vf_max(most, vf_abs(v));
+    }
+    float lanes[LL_VL], a = 0.0f;
+    vf_store(lanes, most);
+    for (size_t l = 0; l < LL_VL; l++)
+        a = lanes[l] > a ? lanes[l] : a;
+    if (odd || a < 0x1p-96f) {
+        memset(q, 0, count * sizeof *q);
+        return odd ? NAN : 0.0f;
+    }
+    const vf r = vf_set1(32767.0f / a);
+    for (size_t i = 0; i < count; i += LL_VL)
+        vi_store_i16(q + i, vi_from_vf(vf_mul(row_load(x, k + i, dtype), r)));
+    return a / 32767.0f;
+}
+
+/* Tiles [begin, end) of x: tile i, of R rows from row m on, is at packed + m * integers_row, pairs, sums and scales each
+ * [.][R]. A sum is an integer, -offset T, or where the format has a minimum T as float32. */
+LL_NOINLINE void LL_SYMBOL(pack_integers)(const ll_linear_args *a, float *packed, size_t begin, size_t end)
+{
+    const size_t tiles = tile_count(a->M), K = a->weight.K, sub = ll_formats[a->weight.format].sub;
+    const int offset = ll_formats[a->weight.format].offset, minimum = ll_formats[a->weight.format].minimum;
+    for (size_t tile = begin; tile < end; tile++) {
+        const size_t m = tile_row(tile, tiles, a->M), R = tile_row(tile + 1, tiles, a->M) - m;
+        float *to = packed + m * integers_row(K, sub);
+        for (size_t k = 0; k < K; k += LL_BLOCK) {
+            const size_t count = ll_least(LL_BLOCK, K - k);
+            _Alignas(64) int16_t q[LL_VL > LL_TILE_ROWS ? LL_VL : LL_TILE_ROWS][LL_BLOCK];
+            for (size_t r = 0; r < R; r++) {
+                const char *x = (const char *)a->x + (ptrdiff_t)(m + r) * a->x_stride;
+                to[(integers_scales(K, sub)) * R + k / LL_BLOCK * R + r] = integers_of(x, k, count, a->dtype, q[r]);
+                for (size_t s = 0; s < count / sub; s++) {
+                    int32_t sum = 0;
+                    for (size_t i = 0; i < sub; i++)
+                        sum += q[r][s * sub + i];
+                    const float exact = (float)sum;
+                    sum *= -offset;
+                    memcpy(to + (integers_sums(K) + k / sub + s) * R + r, minimum ? (const void *)&exact : &sum, sizeof sum);
+                }
+            }
+            float *pairs = to + k / 2 * R;
+            if (R == 1) {
+                memcpy(pairs, q[0], count * sizeof **q);
+                continue;
+            }
+            size_t j = 0;
+            if (LL_VL > LL_TILE_ROWS) /* transposed squares, each stored over the unused end of the one before */
+                for (; j < count / 2; j += LL_VL) {
+                    vf square[LL_VL];
+                    LL_UNROLL
+                    for (size_t r = 0; r < LL_VL; r++)
+                        square[r] = r < R ? vf_load(q[r] + 2 * j) : vf_zero();
+                    vf_transpose(square);
+                    LL_UNROLL
+                    for (size_t l = 0; l < LL_VL; l++)
+                        if ((k / 2 + j + l) * R + LL_VL <= K / 2 * R)
+                            vf_store(pairs + (j + l) * R, square[l]);
+                        else /* behind them are the sums */
+                            vf_store_n(pairs + (j + l) * R, square[l], R);
+                }
+            for (; j < count / 2; j++)
+                for (size_t r = 0; r < R; r++)
+                    memcpy(pairs + j * R + r, q[r] + 2 * j, sizeof *pairs);
+        }
+    }
+}
+
+/* ---- panels of the weight ------------------------------------------------------------------------------ */
+
+/* A panel's part of kc values in the cache: pairs [kc / 2][16], D [kc / sub][16], M the same. Floats. */
+LL_INLINE size_t integers_panel(size_t kc) { return kc / 2 * LL_PANEL + 2 * kc / LL_SUB_VALUES * LL_PANEL; }
+
+LL_INLINE void integers_fetch(const char *panel, size_t K, size_t k, size_t kc, float *to, int format)
+{
+    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub;
+    float *D_to = to + kc / 2 * LL_PANEL, *M_to = D_to + kc / sub * LL_PANEL;
+    for (size_t end = k + kc; k < end; ) {
+        const blocks_group g = blocks_at(panel, k, K, format);
+        for (; k < end && k < g.first + g.values; k += LL_RUN) {
+            const size_t run = (k - g.first) / LL_RUN;
+            for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
+                const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
+                for (size_t s = 0; s < subs; s++) {
+                    vf D, M;
+                    blocks_scale(g.head, run * subs + s, c, format, &D, &M);
+                    vf_store(D_to + s * LL_PANEL + c, D);
+                    if (ll_formats[format].minimum)
+                        vf_store(M_to + s * LL_PANEL + c, M);
+                }
+                BLOCKS_UNROLL(16)
+                for (size_t j = 0; j < LL_RUN / 2; j++)
+                    vi_store(to + j * LL_PANEL + c, blocks_pair(from, (unsigned)j, format));
+            }
+            to += LL_RUN / 2 * LL_PANEL, D_to += subs * LL_PANEL, M_to += subs * LL_PANEL;
+        }
+    }
+}
+
+#define LL_DEFINE(name, format) \
+    LL_NOINLINE void integers_fetch_##name(const char *panel, size_t K, size_t k, size_t kc, float *to) \
+    { \
+        integers_fetch(panel, K, k, kc, to, format); \
+    } \
+    LL_NOINLINE void integers_row_##name(const ll_linear_args *a, const float *x, size_t begin, size_t end) \
+    { \
+        blocks_rows(a, x, begin, end, format, 1); \
+    }
+#define LL_ROW(name, format) [format] = integers_fetch_##name,
+#define LL_ONE(name, format) [format] = integers_row_##name,
+LL_EACH_INTEGERS(LL_DEFINE)
+static void (*const integers_fetches[LL_FORMATS])(const char *, size_t, size_t, size_t, float *) = {LL_EACH_INTEGERS(LL_ROW)};
+static void (*const integers_one[LL_FORMATS])(const ll_linear_args *, const float *, size_t, size_t) = {
+    LL_EACH_INTEGERS(LL_ONE)};
+#undef LL_DEFINE
+#undef LL_ROW
+#undef LL_ONE
+
+/* ---- one tile ------------------------------------------------------------------------------------------ */
+
+typedef struct integers_part {
+    linear_place at;
+    const float *x, *sums, *scales;  /* of the tile: pairs, sums and scales from this part's k on, each [.][R] */
+    const float *b;                  /* panels as integers_fetch leaves them, b_panel floats apart */
+    size_t b_panel, kc, sub;
+    int minimum;
+} integers_part;
+
+LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
+{
+    const size_t V = P * TILE_PANEL_VECTORS, sub = t->sub;
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+    linear_begin(&t->at, R, V, y);
+    linear_call(&t->at, R);
+    const float *x = t->x, *sums = t->sums, *scales = t->scales;
+    const float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
+    for (size_t k = 0; k < t->kc; k += LL_BLOCK) {
+        const size_t count = ll_least(LL_BLOCK, t->kc - k);
+        vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            p[i] = vf_zero();
+        for (size_t s = 0; s < count; s += sub) {
+            vi S[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+            LL_UNROLL
+            for (size_t r = 0; r < R; r++) {
+                const vi first = t->minimum ? vi_zero() : vi_set1(blocks_word(sums + r));
+                LL_UNROLL
+                for (size_t v = 0; v < V; v++)
+                    S[r * V + v] = first;
+            }
+            LL_UNROLL_BY(4)
+            for (size_t j = 0; j < sub / 2; j++, x += R, b += LL_PANEL) {
+                vi w[8];
+                LL_UNROLL
+                for (size_t v = 0; v < V; v++)
+                    w[v] = vi_load(b + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
+                LL_UNROLL
+                for (size_t r = 0; r < R; r++) {
+                    const vi xs = vi_set1(blocks_word(x + r));
+                    LL_UNROLL
+                    for (size_t v = 0; v < V; v++)
+                        S[r * V + v] = vi_dot(S[r * V + v], xs, w[v]);
+                }
+            }
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++) {
+                const size_t at = v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL;
+                const vf d = vf_load(D + at);
+                LL_UNROLL
+                for (size_t r = 0; r < R; r++)
+                    p[r * V + v] = vf_fma(vi_to_vf(S[r * V + v]), d, p[r * V + v]);
+                if (t->minimum) {
+                    const vf m = vf_load(M + at);
+                    LL_UNROLL
+                    for (size_t r = 0; r < R; r++)
+                        p[r * V + v] = vf_fma(vf_set1(sums[r]), m, p[r * V + v]);
+                }
+            }
+            sums += R, D += LL_PANEL, M += LL_PANEL;
+        }
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = vf_fma(p[i], vf_set1(scales[i / V]), y[i]);
+        scales += R;
+    }
+    linear_end(&t->at, R, V, y);
+}
+
+#define LL_DEFINE(R) \
+    LL_NOINLINE void integers_##R(const integers_part *part, size_t panels) \
+    { \
+        integers_part t = *part; \
+        while (panels) { \
+            const size_t taken = panels >= TILE_PANELS(R) ? TILE_PANELS(R) : 1; \
+            if (taken == TILE_PANELS(R)) \
+                integers_tile(&t, R, TILE_PANELS(R)); \
+            else \
+                integers_tile(&t, R, 1); \
+            panels -= taken; \
+            t.at.n += taken * LL_PANEL; \
+            t.b += taken * t.b_panel; \
+            t.at.sums += taken * t.at.sums_panel; \
+        } \
+    }
+#define LL_ROW(R) integers_##R,
+LL_EACH_ROWS(LL_DEFINE)
+static void (*const integers_tiles[LL_TILE_ROWS])(const integers_part *, size_t panels) = {LL_EACH_ROWS(LL_ROW)};
+#undef LL_DEFINE
+#undef LL_ROW
+
+/* ---- a range of tiles on a range of panels --------------------------------------------------------------- */
+
+#define INTEGERS_ROOM (PACK_GROUP * (INTEGERS_DEPTH / 2 + 2 * INTEGERS_DEPTH / LL_SUB_VALUES) * LL_PANEL)
+
+LL_NOINLINE size_t LL_SYMBOL(integers_floats)(const ll_linear_args *a)
+{
+    return a->M == 1 ? 0 : INTEGERS_ROOM + PACK_GROUP * ll_least(a->M, INTEGERS_ROWS) * LL_PANEL;
+}
+
+/* x: the tiles of pack_integers. workspace: integers_floats, of this thread; NULL where that is 0. */
+void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
+                             size_t panel_end, float *workspace)
+{
+    const ll_weight *w = &a->weight;
+    if (a->M == 1) {
+        integers_one[w->format](a, x, panel_begin, panel_end);
+        return;
+    }
+    float *const room = workspace, *const sums = workspace + INTEGERS_ROOM;
+    const size_t tiles = tile_count(a->M), K = w->K, sub = ll_formats[w->format].sub, bytes = ll_panel_bytes(K, w->format);
+    const size_t blocks = (tile_end - tile_begin + INTEGERS_ROWS / LL_TILE_ROWS - 1) / (INTEGERS_ROWS / LL_TILE_ROWS);
+    const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
+    for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
+        const size_t block_end = ll_least(block + block_tiles, tile_end);
+        const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
+        const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
+        for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
+            const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
+            size_t k = 0;
+            do {
+                const size_t kc = ll_least(INTEGERS_DEPTH, K - k);
+                for (size_t p = 0; p < panels; p++)
+                    integers_fetches[w->format]((const char *)w->data + (panel + p) * bytes, K, k, kc,
+                                                room + p * integers_panel(kc));
+                for (size_t p = 0; p < panels; p += together) {
+                    const size_t now = ll_least(together, panels - p);
+                    integers_part part = {
+                        .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = k + kc == K,
+                               .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
+                        .b = room + p * integers_panel(kc), .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
+                        .minimum = ll_formats[w->format].minimum};
+                    for (size_t tile = block; tile < block_end; tile++) {
+                        const size_t R = tile_row(tile + 1, tiles, a->M) - part.at.m;
+                        const float *of_tile = x + part.at.m * integers_row(K, sub);
+                        part.x = of_tile + k / 2 * R;
+                        part.sums = of_tile + (integers_sums(K) + k / sub) * R;
+                        part.scales = of_tile + (integers_scales(K, sub) + k / LL_BLOCK) * R;
+                        part.at.again = tile + 1 < block_end && part.at.last;
+                        integers_tiles[R - 1](&part, now);
+                        part.at.m += R;
+                        part.at.sums += R * LL_PANEL;
+                    }
+                }
+                k += INTEGERS_DEPTH;
+            } while (k < K);
+        }
+    }
+}
+
+#endif
