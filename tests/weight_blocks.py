@@ -1,7 +1,6 @@
-"""Block-quantised weights for the tests: bytes as GGUF files have them."""
+"""Block-quantised weights for the tests: bytes as GGUF files have them. Needs no compiled code: tests/c uses it too."""
 
 import numpy as np
-from helpers import normal, rng
 
 from llorch.reference._formats import SIZES
 
@@ -15,13 +14,14 @@ SCALES = {
 SPECIAL = np.array([0x0000, 0x8000, 0x0001, 0x83FF, 0x2ABC, 0xABCD, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00], np.uint16)
 
 
-def blocks(format, count, seed=0):
+def blocks(format, count, seed=0, scale=0.01):
     """Random bytes with ordinary scales."""
     _, size = SIZES[format]
-    data = rng(seed, count).integers(0, 256, (count, size), np.uint8)
-    for i, at in enumerate(SCALES.get(format, ())):
-        scales = normal(count, 1, seed=seed + i, scale=0.01).astype(np.float16)
-        data[:, at : at + 2] = scales.view(np.uint8).reshape(count, 2)
+    rng = np.random.default_rng([20261126, seed, count])
+    data = rng.integers(0, 256, (count, size), np.uint8)
+    for at in SCALES.get(format, ()):
+        scales = (rng.standard_normal((count, 1)) * scale).astype(np.float16)
+        data[:, at : at + 2] = scales.view(np.uint8)
     if format == "MXFP4":
         data[:, 0] = 120 + data[:, 0] % 12
     return data

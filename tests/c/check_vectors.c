@@ -13,9 +13,9 @@
 
 #include "../../csrc/formats.h"
 
-enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, FAMILIES };
+enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, PRODUCTS, FAMILIES };
 static const char *const families[FAMILIES] = {"norm", "linear", "unary", "softmax", "attention", "argmax", "embedding",
-                                                 "gate", "cast", "rope", "rope_table", "formats", "pool"};
+                                                 "gate", "cast", "rope", "rope_table", "formats", "pool", "blocks"};
 
 /* What a family's numbers are stands with its function; arrays follow, contiguous, the expected output last. */
 typedef struct header {
@@ -119,13 +119,13 @@ static void check_norm(FILE *f, const header *h)
     free(x), free(w), free(b), free(residual), free(wanted), free(y), free(sum);
 }
 
-static void product(ll_linear_args *a, const float *wanted)
+static void product(int family, ll_linear_args *a, const float *wanted)
 {
     const size_t values = a->M * a->weight.N;
     a->y = blank(values * sizeof(float));
     if (ll_linear(a))
         exit(2);
-    check(LINEAR, a->y, wanted, values, LL_F32);
+    check(family, a->y, wanted, values, LL_F32);
     free(a->y);
 }
 
@@ -146,7 +146,7 @@ static void check_linear(FILE *f, const header *h)
     const void *values = kept == LL_F32 ? weight : rounded;
 
     a.weight = (ll_weight){.data = values, .format = (int)kept, .k_stride = (ptrdiff_t)N * size, .n_stride = size, .K = K, .N = N};
-    product(&a, wanted);
+    product(LINEAR, &a, wanted);
 
     char *columns = blank(K * N * (size_t)size);
     for (size_t k = 0; k < K; k++)
@@ -154,7 +154,7 @@ static void check_linear(FILE *f, const header *h)
             memcpy(columns + (n * K + k) * (size_t)size, (const char *)values + (k * N + n) * (size_t)size, (size_t)size);
     a.weight.data = columns;
     a.weight.k_stride = size, a.weight.n_stride = (ptrdiff_t)K * size;
-    product(&a, wanted);
+    product(LINEAR, &a, wanted);
 
     void *packed = ll_memory_new(ll_packed_bytes(K, N, (int)kept)); /* from float32: rounded here */
     if (!packed)
@@ -163,7 +163,7 @@ static void check_linear(FILE *f, const header *h)
     ll_pack(&wide, (int)kept, packed);
     a.weight.data = packed;
     a.weight.packed = 1;
-    product(&a, wanted);
+    product(LINEAR, &a, wanted);
     ll_memory_free(packed);
     free(x), free(weight), free(rounded), free(bias), free(residual), free(wanted), free(columns);
 }
@@ -456,11 +456,34 @@ static void check_formats(FILE *f, const header *h)
     free(blocks), free(wanted), free(y);
 }
 
+/* format, M, K, N, compute, bytes / 2, has bias; the blocks of N rows of K values, x [M, K], bias [N]. A product with a packed
+ * weight that keeps its blocks. */
+static void check_products(FILE *f, const header *h)
+{
+    const size_t M = h->n[1], K = h->n[2], N = h->n[3];
+    const int kept = (int)h->n[0];
+    void *blocks = read_values(f, h->n[5], LL_F16);
+    float *x = read_values(f, M * K, LL_F32), *bias = h->n[6] ? read_values(f, N, LL_F32) : NULL;
+    float *wanted = read_wanted(f, M * N, LL_F32);
+    void *packed = ll_memory_new(ll_packed_bytes(K, N, kept));
+    if (!packed)
+        exit(2);
+    const ll_weight w = {.data = blocks, .format = kept, .K = K, .N = N,
+                         .n_stride = (ptrdiff_t)(K / ll_formats[kept].values * ll_formats[kept].bytes)};
+    ll_pack(&w, kept, packed);
+    ll_linear_args a = {.x = x, .bias = bias, .M = M, .x_stride = (ptrdiff_t)(K * sizeof(float)),
+                        .y_stride = (ptrdiff_t)(N * sizeof(float))};
+    a.weight = (ll_weight){.data = packed, .format = kept, .packed = 1, .compute = (int)h->n[4], .K = K, .N = N};
+    product(PRODUCTS, &a, wanted);
+    ll_memory_free(packed);
+    free(blocks), free(x), free(bias), free(wanted);
+}
+
 static int check_cases(const char *path)
 {
     static void (*const by_family[FAMILIES])(FILE *, const header *) = {
         check_norm, check_linear, check_unary, check_softmax, check_attention, check_argmax, check_embedding, check_gate,
-        check_cast, check_rope, check_table, check_formats, check_pool};
+        check_cast, check_rope, check_table, check_formats, check_pool, check_products};
     header h;
     FILE *f = fopen(path, "rb");
     if (!f)

@@ -18,13 +18,16 @@ DATA = ROOT / "tests" / "data"
 package = types.ModuleType("llorch")  # the package without its core, which isn't built here
 package.__path__ = [str(ROOT / "llorch")]
 sys.modules["llorch"] = package
+sys.path.insert(0, str(ROOT / "tests"))
+import weight_blocks  # noqa: E402
+
 from llorch import reference  # noqa: E402
 from llorch.reference import _rope  # noqa: E402
-from llorch.reference._formats import SIZES  # noqa: E402
+from llorch.reference._formats import INTEGERS, SIZES  # noqa: E402
 from llorch.reference._unary import ONE  # noqa: E402
 
 # the numbers of check_vectors.c
-NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL = range(13)
+NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, PRODUCTS = range(14)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # and of llorch.h
 OPERATIONS = (None, "exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "relu")  # and of llorch.h
 rng = np.random.default_rng(20261125)
@@ -142,16 +145,47 @@ def rope():
                 write(ROPE, (3, count, D, R, dtype), x, cos, sin, reference.rope(x, cos, sin))
 
 
+# as formats.h numbers them
+FORMATS = ["F32", "F16", "BF16", *[name for name, (values, _) in SIZES.items() if values > 1]]
+
+
 def formats():
-    """Random blocks, scales and all; the numbers of formats.h are the order of the oracle's table."""
-    order = ["F32", "F16", "BF16", *[name for name, (values, _) in SIZES.items() if values > 1]]
-    for number, name in enumerate(order):
+    """Random blocks, scales and all."""
+    for number, name in enumerate(FORMATS):
         values, size = SIZES[name]
         if values > 1:
             for K, N in ((values, 4), (512, 18)):
                 blocks = rng.integers(0, 256, N * K // values * size, np.uint8)
                 y = reference.dequantize(blocks, name, (N, K))
                 write(BLOCKS, (number, K, N, blocks.size // 2), blocks, y)
+
+
+def products():
+    """Weights that stay blocks, in both arithmetics: ordinary, of random bytes, and where products vanish."""
+    for number, name in enumerate(FORMATS):
+        values, size = SIZES[name]
+        if values == 1:
+            continue
+        tiny, deep = 2.0**-20, 544 if values == 32 else 768
+        for M, K, N, scale in (
+            (1, values, 18, 0.01),
+            (1, 5 * values, 70, None),
+            (3, 5 * values, 20, tiny),
+            (13, deep, 34, 0.01),
+        ):
+            x, bias = normal(M, K, scale=2.0**-90 if scale == tiny else 1), None if scale == tiny else normal(N)
+            x[:, :3] = 0, -0.0, 2.0**-100
+            count = N * K // values
+            blocks = weight_blocks.blocks(name, count, M, scale or 0)
+            if scale is None:
+                blocks[:] = rng.integers(0, 256, (count, size), np.uint8)
+            numbers = number, M, K, N
+            w = reference.dequantize(blocks.reshape(-1), name, (N, K))
+            more = blocks.size // 2, int(bias is not None)
+            write(PRODUCTS, (*numbers, 0, *more), blocks, x, bias, reference.linear(x, w.T, bias))
+            if name in INTEGERS:
+                y = reference.linear_int16(x, blocks.reshape(-1), name, N, bias)
+                write(PRODUCTS, (*numbers, 1, *more), blocks, x, bias, y)
 
 
 def softmax_and_attention():
@@ -224,7 +258,8 @@ def pool():
             write(POOL, (*x.shape, dtype, 0, 2**32 - 1), x, reference.normalize(x))
 
 
-cases = norm, linear, unary, relu_gate_and_cast, rope, formats, softmax_and_attention, argmax_and_embedding, pool
+cases = (norm, linear, unary, relu_gate_and_cast, rope, formats, softmax_and_attention, argmax_and_embedding, pool,
+         products)  # fmt: skip
 with open(sys.argv[1], "wb") as file:
     for case in cases:
         case()

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import sentence_models
+import weight_blocks
 from families import CASES as families
 from families import made
 from gpt2_models import TINY, random_tensors, save
@@ -127,6 +128,8 @@ B_BF16, W_BF16 = B.astype(BF16), W.astype(BF16)
 
 S_SMALL = S * np.float32(1e-7)
 ROPE = reference.rope_table(300, 400, base=500000.0)
+PARTS, X_LOW = weight_blocks.blocks("Q5_1", 90 * 8, scale=2.0**-20), normal(13, 256, scale=2.0**-93)
+PARTS_K, X_PARTS = weight_blocks.blocks("Q3_K", 90), normal(13, 256)
 
 CASES = {  # what the host calls, and what it should get
     "linear, few rows": lambda m: m.linear(FEW, VANISHING, B),
@@ -169,6 +172,11 @@ CASES = {  # what the host calls, and what it should get
     "packed from float16, a column": lambda m: (
         TABLE[:, 0].astype(np.float32) if m is reference else llorch.PackedLinear(TABLE, dtype="float16").column(0)
     ),
+    "blocks": lambda m: in_blocks(m, X_LOW, PARTS, "Q5_1", "float32"),
+    "blocks, a row": lambda m: in_blocks(m, X_LOW[:1], PARTS, "Q5_1", "float32"),
+    "blocks, int16": lambda m: in_blocks(m, X_LOW, PARTS, "Q5_1", "int16"),
+    "blocks, int16, a row": lambda m: in_blocks(m, X_PARTS[:1], PARTS_K, "Q3_K", "int16"),
+    "blocks, int16, ordinary rows": lambda m: in_blocks(m, X_PARTS, PARTS_K, "Q3_K", "int16"),
     "cache": lambda m: m.attention(Q, K, V) if m is reference else cached(Q, K, V),
 }
 
@@ -190,6 +198,14 @@ S_FEW = normal(3000, scale=2)
 ROTATION, FAR = reference.rope_table(16, 150), [10**6 + i for i in range(300)]
 BLOCKS = rng(5).integers(0, 4, 400 * 17).astype(np.uint8)
 K_BLOCKS = rng(6).integers(0, 256, 40 * 144).astype(np.uint8)
+
+
+def in_blocks(m, x, data, format, compute):
+    if m is llorch:
+        return m.PackedLinear.from_blocks(data, format, 256, 90, B, compute=compute)(x)
+    if compute == "int16":
+        return m.linear_int16(x, data.reshape(-1), format, 90, B)
+    return m.linear(x, m.dequantize(data.reshape(-1), format, (90, 256)).T, B)
 
 
 def cached(q, k, v):
@@ -253,7 +269,7 @@ def test_the_cases_hang_on_the_environment(host, setting, wanted_of):
     """Negative control: the oracle without its guard, NumPy in whatever environment, gives other bits for these."""
     before = host.get_env()
     for name in ("linear", "linear, few rows", "softmax", "attention", "rms_norm", "rope", "gate", "add_rms_norm",
-                 "mean_pool", "normalize"):  # fmt: skip
+                 "mean_pool", "normalize", "blocks", "blocks, int16"):  # fmt: skip
         try:
             host.set_env(SETTINGS[setting])
             got = CASES[name](UNGUARDED)
