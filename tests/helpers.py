@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llorch
-from llorch.testing import bits
+from llorch.testing import bits, use_isa
 
 # Row lengths on and around every seam: lanes, registers, blocks of 64, the way to an aligned store, real models.
 SEAMS = (1, 2, 5, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 255, 256, 257, 768, 1024, 1600, 4096)
@@ -122,6 +122,13 @@ class Guarded:
     def __exit__(self, *_):
         for start, size in self.held:
             self.libc.munmap(start, size)
+
+
+def isas():
+    """Each instruction set of this machine in turn, where what is wanted of all is made once."""
+    for name in llorch.available_isas():
+        with use_isa(name):
+            yield name
 
 
 @contextmanager

@@ -6,13 +6,12 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import Guarded, assert_same_bits, at_offset, normal, num_threads, rng, same_bits
+from helpers import Guarded, assert_same_bits, at_offset, isas, normal, num_threads, rng, same_bits
 from weight_blocks import BLOCKS, SCALES, blocks, special_blocks
 
 import llorch
 from llorch import PackedLinear, _core, reference
 from llorch.reference._formats import INTEGERS, SIZES
-from llorch.testing import use_isa
 
 KINDS = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 # every format in each arithmetic that it has
@@ -83,13 +82,6 @@ def oracle(x, data, format, bias=None, compute="float32", **more):
 def pack(data, format, bias=None, compute="float32", **more):
     K = data.shape[1] * SIZES[format][0]
     return PackedLinear.from_blocks(data, format, K, len(data), bias, compute=compute, **more)
-
-
-def isas():
-    """Each instruction set of this machine in turn."""
-    for name in llorch.available_isas():
-        with use_isa(name):
-            yield name
 
 
 @every_way

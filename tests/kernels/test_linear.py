@@ -539,7 +539,7 @@ PACKED = PackedLinear(W, B)
         (lambda: PACKED(X, residual=normal(2, 4)), ValueError, "residual has shape"),
         (lambda: PACKED(X, out=normal(2, 4)), ValueError, "out has shape"),
         (lambda: PACKED(X, activation=1), ValueError, "activation must be.*got 1"),
-        (lambda: PackedLinear(W, dtype="int8"), ValueError, "dtype must be 'float32', 'float16', .* got 'int8'"),  # noqa: E501
+        (lambda: PackedLinear(W, dtype="int8"), ValueError, "dtype must be 'float32', 'float16', .* got 'int8'"),
         (lambda: PackedLinear(W, normal(3)), ValueError, r"bias has shape \(3,\), it must be \(5,\).*each output"),
         (lambda: PackedLinear(W, normal(5), transposed=True), ValueError, r"bias has shape \(5,\), it must be \(3,\)"),
         (lambda: PackedLinear(B), ValueError, r"weight has shape \(5,\), it must be \(K, N\)"),
