@@ -60,6 +60,23 @@ void ll_dequantize(const void *blocks, int format, size_t values, float *y);
 /* The same, for who is in the contract's floating-point environment. */
 void ll_dequantize_row(const void *blocks, int format, size_t values, float *y);
 
+/* The other way (quantize.c): x [values] into whole blocks of format, which is none of the element types. For a row of a
+ * weight that is packed into blocks, as for any others. On this thread; x is aligned as floats are, and doesn't overlap
+ * the blocks. The same bytes on every machine. Returns 0; or -1 where x has a NaN, an infinity, or values too large for
+ * the format's scales: the blocks are then anything. */
+int ll_quantize(const float *x, int format, size_t values, void *blocks);
+
+typedef struct ll_quantize_args {
+    const void *x;      /* [rows, n] of dtype; n a multiple of a block's values */
+    void *y;            /* rows of blocks of format, one behind the other; shares nothing with x */
+    ptrdiff_t x_stride; /* bytes from row to row */
+    size_t rows, n;
+    int dtype, format;
+} ll_quantize_args;
+
+/* The same for rows, split over threads. Returns rows, or the first that can't be stored. */
+size_t ll_quantize_rows(const ll_quantize_args *a);
+
 /* ---- blocks in panels (ops/pack.c, kernels/blocks.h) --------------------------------------------------
  *
  * A panel of 16 columns is groups along K, of LL_BLOCK values, of K-quants a block's 256; the last may be shorter. A group

@@ -30,12 +30,19 @@ cdef extern from "llorch.h" nogil:
     void ll_widen(const void *, int, float *, size_t)
 
 cdef extern from "formats.h" nogil:
-    int LL_FORMATS, LL_MXFP4
+    int LL_DTYPES, LL_FORMATS, LL_MXFP4
     ctypedef struct ll_format:
         const char *name
         size_t values, bytes
     const ll_format *ll_formats
     void ll_dequantize(const void *blocks, int format, size_t values, float *y)
+    ctypedef struct ll_quantize_args:
+        const void *x
+        void *y
+        Py_ssize_t x_stride
+        size_t rows, n
+        int dtype, format
+    size_t ll_quantize_rows(const ll_quantize_args *a)
 
 
 include "core/operand.pxi"

@@ -22,6 +22,7 @@
  *   vf_join(a, b, m)                          the first m lanes of a, then the first of b
  *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
  *   vf_min(a, b)  vf_max(a, b)                lane by lane; NaN where b is NaN; of two zeros any
+ *   vf_where_less(a, b, v, w)                 lane by lane: v where a < b, else w
  *   vf_abs(v)  vf_or_sign(v, s)               without the sign bit; with it where s has it (else v's own)
  *   vf_differ(a, b)                           not 0 if a != b in any lane; a NaN differs from everything
  *   vf_equal(a, b)                            a bit for each lane, 1 where a == b (never where one is a NaN)

@@ -94,6 +94,7 @@ LL_FN void vf_transpose(vf v[LL_VL])
         v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
     }
 }
+LL_FN vf vf_where_less(vf a, vf b, vf v, vf w) { return _mm256_blendv_ps(w, v, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 LL_FN vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); } /* b where one is NaN */
 LL_FN vf vf_abs(vf v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 LL_FN vf vf_or_sign(vf v, vf s) { return _mm256_or_ps(v, _mm256_and_ps(_mm256_set1_ps(-0.0f), s)); }

@@ -94,6 +94,10 @@ LL_FN void vf_transpose(vf v[LL_VL])
     }
 }
 
+LL_FN vf vf_where_less(vf a, vf b, vf v, vf w)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), w, v);
+}
 LL_FN vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); } /* b where one is NaN */
 LL_FN vf vf_abs(vf v) { return _mm512_abs_ps(v); }
 LL_FN vf vf_or_sign(vf v, vf s) { return _mm512_or_ps(v, _mm512_and_ps(_mm512_set1_ps(-0.0f), s)); }

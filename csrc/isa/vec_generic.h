@@ -170,6 +170,11 @@ LL_FN void vf_transpose(vf v[LL_VL])
         }
 }
 
+LL_FN vf vf_where_less(vf a, vf b, vf v, vf w)
+{
+    LL_EACH v.lane[l] = a.lane[l] < b.lane[l] ? v.lane[l] : w.lane[l];
+    return v;
+}
 LL_FN vf vf_min(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] < b.lane[l] ? a.lane[l] : b.lane[l]; return a; }
 LL_FN vf vf_abs(vf v) { LL_EACH v.lane[l] = fabsf(v.lane[l]); return v; }
 LL_FN vf vf_or_sign(vf v, vf s) { LL_EACH v.lane[l] = signbit(s.lane[l]) ? -fabsf(v.lane[l]) : v.lane[l]; return v; }

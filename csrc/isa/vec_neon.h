@@ -89,6 +89,7 @@ LL_FN void vf_transpose(vf v[LL_VL])
     v[2] = vzip1q_f32(b, d);
     v[3] = vzip2q_f32(b, d);
 }
+LL_FN vf vf_where_less(vf a, vf b, vf v, vf w) { return vbslq_f32(vcltq_f32(a, b), v, w); }
 LL_FN vf vf_min(vf a, vf b) { return vminq_f32(a, b); } /* NaN where either is */
 LL_FN vf vf_abs(vf v) { return vabsq_f32(v); }
 LL_FN vf vf_or_sign(vf v, vf s)

@@ -8,6 +8,7 @@
 #include "norm.h"
 #include "pack.h"
 #include "pool.h"
+#include "quantize.h"
 #include "rope.h"
 #include "select.h"
 #include "softmax.h"
@@ -38,6 +39,9 @@
     .pack_tiles = LL_SYMBOL(pack_tiles), \
     .pack_x = LL_SYMBOL(pack_x), \
     .pack = LL_SYMBOL(pack), \
+    .k_fit_above = LL_SYMBOL(k_fit_above), \
+    .k_fit_around = LL_SYMBOL(k_fit_around), \
+    .k_round = LL_SYMBOL(k_round), \
     .linear_floats = LL_SYMBOL(linear_floats), \
     .linear = LL_SYMBOL(linear), \
     .pack_integers = LL_SYMBOL(pack_integers), \

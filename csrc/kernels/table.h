@@ -64,6 +64,22 @@ static inline ll_span ll_attention_sees(const ll_attention_args *a, const ll_att
     return (ll_span){p > a->window ? p - a->window : 0, ll_least(p + a->window + 1, g->kv->Tk)};
 }
 
+/* ---- quantising, between quantize.c and its kernel ---- */
+
+/* Sub-blocks of a K-quant whose scales are sought together. */
+#define LL_SUBS 16
+
+typedef struct ll_k_round_args {
+    const float *x;                       /* [J][16] */
+    size_t J;
+    float low, high;                      /* of q */
+    const float *d, *dmin;                /* [16] */
+    float *sc, *mn;                       /* [16]: whole numbers, in [least_sc, most_sc] and [0, most_sc]; become the chosen */
+    float least_sc, most_sc;
+    int has_minimum;                      /* else mn and dmin are 0 */
+    float *q;                             /* [J][16]: receives whole numbers */
+} ll_k_round_args;
+
 typedef struct ll_kernels {
     const char *name;
     int (*supported)(void);
@@ -76,6 +92,10 @@ typedef struct ll_kernels {
     size_t (*pack_tiles)(size_t M);
     void (*pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
     void (*pack)(const ll_weight *w, int format, char *packed, size_t begin, size_t end);
+    /* kernels/quantize.h: scale [16], and minimum, of x [J][16]; what whole multiples of d and dmin make of it */
+    void (*k_fit_above)(const float *x, size_t J, float levels, float *scale, float *minimum);
+    void (*k_fit_around)(const float *x, size_t J, float half, float *scale);
+    void (*k_round)(const ll_k_round_args *a);
     /* kernels/linear.h: floats of a thread's workspace; tiles of x on panels of the weight */
     size_t (*linear_floats)(const ll_linear_args *a);
     void (*linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,

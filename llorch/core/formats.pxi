@@ -1,14 +1,14 @@
-"""dequantize, and the raw bytes of weights and strings as files store them."""
+"""dequantize and quantize, and the raw bytes of weights and strings as files store them."""
 
 
-cdef int _storage(format) except -1:
-    """A format by its name in GGUF files."""
+cdef int _storage(format, int first=0) except -1:
+    """A format by its name in GGUF files; first: LL_DTYPES for one of blocks."""
     cdef int i
-    for i in range(LL_FORMATS):
+    for i in range(first, LL_FORMATS):
         if format == ll_formats[i].name.decode():
             return i
     raise ValueError(f"format is {format!r}, it must be one of "
-                     f"{', '.join([ll_formats[i].name.decode() for i in range(LL_FORMATS)])}")
+                     f"{', '.join([ll_formats[i].name.decode() for i in range(first, LL_FORMATS)])}")
 
 
 cdef int _take_bytes(Py_buffer *view, data, size_t wanted, str what) except -1:
@@ -66,6 +66,81 @@ def dequantize(data, format, shape):
     finally:
         PyBuffer_Release(&view)
     return y
+
+
+cdef object _not_stored(Operand *o, size_t row, str format):
+    """Why a row can't be stored. Its values, widened, are looked at."""
+    cdef Py_ssize_t i, left = <Py_ssize_t>row
+    values = _empty(o.shape[o.ndim - 1], _float32)
+    ll_widen((o.data if o.scratch == NULL else <char *>o.scratch) + left * o.row_stride, o.dtype,
+             <float *><uintptr_t>values.ctypes.data, o.shape[o.ndim - 1])
+    index = []
+    for i in range(o.ndim - 2, -1, -1):
+        index.insert(0, left % o.shape[i])
+        left //= o.shape[i]
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:
+        index.append(wrong[0])
+        return ValueError(f"weights[{', '.join(map(str, index))}] is {values[wrong[0]]}, {format} has finite values only")
+    return ValueError(f"weights[{', '.join(map(str, [*index, ':']))}] has values as large as {abs(values).max():.4g}: too "
+                      f"large for the scales of {format}")
+
+
+def quantize(weights, format):
+    """float32 weights as blocks of integers with scales, as GGUF files store them.
+
+    Parameters
+    ----------
+    weights : array (..., K) of float32, float16 or bfloat16
+        Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory; any strides. K is a multiple of a block's
+        values: 256 of a K-quant, 32 of the others.
+    format : str
+        "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K" or "MXFP4".
+
+    Returns
+    -------
+    A new uint8 array (..., bytes of a row), for `dequantize`, `PackedLinear.from_blocks` and GGUF files. The same bytes on
+    every machine and with any number of threads (`llorch.reference.quantize` defines them); of Q8_0, Q4_0, Q4_1, Q5_0 and
+    Q5_1 they are those of ggml's own rounding. K-quants are rounded for the smallest sum of squared errors.
+
+    Raises
+    ------
+    TypeError
+        Another element type.
+    ValueError
+        An unknown format, a K that isn't whole blocks, a weight that is infinite, NaN, or too large for float16 scales.
+    """
+    cdef Operand o
+    cdef ll_quantize_args a
+    cdef Py_ssize_t count
+    cdef size_t stored
+    cdef list keep = []
+    _clear(&o)
+    a.format = _storage(format, LL_DTYPES)
+    cdef size_t values = ll_formats[a.format].values
+    try:
+        _take(&o, weights, "weights", False, keep)
+        if not o.ndim or o.shape[o.ndim - 1] % values:
+            raise ValueError(f"weights has shape {_shape(&o)}, its last length must be a multiple of {values}, the values "
+                             f"of a block of {format}")
+        a.n = o.shape[o.ndim - 1]
+        blocks = _empty((*_shape(&o)[:-1], a.n // values * ll_formats[a.format].bytes), np.uint8)
+        count = _count(&o)
+        if count:
+            a.rows = <size_t>count // a.n
+            a.dtype = o.dtype
+            a.x = _rows(&o, count, True)
+            a.x_stride = o.row_stride
+            a.y = <void *><uintptr_t>blocks.ctypes.data
+            with nogil:
+                ll_interrupts_on()
+                stored = ll_quantize_rows(&a)
+            _check_interrupted()
+            if stored < a.rows:
+                raise _not_stored(&o, stored, format)
+    finally:
+        _drop(&o)
+    return blocks
 
 
 def _strings_end(bytes data, size_t at, size_t count):

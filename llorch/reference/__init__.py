@@ -31,6 +31,7 @@ from llorch.reference._norm import add_layer_norm, add_rms_norm, layer_norm, rms
 from llorch.reference._olmo2 import OLMo2
 from llorch.reference._phi3 import Phi3
 from llorch.reference._pool import mean_pool, normalize
+from llorch.reference._quantize import quantize
 from llorch.reference._qwen2 import Qwen2
 from llorch.reference._qwen3 import Qwen3
 from llorch.reference._roberta import Roberta
@@ -84,6 +85,7 @@ __all__ = [
     "next_token",
     "normalize",
     "philox",
+    "quantize",
     "relu",
     "rms_norm",
     "rope",

@@ -13,9 +13,10 @@
 
 #include "../../csrc/formats.h"
 
-enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, PRODUCTS, FAMILIES };
+enum { NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, PRODUCTS, QUANTIZE,
+       FAMILIES };
 static const char *const families[FAMILIES] = {"norm", "linear", "unary", "softmax", "attention", "argmax", "embedding",
-                                                 "gate", "cast", "rope", "rope_table", "formats", "pool", "blocks"};
+                                                 "gate", "cast", "rope", "rope_table", "formats", "pool", "blocks", "quantize"};
 
 /* What a family's numbers are stands with its function; arrays follow, contiguous, the expected output last. */
 typedef struct header {
@@ -479,11 +480,28 @@ static void check_products(FILE *f, const header *h)
     free(blocks), free(x), free(bias), free(wanted);
 }
 
+/* format, K, N; N rows of K values; their blocks. */
+static void check_quantize(FILE *f, const header *h)
+{
+    const ll_format *format = &ll_formats[h->n[0]];
+    const size_t K = h->n[1], N = h->n[2], bytes = N * K / format->values * format->bytes;
+    float *x = read_values(f, N * K, LL_F32);
+    void *wanted = read_wanted(f, bytes / 2, LL_F16), *blocks = blank(bytes);
+    const ll_quantize_args a = {.x = x, .y = blocks, .x_stride = (ptrdiff_t)(K * sizeof *x), .rows = N, .n = K,
+                                .format = (int)h->n[0]};
+    checks[QUANTIZE]++;
+    wrong[QUANTIZE] += ll_quantize_rows(&a) < N || memcmp(blocks, wanted, bytes);
+    memset(blocks, 0xff, bytes);
+    checks[QUANTIZE]++;
+    wrong[QUANTIZE] += ll_quantize(x, (int)h->n[0], N * K, blocks) || memcmp(blocks, wanted, bytes);
+    free(x), free(wanted), free(blocks);
+}
+
 static int check_cases(const char *path)
 {
     static void (*const by_family[FAMILIES])(FILE *, const header *) = {
         check_norm, check_linear, check_unary, check_softmax, check_attention, check_argmax, check_embedding, check_gate,
-        check_cast, check_rope, check_table, check_formats, check_pool, check_products};
+        check_cast, check_rope, check_table, check_formats, check_pool, check_products, check_quantize};
     header h;
     FILE *f = fopen(path, "rb");
     if (!f)

@@ -27,7 +27,8 @@ from llorch.reference._formats import INTEGERS, SIZES  # noqa: E402
 from llorch.reference._unary import ONE  # noqa: E402
 
 # the numbers of check_vectors.c
-NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE, TABLE, BLOCKS, POOL, PRODUCTS = range(14)
+NORM, LINEAR, UNARY, SOFTMAX, ATTENTION, ARGMAX, EMBEDDING, GATE, CAST, ROPE = range(10)
+TABLE, BLOCKS, POOL, PRODUCTS, QUANTIZE = range(10, 15)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))  # and of llorch.h
 OPERATIONS = (None, "exp", "tanh", "erf", "sigmoid", "silu", "gelu", "gelu_tanh", "relu")  # and of llorch.h
 rng = np.random.default_rng(20261125)
@@ -158,6 +159,9 @@ def formats():
                 blocks = rng.integers(0, 256, N * K // values * size, np.uint8)
                 y = reference.dequantize(blocks, name, (N, K))
                 write(BLOCKS, (number, K, N, blocks.size // 2), blocks, y)
+                x = normal(N, K) * np.exp2(rng.integers(-20, 4, (N, 1))).astype(np.float32)
+                x[::7], x[1::7] = 0, abs(x[1::7])
+                write(QUANTIZE, (number, K, N), x, reference.quantize(x, name))
 
 
 def products():

@@ -302,6 +302,8 @@ ORACLE = {  # of llorch.reference alone; what several return is put into one arr
     "rope_table": lambda m: np.stack(m.rope_table(64, FAR, scaling={"rope_type": "linear", "factor": 1.7})),
     "dequantize": lambda m: m.dequantize(BLOCKS, "MXFP4", (400 * 32,)),
     "dequantize, Q4_K": lambda m: m.dequantize(K_BLOCKS, "Q4_K", (40 * 256,)),
+    "quantize": lambda m: m.quantize(S_VANISHING.reshape(-1)[:1280], "Q8_0"),
+    "quantize, Q4_K": lambda m: m.quantize(S.reshape(-1)[:1280], "Q4_K"),
     "log_probabilities": lambda m: m.log_probabilities(S_LOGITS, IDS[:9]),
     "next_token": lambda m: np.array([
         m.next_token(SUBNORMAL, 3, [1], repetition_penalty=1.5),

@@ -21,6 +21,7 @@ NO_KERNEL = {
     "testing", "validate",
 }  # fmt: skip
 
+ROWS = normal(5, 256, seed=4)
 X, R, B = normal(3, 40), normal(3, 40, seed=1), normal(40, seed=2)
 W = normal(40, 40, seed=3)
 TABLE, BLOCKS = reference.rope_table(16, 5), np.tile(np.arange(70, dtype=np.uint8), 4)
@@ -95,6 +96,10 @@ CALLS = {
         lambda d: llorch.dequantize(BLOCKS, "Q4_1", (7, 64)),
         lambda d: reference.dequantize(BLOCKS, "Q4_1", (7, 64)),
     ),
+    "quantize": (
+        lambda d: llorch.quantize(ROWS.astype(d), "Q4_K"),
+        lambda d: reference.quantize(ROWS.astype(d), "Q4_K"),
+    ),
     "rope_table": (lambda d: llorch.rope_table(16, 5)[1], lambda d: TABLE[1]),
     "gelu": elementwise("gelu"),
     "gelu, tanh": elementwise("gelu", approximate="tanh"),
@@ -103,7 +108,7 @@ CALLS = {
         lambda d: reference.linear(X.astype(d), W, activation="gelu"),
     ),
 }
-NEW_RESULTS = {"embedding", "argmax", "dequantize", "rope_table"}
+NEW_RESULTS = {"embedding", "argmax", "dequantize", "quantize", "rope_table"}
 
 
 def check(call, wanted, dtype, name):
@@ -147,6 +152,8 @@ def test_new_results_are_not_what_lay_in_memory(isa, name):
                 assert_same_bits(
                     llorch.dequantize(data, "Q5_0", (100, 32)), reference.dequantize(data, "Q5_0", (100, 32))
                 )
+            elif name == "quantize":
+                assert (llorch.quantize(table[:, :32], "Q5_1") == reference.quantize(table[:, :32], "Q5_1")).all()
             else:
                 assert_same_bits(llorch.rope_table(80, [seed])[0], reference.rope_table(80, [seed])[0])
 
