@@ -15,13 +15,3 @@ def test_the_table_of_families_is_the_registrys():
     assert tool.readme(text) == text
     changed = text.replace("`gemma2`", "`gemma4`")  # the negative control
     assert tool.readme(changed) != changed
-
-
-def test_one_liners_run(capsys):
-    """`python -c "..."` in the pages: what they import and call is there."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    lines = [line for page in pages for line in re.findall(r'python -c "([^"]+)"', page.read_text())]
-    assert lines, "the worked example of docs/validator.md asks for the model's folder"
-    for line in lines:
-        exec(line, {})
-        assert capsys.readouterr().out.strip()

@@ -10,7 +10,7 @@ from ladders import PROMPT, dump_with, embedded, network, right, tiny
 
 from llorch import validate
 from llorch.cli import main
-from llorch.validate.ladder import faults, rungs, selftest, sources
+from llorch.validate.ladder import faults, peer, rungs, selftest
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.layouts import align
@@ -140,7 +140,7 @@ def plant(monkeypatch, change):
     model = embedded()
     ids = model.ids(PROMPT)
     ours = selftest.right_dump(model.network, ids)
-    theirs = Dump(sources.trace_transformers(model, ids), {}, "theirs")
+    theirs = Dump(peer.trace_transformers(model, ids), {}, "theirs")
     return compare_dumps(theirs, ours, model.network)
 
 

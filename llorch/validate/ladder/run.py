@@ -14,11 +14,12 @@ import numpy as np
 
 import llorch
 from llorch.testing import differing_bits
-from llorch.validate.ladder import distance, dumps, rungs
+from llorch.validate.ladder import distance, dumps, plants, rungs
 from llorch.validate.ladder.compare import Comparison, compare_dumps
 from llorch.validate.ladder.distance import Aligned
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.network import Progress, Trace, silent
+from llorch.validate.ladder.peer import trace_transformers, transformers_class
 from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.rungs import Tensor
 from llorch.validate.ladder.sources import (
@@ -27,8 +28,6 @@ from llorch.validate.ladder.sources import (
     trace_engine,
     trace_float64,
     trace_oracle,
-    trace_transformers,
-    transformers_class,
 )
 
 
@@ -232,15 +231,28 @@ def dump(
     *,
     ids: Sequence[int] | None = None,
     source: str = "llorch",
+    plant: str | None = None,
 ) -> Trace:
     """Writes every tensor of the ladder to a safetensors file, with names, shapes and types as docs/validator.md says.
 
-    source : "llorch", "oracle" (the same bits, slowly) or "transformers". Its metadata: prompt, generated_text, model,
-    model_sha256, config, source, llorch (version), format and version. Returns the tensors. Errors as `run_ladder`.
+    source : "llorch", "oracle" (the same bits, slowly) or "transformers". plant : of the latter, a mistake that is made
+    in its modules first: a name of `plants.PLANTS`, with ":3" in that block alone. Its metadata: prompt,
+    generated_text, model, model_sha256, config, source, llorch (version), format and version, planted. Returns the
+    tensors. Errors as `run_ladder`; ValueError for a plant that isn't known, or that the model can't have.
     """
     if source not in SOURCES:
         raise ValueError(f"source is {source!r}, it must be one of {', '.join(SOURCES)}")
+    if plant is not None and source != "transformers":
+        raise ValueError(f"plant is {plant!r}, faults are planted in transformers alone")
     at_hand, prompt, tokens = prepare(model, prompt, ids)
-    trace: Trace = SOURCES[source](at_hand, tokens)
-    dumps.write(path, trace, dumps.metadata(at_hand, prompt, trace, source))
+    if plant is None:
+        trace: Trace = SOURCES[source](at_hand, tokens)
+    else:
+        key, colon, block = plant.partition(":")
+        if colon and not block.isdecimal():
+            raise ValueError(f"plant is {plant!r}, behind the colon must be the number of a block")
+        layer = int(block) if colon else None
+        trace = trace_transformers(at_hand, tokens, lambda peer: plants.plant(peer, key, layer))
+    planted = {} if plant is None else {"planted": plant}
+    dumps.write(path, trace, dumps.metadata(at_hand, prompt, trace, source) | planted)
     return trace
