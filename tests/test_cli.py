@@ -262,10 +262,27 @@ def test_score():
 def test_info():
     found = json.loads(run("info", "shakespeare-1m", "--json").stdout)
     assert found["parameters"] == 957184 and found["config"]["n_embd"] == 128
-    assert found["tensors"] == {"BF16": {"tensors": 52, "parameters": 957184, "bytes": 1914368, "bits": 16.0}}
+    bf16 = {"tensors": 52, "parameters": 957184, "bytes": 1914368, "bits": 16.0, "share": 1.0}
+    assert found["tensors"] == {"BF16": bf16} and found["compute"] == {"float32": 1.0, "int16": 0.0}
+    assert found["sampling"]["parameters"]["temperature"] == 0 and found["memory"]["as in the file"] == 1914368
     assert found["memory"]["cache, a position"] == 4 * 2 * 128 * 4
     assert (found["family"], found["problem"], found["left_out"]) == ("GPT-2", None, {})
     assert "957,184" in run("info", "shakespeare-1m").stdout
+
+
+def test_info_tells_the_recommended_sampling(tmp_path):
+    shutil.copytree(MODEL.path, tmp_path / "model")
+    settings = tmp_path / "model" / "generation_config.json"
+    for entries, shown in (
+        ({}, "recommended sampling: none, the likeliest token is taken\n"),
+        ({"do_sample": True, "temperature": 0.6, "top_k": 20}, "recommended sampling: temperature 0.6, top_k 20\n"),
+        ({"do_sample": True, "min_p": 0.1}, "temperature 1\nasked for, and not there: min_p 0.1\n"),
+        ({"do_sample": True, "top_p": 7}, "recommended sampling can't be used: .*top_p must be more than 0"),
+    ):
+        settings.write_text(json.dumps(entries))
+        assert re.search(shown, re.sub(" +", " ", run("info", tmp_path / "model").stdout)), shown
+    found = json.loads(run("info", tmp_path / "model", "--json").stdout)["sampling"]
+    assert found.keys() == {"problem"} and "generation_config.json" in found["problem"]
 
 
 def test_info_tells_what_a_position_of_the_cache_takes(tmp_path):
@@ -316,7 +333,8 @@ def test_info_of_gguf(tmp_path):
     found = json.loads(run("info", path, "--json").stdout)
     assert found["kind"] == "gguf" and found["family"] is None and "mamba" in found["problem"]
     assert found["config"] == {"mamba.block_count": 3} and found["parameters"] == 128 + 256
-    assert found["tensors"]["Q4_0"] == {"tensors": 1, "parameters": 256, "bytes": 144, "bits": 4.5}
+    q4_0 = {"tensors": 1, "parameters": 256, "bytes": 144, "bits": 4.5, "share": 256 / 384}
+    assert found["tensors"]["Q4_0"] == q4_0 and "compute" not in found
     about = found["tokenizer"]
     assert (about["type"], about["pre"], about["vocabulary"]) == ("gpt2", "smollm", 3)
     assert "merges must be a list of texts" in about["problem"] and found["layers"] == 3
@@ -324,7 +342,7 @@ def test_info_of_gguf(tmp_path):
     assert "family: unknown to llorch, mamba\n" in text and "layers: 3\n" in text and "chat template: none\n" in text
     assert "tokenizer: gpt2, pre-tokenizer smollm, 3 tokens\ntokenizer can't be used: " in text
     assert "parameters: 384, 656 bytes, 13.67 bits each\n" in text
-    assert "tensors, Q4_0:                   1, 4.5 bits a parameter" in run("info", path).stdout
+    assert "tensors, Q4_0:                   1, 66.67 % of the parameters, 4.5 bits each" in run("info", path).stdout
 
 
 def test_info_of_formats_that_are_not_read(tmp_path):
@@ -385,7 +403,8 @@ def test_help_is_short_too():
 def test_info_of_real_weights():
     shown = run("info", smollm2()).stdout
     for line in ("family: Llama", "layers: 30", "heads: 9 of 64 values, 3 of keys and values", "context: 8192",
-                 "parameters: 134,515,008", "tensors, Q4_1: 210, 5 bits a parameter",
+                 "parameters: 134,515,008", "tensors, Q4_1: 210, 78.93 % of the parameters, 5 bits each",
+                 "compute: float32, or int16 for 100 % of the matrices",
                  "memory, cache, a position: about 46,080 bytes"):  # fmt: skip
         assert line in re.sub(" +", " ", shown), shown
 
@@ -400,6 +419,10 @@ def test_bench():
         "decode, 8 sequences",
     ]
     assert all(row["tokens_per_s"] > 0 for row in numbers["rows"])
+    assert numbers["compute"] == "float32" and 0 < numbers["bytes a step"] < numbers["bytes"]
+    for row, together in zip(numbers["rows"], (None, 1, 8), strict=True):
+        read = None if together is None else numbers["bytes a step"] * row["tokens_per_s"] / together / 1e9
+        assert row.get("GB_per_s") == read
     assert "tokens/s" in run("bench", "--repetitions", 1).stdout
 
 

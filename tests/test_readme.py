@@ -1,7 +1,6 @@
 """README's table of families is the registry, and the one-liners of the pages can be pasted."""
 
 import importlib.util
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,15 +25,21 @@ DEPTH = 128  # tokens that a sequence has when its decoding is timed
 STEPS = 16
 
 
-@click.command("bench", short_help="Tokens per second: reading prompts, and writing.")
+@click.command("bench", short_help="Tokens and bytes of weights per second: reading prompts, and writing.")
 @common.model_option(None, f" Without it and --shape: {common.EMBEDDED}.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="Random weights in this size of GPT-2 instead.")
 @click.option("--repetitions", type=click.IntRange(1), default=5, show_default=True)
 @common.json_option
 @common.dtype_option
+@common.compute_option
 @common.threads_option
-def command(model: str | None, shape: str | None, repetitions: int, as_json: bool, dtype: str | None) -> None:
-    """Tokens per second: reading prompts (prefill), and writing with one sequence and with several (decode)."""
+def command(
+    model: str | None, shape: str | None, repetitions: int, as_json: bool, dtype: str | None, compute: str
+) -> None:
+    """Tokens per second: reading prompts (prefill), and writing with one sequence and with several (decode).
+
+    Writing reads all weights for every token, or for one token of each sequence: GB/s says how fast.
+    """
     if model and shape:
         raise click.UsageError("--model and --shape exclude each other")
     with ExitStack() as stack:
@@ -41,14 +47,16 @@ def command(model: str | None, shape: str | None, repetitions: int, as_json: boo
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             with common.failures(), common.progress(f"making random weights of shape {shape}") as progress:
                 write_random(Path(folder), SHAPES[shape], progress=progress)
-            engine = common.load(folder, dtype)
+            engine = common.load(folder, dtype, compute)
         else:
-            engine = common.load(model or common.EMBEDDED, dtype)
+            engine = common.load(model or common.EMBEDDED, dtype, compute)
         rows = measure(engine, repetitions)
     head = {
         "model": shape or model or common.EMBEDDED,
         "dtype": engine.dtype,
+        "compute": engine.compute,
         "bytes": engine.nbytes,
+        "bytes a step": engine.step_nbytes,
         "isa": llorch.isa(),
         "threads": llorch.get_num_threads(),
     }
@@ -57,11 +65,12 @@ def command(model: str | None, shape: str | None, repetitions: int, as_json: boo
         return
     common.echo(", ".join(f"{name} {value}" for name, value in head.items()))
     for row in rows:
-        common.echo(f"{row['what']:<28}{row['tokens_per_s']:>10.1f} tokens/s  [{row['least']:.1f}, {row['most']:.1f}]")
+        rates = f"{row['tokens_per_s']:>10.1f} tokens/s  [{row['least']:.1f}, {row['most']:.1f}]"
+        common.echo(f"{row['what']:<28}{rates}" + (f"  {row['GB_per_s']:.1f} GB/s" if "GB_per_s" in row else ""))
 
 
 def measure(model: "CausalLM", repetitions: int) -> list[dict[str, Any]]:
-    """Medians of tokens per second, the least and the most beside."""
+    """Medians of tokens per second, the least and the most beside; of decoding, GB/s of weights too."""
     context, vocabulary = context_of(model), model.config.vocab_size
     depth = min(DEPTH, context // 2)
     steps = min(STEPS, context - depth)
@@ -94,11 +103,14 @@ def measure(model: "CausalLM", repetitions: int) -> list[dict[str, Any]]:
 
         return run
 
-    jobs = [(f"prefill, {length} tokens", partial(prefill, length)) for length in (128, 512) if length <= context]
-    jobs += [("decode, 1 sequence", partial(decode, 1)), (f"decode, {TOGETHER} sequences", partial(decode, TOGETHER))]
+    # Each with the tokens that a step makes, None for a step of many.
+    jobs: list[tuple[str, int | None, Callable[[], Callable[[], float]]]] = [
+        (f"prefill, {length} tokens", None, partial(prefill, length)) for length in (128, 512) if length <= context
+    ]
+    jobs += [(f"decode, {common.many(count, 'sequence')}", count, partial(decode, count)) for count in (1, TOGETHER)]
     rows, done, of = [], 0, len(jobs) * (repetitions + 1)
     with common.progress("measuring") as progress:
-        for what, prepare in jobs:
+        for what, together, prepare in jobs:
             run = prepare()
             rates = []
             for repetition in range(-1, repetitions):  # the first is not counted
@@ -107,6 +119,9 @@ def measure(model: "CausalLM", repetitions: int) -> list[dict[str, Any]]:
                     rates.append(rate)
                 done += 1
                 progress(done, of)
-            row = {"what": what, "tokens_per_s": statistics.median(rates), "least": min(rates), "most": max(rates)}
+            rate = statistics.median(rates)
+            row: dict[str, Any] = {"what": what, "tokens_per_s": rate, "least": min(rates), "most": max(rates)}
+            if together is not None:
+                row["GB_per_s"] = model.step_nbytes * rate / together / 1e9
             rows.append(row)
     return rows

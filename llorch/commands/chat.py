@@ -52,9 +52,10 @@ Ctrl-C ends an answer. A line that begins with a space is sent as it is, without
     help="A conversation longer than the context: an error, or the oldest turns are left out, which is said.",
 )
 @common.dtype_option
+@common.compute_option
 @common.threads_option
 def command(model: str, system: str | None, overflow: str, max_new_tokens: int | None, seed: int | None,
-            dtype: str | None, **sampling: Any) -> None:  # fmt: skip
+            dtype: str | None, compute: str, **sampling: Any) -> None:  # fmt: skip
     """Talk with a model that has a chat template.
 
     At a terminal: lines can be edited, the arrows bring earlier ones back, a text of several lines can be pasted, and
@@ -62,7 +63,7 @@ def command(model: str, system: str | None, overflow: str, max_new_tokens: int |
 
     From a pipe or a file each line is a turn, and the answers alone are written.
     """
-    engine = common.load(model, dtype)
+    engine = common.load(model, dtype, compute)
     with common.failures():
         engine.chat_templates.choose()
         given = {name: value for name, value in sampling.items() if value is not None}

@@ -21,7 +21,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(DTYPES),
-    help="How the weights are kept. Without it: as in the file, blocks of integers as float32.",
+    help="How the weights are kept. Without it: as in the file.",
+)
+compute_option = click.option(
+    "--compute",
+    type=click.Choice(("float32", "int16")),
+    default="float32",
+    show_default=True,
+    help="The arithmetic of linear layers. int16: of weights in blocks of integers, with activations of 16 bits.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -128,10 +135,10 @@ def tokens(count: int) -> str:
     return many(count, "token")
 
 
-def load(model: str, dtype: str | None = None) -> "CausalLM":
+def load(model: str, dtype: str | None = None, compute: str = "float32") -> "CausalLM":
     """The model of a folder, a .gguf file or a hub id; the loader shows its own progress."""
     with failures():
-        return llorch.CausalLM.from_pretrained(model, dtype=dtype)
+        return llorch.CausalLM.from_pretrained(model, dtype=dtype, compute=compute)
 
 
 def text_of(argument: str) -> str:

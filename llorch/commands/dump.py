@@ -35,6 +35,7 @@ def _plants(context: click.Context, parameter: click.Parameter, value: bool) -> 
 @click.option(
     "--list-plants", is_flag=True, is_eager=True, expose_value=False, callback=_plants, help="List these mistakes."
 )
+@common.compute_option
 @common.threads_option
 def command(
     folder: str | None,
@@ -45,6 +46,7 @@ def command(
     source: str,
     plant: str | None,
     force: bool,
+    compute: str,
 ) -> None:
     """Write every tensor of the ladder for a prompt: what `llorch compare` compares an engine's dump with.
 
@@ -60,6 +62,6 @@ def command(
 
     given = folder or model or common.EMBEDDED
     with common.failures():
-        trace = dump(output, given, common.text_of(prompt), ids=ids, source=source, plant=plant)
+        trace = dump(output, given, common.text_of(prompt), ids=ids, source=source, plant=plant, compute=compute)
     size = sum(values.nbytes for values in trace.values())
     common.echo(f"{output}: {len(trace)} tensors, {size:,} bytes, {common.tokens(len(trace['ids']))}")

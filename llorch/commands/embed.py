@@ -31,6 +31,7 @@ from llorch.commands.options import check_new, output_option
 )
 @texts.batch_option
 @common.dtype_option
+@common.compute_option
 @common.threads_option
 def command(
     file: str,
@@ -44,6 +45,7 @@ def command(
     batch_size: int,
     force: bool,
     dtype: str | None,
+    compute: str,
 ) -> None:
     """Embed the lines of FILE, "-" for standard input: row i of the output is line i, an empty one too.
 
@@ -58,7 +60,7 @@ def command(
     check_new(output, force)
     if file != "-" and output.exists() and Path(file).exists() and output.samefile(file):
         raise common.Failure(f"{output} is what is to be embedded")
-    encoder = texts.load(model, dtype)
+    encoder = texts.load(model, dtype, compute)
     lines: deque[str] = deque()
     with common.failures():
         source = texts.Texts(file, field)

@@ -27,6 +27,7 @@ DEFAULT_LENGTH = 200
 @click.option("--seed", type=int, help="The same seed gives the same text. Without it: a fresh one, which is shown.")
 @click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
 @common.dtype_option
+@common.compute_option
 @common.threads_option
 @click.option("--stats/--no-stats", default=None, help="Tokens per second, on stderr. Default: where it is a terminal.")
 def command(
@@ -40,6 +41,7 @@ def command(
     seed: int | None,
     stop: tuple[str, ...],
     dtype: str | None,
+    compute: str,
     stats: bool | None,
 ) -> None:
     """Continue PROMPT; the new text goes to stdout as it comes.
@@ -48,7 +50,7 @@ def command(
     characters in the text escaped, but newlines and tabs; a file or a pipe gets the text as it is.
     """
     prompt = common.text_of(prompt)
-    engine = common.load(model, dtype)
+    engine = common.load(model, dtype, compute)
     with common.failures(), common.progress("reading the prompt") as progress:
         tokenizer, config = engine.tokenizer, engine.config
         if not tokenizer.prompt(prompt) and config.bos_token_id is not None:

@@ -94,21 +94,25 @@ def describe(source: "Source", unread: str | None = None) -> dict[str, Any]:
         "tensors": _formats(tensors),
         "left_out": left_out,
         **_text(source),
+        "sampling": _sampling(source) if found.get("role") == "decoder" else None,
         "embeddings": _embeddings(source, found) if found.get("role") == "encoder" else None,
         "files": {path.name: path.stat().st_size for path in source.files},
     }
     if found["problem"] is None:
+        found["compute"] = _computes(tensors)
         G, D = found["key_value_heads"], found["head_dim"]
         position = 4 * found["layers"] * G * (D + -(-D // PANEL) * PANEL)  # a key and a value, both float32
-        found["memory"] = {"float32": 4 * parameters, "bfloat16, float16": 2 * parameters}
+        found["memory"] = {"as in the file": size, "float32": 4 * parameters, "bfloat16, float16": 2 * parameters}
         if any(step.op == "cache" for step in graph.blocks[0]):
             found["memory"] |= {"cache, a position": position, "cache, whole context": position * found["context"]}
     return found
 
 
 def _formats(tensors: Mapping[str, "Entry"]) -> dict[str, dict[str, Any]]:
-    """Of each format: tensors, parameters, bytes, and bits a parameter, with the scales that its blocks have."""
+    """Of each format: tensors, parameters, bytes, bits a parameter, with the scales that its blocks have, and its share
+    of all parameters."""
     found: dict[str, dict[str, Any]] = {}
+    parameters = sum(math.prod(entry.shape) for entry in tensors.values())
     for entry in tensors.values():
         one = found.setdefault(entry.format, {"tensors": 0, "parameters": 0, "bytes": 0})
         one["tensors"] += 1
@@ -116,7 +120,31 @@ def _formats(tensors: Mapping[str, "Entry"]) -> dict[str, dict[str, Any]]:
         one["bytes"] += entry.nbytes
     for one in found.values():
         one["bits"] = 8 * one["bytes"] / one["parameters"] if one["parameters"] else 0.0
+        one["share"] = one["parameters"] / parameters if parameters else 0.0
     return found
+
+
+def _computes(tensors: Mapping[str, "Entry"]) -> dict[str, float]:
+    """Of each arithmetic that can be chosen: the share of the matrices' parameters that it has."""
+    from llorch.models.loading import COMPUTES, INTEGERS
+
+    matrices = [entry for entry in tensors.values() if len(entry.shape) > 1]
+    total = sum(math.prod(entry.shape) for entry in matrices)
+    blocks = sum(math.prod(entry.shape) for entry in matrices if entry.format.lower() in INTEGERS)
+    return dict(zip(COMPUTES, (1.0, blocks / total if total else 0.0), strict=True))
+
+
+def _sampling(source: "Source") -> dict[str, Any]:
+    """How the files recommend to choose tokens, and what of that llorch hasn't; a problem where they can't be read."""
+    from llorch.text import generation_config
+
+    try:
+        said = generation_config.recommended(source)
+    except (OSError, ValueError, TypeError) as error:
+        return {"problem": str(error)}
+    parameters = dataclasses.asdict(said.parameters)
+    del parameters["seed"]
+    return {"parameters": parameters, "lacking": list(said.lacking), "problem": None}
 
 
 def _told(source: "Source") -> dict[str, Any]:
@@ -244,17 +272,36 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, Any]]:
         weights += f", {_size(found['bytes'])}, {_bits(found['bits'])} bits each"
     lines += [("parameters", weights)]
     for name, one in found["tensors"].items():
-        lines.append((f"tensors, {name}", f"{one['tensors']}, {_bits(one['bits'])} bits a parameter"))
+        share = f"{_percent(one['share'])} of the parameters"
+        lines.append((f"tensors, {name}", f"{one['tensors']}, {share}, {_bits(one['bits'])} bits each"))
+    if "compute" in found:
+        integers = found["compute"]["int16"]
+        lines.append(
+            ("compute", "float32" + (f", or int16 for {_percent(integers)} of the matrices" if integers else ""))
+        )
     left_out = list(found["left_out"].items())
     lines += [(f"left out, {name}", why) for name, why in left_out[:MOST_LEFT_OUT]]
     if len(left_out) > MOST_LEFT_OUT:  # the part of a model that is for images has hundreds
         lines.append(("left out", f"and {len(left_out) - MOST_LEFT_OUT} more"))
     lines += _text_lines(found["tokenizer"], found["chat_template"])
+    if (said := found["sampling"]) is not None:
+        lines += _sampling_lines(said)
     if (made := found["embeddings"]) is not None:
         lines += _embedding_lines(made)
     lines += [(f"file {name}", _size(size)) for name, size in found["files"].items()]
     lines += [(f"memory, {name}", f"about {_size(size)}") for name, size in found.get("memory", {}).items()]
     return lines
+
+
+def _sampling_lines(said: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if said["problem"] is not None:
+        return [("recommended sampling can't be used", said["problem"])]
+    given = {name: value for name, value in said["parameters"].items() if value is not None}
+    if given == {"temperature": 0.0}:
+        lines = [("recommended sampling", "none, the likeliest token is taken")]
+    else:
+        lines = [("recommended sampling", ", ".join(f"{name} {value:g}" for name, value in given.items()))]
+    return lines + ([("asked for, and not there", ", ".join(said["lacking"]))] if said["lacking"] else [])
 
 
 def _embedding_lines(made: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -306,6 +353,10 @@ def _text_lines(about: dict[str, Any] | None, chat: dict[str, Any] | None) -> li
 
 def _bits(bits: float) -> str:
     return f"{bits:.2f}".rstrip("0").rstrip(".")
+
+
+def _percent(share: float) -> str:
+    return f"{_bits(100 * share)} %"
 
 
 def _size(count: int) -> str:

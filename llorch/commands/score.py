@@ -20,14 +20,17 @@ from llorch.commands import common
 @click.option("--tokens", "by_token", is_flag=True, help="Every token's log-probability too.")
 @common.json_option
 @common.dtype_option
+@common.compute_option
 @common.threads_option
-def command(text: str, model: str, stride: int | None, by_token: bool, as_json: bool, dtype: str | None) -> None:
+def command(
+    text: str, model: str, stride: int | None, by_token: bool, as_json: bool, dtype: str | None, compute: str
+) -> None:
     """How likely a model finds TEXT: log-probability and perplexity, of every token from the second on.
 
     TEXT "-" is standard input. Logarithms are natural.
     """
     text = common.text_of(text)
-    engine = common.load(model, dtype)
+    engine = common.load(model, dtype, compute)
     with common.failures(), common.progress("scoring") as progress:
         result = engine.score(text, stride=stride, progress=progress)
     logs = result.log_probabilities.tolist()

@@ -18,6 +18,7 @@ from llorch.commands import common, texts
 @texts.batch_option
 @common.json_option
 @common.dtype_option
+@common.compute_option
 @common.threads_option
 def command(
     file: str,
@@ -28,13 +29,14 @@ def command(
     batch_size: int,
     as_json: bool,
     dtype: str | None,
+    compute: str,
 ) -> None:
     """The lines of FILE, "-" for standard input, that are nearest to QUERY, with their scores.
 
     Empty lines are passed over. The model's prompts for queries and for documents go before them, where it has such. Of
     lines with the same score the first comes first.
     """
-    encoder = texts.load(model, dtype)
+    encoder = texts.load(model, dtype, compute)
     lines: deque[str] = deque()
     best: list[tuple[float, int, str]] = []  # a heap: the least is what goes first
     with common.failures():

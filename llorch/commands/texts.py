@@ -29,10 +29,10 @@ batch_option = click.option(
 )
 
 
-def load(model: str, dtype: str | None) -> "llorch.TextEncoder":
+def load(model: str, dtype: str | None, compute: str) -> "llorch.TextEncoder":
     """The model of a folder, a .gguf file or a hub id, and its tokenizer."""
     with common.failures():
-        encoder = llorch.TextEncoder.from_pretrained(model, dtype=dtype)
+        encoder = llorch.TextEncoder.from_pretrained(model, dtype=dtype, compute=compute)
         encoder.max_seq_length  # noqa: B018  a tokenizer that is missing is told before a text is read
         return encoder
 

@@ -25,6 +25,7 @@ from llorch.models.shapes import SHAPES
 @click.option("--no-peer", is_flag=True, help="llorch and its oracle alone, no other library.")
 @click.option("--kernels", is_flag=True, help="The same as `llorch kernels`.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only what failed, and the summary.")
+@common.compute_option
 @common.threads_option
 @click.pass_context
 def command(
@@ -40,6 +41,7 @@ def command(
     no_peer: bool,
     kernels: bool,
     quiet: bool,
+    compute: str,
 ) -> None:
     """Every tensor of inference on a model, 12 rungs deep.
 
@@ -58,6 +60,8 @@ def command(
         holds = show(run((), () if no_peer else None), json_path, report_path, quiet=quiet)
         context.exit(0 if holds else 1)
     named = context.get_parameter_source("model") is click.core.ParameterSource.COMMANDLINE
+    if self_test and compute != "float32":
+        raise click.UsageError("--self-test is of --compute float32: its faults change weights' values")
     if shape is not None and named:
         raise click.UsageError("--model and --shape can't be given both")
     with _model(model, shape) as name:
@@ -65,7 +69,7 @@ def command(
             holds = _self_test(name, json_path, report_path, quiet)
         else:
             too = shape is None and not named
-            holds = _ladder(name, prompt, ids, layers, json_path, report_path, not no_peer, too, quiet)
+            holds = _ladder(name, prompt, ids, layers, json_path, report_path, not no_peer, too, quiet, compute)
     context.exit(0 if holds else 1)
 
 
@@ -95,12 +99,14 @@ def _ladder(
     peer: bool,
     kernels: bool,
     quiet: bool,
+    compute: str,
 ) -> bool:
     from llorch.validate.ladder.run import run_ladder
     from llorch.validate.report import html, json, terminal
 
     with common.failures(), common.progress("the oracle") as progress:
-        result = run_ladder(model, common.text_of(prompt), ids=ids, peer=peer, progress=progress)
+        text = common.text_of(prompt)
+        result = run_ladder(model, text, ids=ids, peer=peer, compute=compute, progress=progress)
     terminal.show_ladder(result, terminal.console(), layers or None, quiet=quiet)
     content = json.of_ladder(result)
     alone = None

@@ -74,7 +74,7 @@ def full_name(graph: Graph, layer: int, weight: str) -> str:
 def factor_of(step: Step, kept: str) -> float:
     """What an embedding's rows are multiplied by, a float32; kept: the type of its table."""
     factor = np.array([step.options.get("factor", 1.0)], np.float32)
-    if step.options.get("rounded"):
+    if step.options.get("rounded") and kept in ("bfloat16", "float16"):
         factor = _core.cast(_core.cast(factor, kept), "float32")
     return float(factor[0])
 
@@ -141,15 +141,43 @@ class Weights:
     packed: dict[str, list[Part]] = field(default_factory=dict)
     vectors: dict[str, Array] = field(default_factory=dict)
     tables: dict[str, PackedLinear | Array] = field(default_factory=dict)
-    dtype: str = "float32"
+
+    @property
+    def layers(self) -> list[PackedLinear]:
+        """The packed weights of linear layers."""
+        return [part.weight for parts in self.packed.values() for part in parts]
+
+    @property
+    def dtype(self) -> str:
+        """How matrices are kept; where it isn't one way, all of them, that of most bytes first: "q4_k+q6_k"."""
+        nbytes: dict[str, int] = {}
+        for each in self._matrices():
+            nbytes[each.dtype] = nbytes.get(each.dtype, 0) + each.nbytes
+        return "+".join(sorted(nbytes, key=lambda name: -nbytes[name]))
+
+    @property
+    def compute(self) -> str:
+        """ "int16" where any layer has that arithmetic, else "float32"."""
+        return "int16" if any(weight.compute == "int16" for weight in self.layers) else "float32"
 
     @property
     def nbytes(self) -> int:
         """Memory of all weights."""
-        packed = [part.weight for parts in self.packed.values() for part in parts]
-        tables = [table for table in self.tables.values() if not any(table is one for one in packed)]
-        biases = [weight.bias for weight in packed if weight.bias is not None]
-        return sum(part.nbytes for part in [*packed, *tables, *biases, *self.vectors.values()])
+        tables = [table for table in self.tables.values() if isinstance(table, np.ndarray)]
+        return sum(each.nbytes for each in self._matrices()) + sum(each.nbytes for each in [*tables, *self._vectors()])
+
+    @property
+    def step_nbytes(self) -> int:
+        """What of it one step reads: all but the embeddings, of which it takes rows."""
+        return sum(each.nbytes for each in self.layers) + sum(each.nbytes for each in self._vectors())
+
+    def _matrices(self) -> list[PackedLinear]:
+        """Each once: a head may be the embedding."""
+        tables = [table for table in self.tables.values() if isinstance(table, PackedLinear)]
+        return list({id(each): each for each in [*self.layers, *tables]}.values())
+
+    def _vectors(self) -> list[Array]:
+        return [*self.vectors.values(), *(weight.bias for weight in self.layers if weight.bias is not None)]
 
 
 class Compiler:

@@ -61,14 +61,15 @@ class Engine:
     ) -> None:
         self.source, self.family, self.config, self.graph = source, family, config, graph
         self.path, self.left_out = source.path, tuple(left_out)
-        self.dtype, self.nbytes = weights.dtype, weights.nbytes
+        self.dtype, self.compute = weights.dtype, weights.compute
+        self.nbytes, self.step_nbytes = weights.nbytes, weights.step_nbytes
         self._weights = weights
         self._plans = {rows: Compiler(graph, weights, rows=rows).run() for rows in self.ROWS}
         self._traced: tuple[Plan, list[list[tuple[str, int, int, int, int]]]] | None = None
         self._tables = Tables(graph.ropes, config.context, self._plans.values())
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path, dtype: str | None = None) -> Self:
+    def from_pretrained(cls, path_or_hub_id: str | Path, dtype: str | None = None, compute: str = "float32") -> Self:
         """A model from a folder in Hugging Face's format, a GGUF file, or Hugging Face's hub.
 
         Parameters
@@ -78,42 +79,51 @@ class Engine:
             .gguf file (of a split model: any part); "shakespeare-1m", the small model that comes with llorch; or a hub
             id, such as "openai-community/gpt2", which huggingface-hub downloads and keeps.
         dtype : None, "float32", "bfloat16" or "float16"
-            None keeps every tensor in the file's type (blocks of integers as float32, which holds their values
-            exactly). A 16-bit type rounds every parameter once, to nearest even.
+            How weights are kept. None keeps every tensor in the file's type, blocks of integers too. "float32" widens
+            them, exactly; a 16-bit type rounds every parameter once, to nearest even.
+        compute : "float32" or "int16"
+            The arithmetic of linear layers. "float32" has the bits of the weights' values whatever they are kept in.
+            "int16" is another function, of weights in blocks of integers alone, and faster: activations become 16-bit
+            integers, 128 together, and sums of products are exact. Layers of other weights stay "float32".
 
         Raises
         ------
         FileNotFoundError
             There is no such folder or file, and the hub doesn't give it; or a file of it is missing.
         ValueError, TypeError
-            A file that is cut off or contradicts itself, a tensor that is missing, unknown, or of another shape or type
-            than the configuration asks for (each is named); a family or a configuration that isn't supported; weights
-            that are only there as a pickle, which could run any code.
+            Another dtype or compute; a file that is cut off or contradicts itself, a tensor that is missing, unknown,
+            or of another shape or type than the configuration asks for (each is named); a family or a configuration
+            that isn't supported; weights that are only there as a pickle, which could run any code.
         ModuleNotFoundError
             A package of llorch[models] is needed and missing.
         """
-        model: Self = _core._in_fpenv(cls._load, path_or_hub_id, dtype)
+        loading.check_choices(dtype, compute)
+        model: Self = _core._in_fpenv(cls._load, path_or_hub_id, dtype, compute)
         if model.left_out:
             warnings.warn(
                 f"{printable(str(model.path))}: left out, as they belong to another task than {model.RESULT}: "
                 f"{loading.some(model.left_out)}",
                 stacklevel=2,
             )
+        if model.compute != compute:
+            warnings.warn(
+                f"{printable(str(model.path))}: no weight is in blocks of integers, which compute={compute!r} needs: "
+                "everything is computed in float32",
+                stacklevel=2,
+            )
         return model
 
     @classmethod
-    def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
+    def _load(cls, path_or_hub_id: str | Path, dtype: str | None, compute: str) -> Self:
         """In the contract's floating-point environment: the file's numbers are read and computed with here."""
         source = registry.open_known(path_or_hub_id)
         family = registry.family_of(source)
         cls._check_family(source, family)
         config = registry.config_of(source, family)
         graph = cls._graph(family, config)
-        if dtype is not None and dtype not in loading.DTYPES:
-            raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
         found = loading.find(source, family, graph)
         registry.check_ropes(source, config, graph)
-        return cls(source, family, config, graph, loading.load(source, graph, found, dtype), found.heads)
+        return cls(source, family, config, graph, loading.load(source, graph, found, dtype, compute), found.heads)
 
     @classmethod
     def _check_family(cls, source: Source, family: Family) -> None:
@@ -133,7 +143,8 @@ class Engine:
         heads = f"{sizes['H']} heads" + (f" ({sizes['G']} of keys)" if sizes["G"] != sizes["H"] else "")
         return (
             f"{self.family.name}({c.layers} blocks, {sizes['E']} wide, {heads}, {c.context} positions, "
-            f"{c.vocab_size} tokens, {self.dtype}, {self.nbytes / 1e6:.1f} MB)"
+            f"{c.vocab_size} tokens, {self.dtype}, {self.nbytes / 1e6:.1f} MB"
+            f"{'' if self.compute == 'float32' else f', compute={self.compute!r}'})"
         )
 
     def __reduce__(self) -> Any:
@@ -220,10 +231,13 @@ class Decoder(Engine):
     family : llorch.models.registry.Family
     graph : llorch.models.graph.Graph
         What is computed, step by step.
-    dtype : "float32", "bfloat16" or "float16"
-        How the weights are kept. Everything is computed in float32.
-    nbytes : int
-        Memory of the weights.
+    dtype : str
+        How the matrices are kept: "float32", "bfloat16", "q4_0" ... Where it isn't one way, all of them, that of most
+        bytes first: "q4_k+q6_k".
+    compute : "float32" or "int16"
+        The arithmetic of linear layers whose weights are blocks of integers. All else is computed in float32.
+    nbytes, step_nbytes : int
+        Memory of the weights, and what of it every step reads.
     path : pathlib.Path
         The folder or file it came from.
     source : llorch.files.Source

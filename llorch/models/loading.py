@@ -21,9 +21,11 @@ from llorch.models.graph import Graph, Parameter
 from llorch.models.registry import Family
 
 Array = NDArray[Any]
-DTYPES = ("float32", "bfloat16", "float16")
+FLOATS = ("float32", "bfloat16", "float16")
 READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
-SLICE = 1 << 22  # bytes of a matrix that are read at a time
+INTEGERS = tuple(name.lower() for name in READABLE_BLOCKS if name != "MXFP4")  # blocks of integers
+COMPUTES = ("float32", "int16")
+SLICE = 1 << 20  # bytes of a matrix that are read at a time
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -129,20 +131,22 @@ def whole(vector: Array, parameter: Parameter, kind: str) -> Array:
 class Loader:
     """Reads and packs the tensors of one file."""
 
-    def __init__(self, source: Source, graph: Graph, found: Found, dtype: str | None) -> None:
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype must be None, 'float32', 'bfloat16' or 'float16', got {dtype!r}")
-        self.source, self.graph, self.entries, self.dtype = source, graph, found.entries, dtype
+    def __init__(self, source: Source, graph: Graph, found: Found, dtype: str | None, compute: str) -> None:
+        check_choices(dtype, compute)
+        self.source, self.graph, self.entries = source, graph, found.entries
+        self.dtype, self.compute = dtype, compute
         self.parameters = {name: parameter for name, _, parameter in graph.all_parameters()}
         self.reader = Reader()
         self.advance: Callable[[int], None] = lambda count: None
 
-    def kept(self, names: Iterable[str]) -> str:
-        """The type in which tensors are kept together: their own, or float32 if that differs or is of blocks."""
-        if self.dtype is not None:
-            return self.dtype
-        kinds = {PLAIN.get(self.entries[name].format, "float32") for name in names}
-        return kinds.pop() if len(kinds) == 1 else "float32"
+    def kept(self, name: str) -> str:
+        """The type in which a matrix is kept."""
+        format = self.entries[name].format
+        return self.dtype or PLAIN.get(format, format.lower())
+
+    def reserve(self, K: int, N: int, kept: str) -> PackedLinear:
+        """A packed weight to be filled, of the arithmetic that was asked for where its type has it."""
+        return _core._packed_reserve(K, N, kept, self.compute if kept in INTEGERS else "float32")
 
     def there(self, name: str) -> str:
         """The parameter, or what stands for it where the file leaves it out; "" for nothing."""
@@ -179,13 +183,13 @@ class Loader:
 
     def rounded(self, values: Array) -> Array:
         """A float32 copy, rounded once to the type that was asked for."""
-        narrow = values if self.dtype is None else _core.cast(values, self.dtype)
+        narrow = _core.cast(values, self.dtype) if self.dtype else values
         return np.array(_core.cast(narrow, "float32"))
 
     def group(self, names: tuple[str, ...]) -> list[Part]:
         """Linear layers side by side: neighbours that are kept alike are packed together."""
         column, parts = 0, []
-        for _, several in itertools.groupby(names, lambda name: self.kept([self.there(f"{name}.weight")])):
+        for _, several in itertools.groupby(names, lambda name: self.kept(self.there(f"{name}.weight"))):
             together = list(several)
             parts.append(self.part(together, column))
             column += parts[-1].weight.out_features
@@ -195,8 +199,7 @@ class Loader:
         """Layers in one packed weight, whose results begin at a column of the group's."""
         weights = [self.there(f"{name}.weight") for name in names]
         widths = [self._outputs(name) for name in weights]
-        K = self.graph.shape(self.parameters[weights[0]].axes)[0 if self.parameters[weights[0]].conv1d else 1]
-        packed = _core._packed_reserve(K, sum(widths), self.kept(weights))
+        packed = self.reserve(self._inputs(weights[0]), sum(widths), self.kept(weights[0]))
         firsts = [0, *itertools.accumulate(widths[:-1])]
         for weight, first in zip(weights, firsts, strict=True):
             self.fill(packed, first, weight)
@@ -220,6 +223,10 @@ class Loader:
                 _core._packed_fill_blocks(packed, first + row, values, format)
             else:
                 _core._packed_fill(packed, first + row, values, True)
+
+    def _inputs(self, name: str) -> int:
+        parameter = self.parameters[name]
+        return self.graph.shape(parameter.axes)[0 if parameter.conv1d else 1]
 
     def _outputs(self, name: str) -> int:
         parameter = self.parameters[name]
@@ -246,7 +253,6 @@ class Loader:
         for name, parameter in self.parameters.items():
             if len(parameter.axes) == 1 and name in self.entries and not self._of_a_matrix(name):
                 weights.vectors[name] = self.vector(name)
-        weights.dtype = self.kept(name for name in self.entries if len(self.parameters[name].axes) == 2)
         return weights
 
     def _tied(self, name: str, weights: Weights) -> PackedLinear | None:
@@ -266,7 +272,7 @@ class Loader:
 
     def table(self, name: str) -> PackedLinear:
         """An embedding: a column a token."""
-        packed = _core._packed_reserve(self.entries[name].shape[1], self.entries[name].shape[0], self.kept([name]))
+        packed = self.reserve(self.entries[name].shape[1], self.entries[name].shape[0], self.kept(name))
         self.fill(packed, 0, name)
         return packed
 
@@ -285,13 +291,27 @@ class Loader:
         return True
 
 
-def load(source: Source, graph: Graph, found: Found, dtype: str | None = None) -> Weights:
+def check_choices(dtype: str | None, compute: str) -> None:
+    """ValueError for a type or an arithmetic that there isn't."""
+    if dtype is not None and dtype not in FLOATS:
+        raise ValueError(f"dtype must be None, {_choices(FLOATS)}, got {dtype!r}")
+    if compute not in COMPUTES:
+        raise ValueError(f"compute must be {_choices(COMPUTES)}, got {compute!r}")
+
+
+def _choices(names: Iterable[str]) -> str:
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}"
+
+
+def load(source: Source, graph: Graph, found: Found, dtype: str | None = None, compute: str = "float32") -> Weights:
     """The packed weights of a file.
 
-    dtype None keeps each tensor in the type that the file has it in (blocks of integers as float32, whose values are
-    exact). A 16-bit dtype rounds every parameter once, to nearest even: the same bits as loading a file of that type.
+    dtype None keeps each tensor in the type that the file has it in. A 16-bit dtype rounds every parameter once, to
+    nearest even: the same bits as loading a file of that type. compute : of the layers whose weights are blocks of
+    integers.
     """
-    loader = Loader(source, graph, found, dtype)
+    loader = Loader(source, graph, found, dtype, compute)
     total = sum(entry.nbytes for entry in found.entries.values())
     with progress(f"loading {printable(source.path.name)}", size=True) as show:
         done = 0

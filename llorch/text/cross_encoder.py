@@ -41,8 +41,8 @@ class CrossEncoder(Classifier):
     _function: str | None
 
     @classmethod
-    def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
-        model = super()._load(find_model(path_or_hub_id), dtype)
+    def _load(cls, path_or_hub_id: str | Path, dtype: str | None, compute: str) -> Self:
+        model = super()._load(find_model(path_or_hub_id), dtype, compute)
         model._function = _function(model.path, model.source.config, model.graph.sizes["C"])
         return model
 

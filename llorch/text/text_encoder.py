@@ -45,9 +45,9 @@ class TextEncoder(Encoder):
     _width: int
 
     @classmethod
-    def _load(cls, path_or_hub_id: str | Path, dtype: str | None) -> Self:
+    def _load(cls, path_or_hub_id: str | Path, dtype: str | None, compute: str) -> Self:
         found = sentence_files.load(find_model(path_or_hub_id))
-        model = super()._load(found.folder, dtype)
+        model = super()._load(found.folder, dtype, compute)
         model._sentences = sentence_files.with_metadata(found, model.source)
         width = model.graph.sizes["E"]
         for module in model._sentences.after:

@@ -139,6 +139,7 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
         "model": model.path.name,
         "model_type": model.family.model_types[0],
         "model_sha256": model.sha256,
+        "compute": model.compute if source != "transformers" else "float32",
         "config": json.dumps(dataclasses.asdict(model.config)),  # type: ignore[call-overload]
     }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -36,6 +36,17 @@ def silent(done: int, of: int) -> None:
 # ---- arithmetic ----------------------------------------------------------------------------------------------
 
 
+class Blocks(NamedTuple):
+    """A weight as a file has it, for a layer that is computed by 16-bit integers.
+
+    data, format : its rows of blocks, uint8 (bytes,). values : the network's float32 array of the same weight.
+    """
+
+    data: Array
+    format: str
+    values: Array
+
+
 class Arithmetic(Protocol):
     """What a forward pass is made of. Arrays come and go in `dtype`; weights are float32, matrices (in, out)."""
 
@@ -44,6 +55,7 @@ class Arithmetic(Protocol):
     def layer_norm(self, x: Array, weight: Array | None, bias: Array | None, eps: float) -> Array: ...
     def rms_norm(self, x: Array, weight: Array | None, eps: float) -> Array: ...
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array: ...
+    def linear_int16(self, x: Array, weight: Array, blocks: Blocks, bias: Array | None) -> Array: ...
     def activation(self, x: Array, function: str) -> Array: ...
     def rope(self, x: Array, rope: Rope, positions: Array) -> Array: ...
     def softcap(self, x: Array, cap: float) -> Array: ...
@@ -65,6 +77,9 @@ class Specified:
 
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return reference.linear(x, weight, bias)
+
+    def linear_int16(self, x: Array, weight: Array, blocks: Blocks, bias: Array | None) -> Array:
+        return reference.linear_int16(x, blocks.data, blocks.format, weight.shape[1], bias)
 
     def activation(self, x: Array, function: str) -> Array:
         return SPECIFIED_ACTIVATIONS[function](x)
@@ -116,6 +131,12 @@ class Kernels(Specified):
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         return llorch.linear(x, np.ascontiguousarray(weight), bias)
 
+    def linear_int16(self, x: Array, weight: Array, blocks: Blocks, bias: Array | None) -> Array:
+        K, N = weight.shape
+        packed = llorch.PackedLinear.from_blocks(blocks.data, blocks.format, K, N, bias, compute="int16")
+        y: Array = packed(x)
+        return y
+
     def activation(self, x: Array, function: str) -> Array:
         match function:
             case "gelu_tanh":
@@ -160,6 +181,9 @@ class Float64:
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
         y: Array = x @ weight.astype(np.float64)
         return y if bias is None else y + bias
+
+    def linear_int16(self, x: Array, weight: Array, blocks: Blocks, bias: Array | None) -> Array:
+        return self.linear(x, weight, bias)
 
     def activation(self, x: Array, function: str) -> Array:
         y: Array
@@ -260,7 +284,8 @@ Split = Callable[[Array, int], tuple[Array, ...]]
 class Block:
     """The steps of one part of the graph, a block or what comes before or after all of them, and what is changed.
 
-    weights : float32 arrays by their names within the block, "ln_1.weight", as Hugging Face's files have them.
+    weights : float32 arrays by their names within the block, "ln_1.weight", as Hugging Face's files have them. blocks :
+    by the same names, those that 16-bit integers are multiplied with.
     changed : options of a step, by its name, that aren't the graph's. taps : what is made of a tensor as it appears, by
     its name; "*" for every one of the ladder. visible : for T positions, bool (T, T), whether query t sees position s;
     None for what the scores' options say. split : of the output (T, W) of a fused projection, into the tensors that its
@@ -270,6 +295,7 @@ class Block:
 
     steps: tuple[Step, ...]
     weights: Trace
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
     changed: dict[str, dict[str, Any]] = field(default_factory=dict)
     taps: dict[str, Tap] = field(default_factory=dict)
     visible: Callable[[int], Array] | None = None
@@ -289,6 +315,16 @@ class Block:
     def change(self, name: str, **options: Any) -> None:
         """Other options for a step."""
         self.changed.setdefault(name, {}).update(options)
+
+    def linear(self, x: Array, step: Step, conv1d: bool, a: Arithmetic) -> Array:
+        """x through a linear layer; conv1d: its weight is (in, out)."""
+        weight, bias = (self.weights.get(f"{step.weight}.{part}") for part in ("weight", "bias"))
+        assert weight is not None
+        blocks = self.blocks.get(f"{step.weight}.weight")
+        wide = weight if conv1d else weight.T
+        if blocks is not None and blocks.values is weight:  # a weight that was changed is of values alone
+            return a.linear_int16(x, wide, blocks, bias)
+        return a.linear(x, wide, bias)
 
     def norm(self, x: Array, name: str, a: Arithmetic) -> Array:
         """x through the norm of this name."""
@@ -323,21 +359,27 @@ class Network:
         graph: Graph,
         tensors: Mapping[str, Array],
         kept: Mapping[str, str] | None = None,
+        stored: Mapping[str, Blocks] | None = None,
     ) -> Network:
-        """tensors: float32, by the names of the graph's parameters. kept: the types they were in, where not float32."""
+        """tensors: float32, by the names of the graph's parameters. kept: the types they were in, where not float32.
+        stored: the blocks of those that 16-bit integers are multiplied with."""
+        stored = stored or {}
         outer = {parameter.name: tensors[parameter.name] for parameter in graph.parameters if parameter.name in tensors}
+        around = {name: stored[name] for name in outer if name in stored}
         for parameter in graph.parameters:
             if parameter.optional and parameter.name not in outer:
                 outer[parameter.name] = outer[parameter.optional]
+                around |= {parameter.name: around[parameter.optional]} if parameter.optional in around else {}
         blocks = []
         for layer, steps in enumerate(graph.blocks):
             names = {p.name: graph.prefix(layer) + p.name for p in graph.block_parameters}
-            blocks.append(Block(steps, {name: tensors[full] for name, full in names.items() if full in tensors}))
-        before = Block(graph.before, outer)
+            weights = {name: tensors[full] for name, full in names.items() if full in tensors}
+            blocks.append(Block(steps, weights, {name: stored[full] for name, full in names.items() if full in stored}))
+        before = Block(graph.before, outer, around)
         for step in graph.before:
             if step.op == "embedding":
                 before.change(step.name, factor=factor_of(step, (kept or {}).get(f"{step.weight}.weight", "float32")))
-        return cls(family, config, graph, before, blocks, Block(graph.after, outer, taps=before.taps))
+        return cls(family, config, graph, before, blocks, Block(graph.after, outer, around, taps=before.taps))
 
     @property
     def weights(self) -> Trace:
@@ -403,9 +445,7 @@ class Network:
             case "layer_norm" | "rms_norm":
                 return part.norm(x, step.name, a)
             case "linear":
-                weight = part.weights[f"{step.weight}.weight"]
-                conv1d = self._conv1d(f"{step.weight}.weight", part)
-                return a.linear(x, weight if conv1d else weight.T, part.weights.get(f"{step.weight}.bias"))
+                return part.linear(x, step, self._conv1d(f"{step.weight}.weight", part), a)
             case "heads":
                 return self._heads(part, step, x, options)
             case "columns":

@@ -61,7 +61,8 @@ class Ladder:
     """What `run_ladder` found.
 
     holds : every bit is the oracle's, and transformers agrees, if it is there. peer : what transformers' comparison
-    found, with a diagnosis where it diverges. missing : why transformers didn't run, "" if it did.
+    found, with a diagnosis where it diverges. missing : why transformers didn't run, "" if it did. compute : the
+    arithmetic of linear layers, as `llorch.CausalLM.from_pretrained` has it.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Ladder:
     missing: str
     seconds: dict[str, float]
     versions: dict[str, str]
+    compute: str = "float32"
 
     @property
     def first(self) -> Tensor | None:
@@ -126,9 +128,11 @@ def versions() -> dict[str, str]:
     return found | {"isa": llorch.isa(), "os": platform.platform(), "cpu": str(llorch.config()["cpu"])}
 
 
-def prepare(model: str | Path | Model, prompt: str, ids: Sequence[int] | None) -> tuple[Model, str, list[int]]:
+def prepare(
+    model: str | Path | Model, prompt: str, ids: Sequence[int] | None, compute: str
+) -> tuple[Model, str, list[int]]:
     """The model, and the prompt as text and ids. ids, if given, are what the prompt is."""
-    at_hand = model if isinstance(model, Model) else Model(model)
+    at_hand = model if isinstance(model, Model) else Model(model, compute)
     if ids is None:
         found = at_hand.ids(prompt)
     else:
@@ -150,6 +154,7 @@ def run_ladder(
     *,
     ids: Sequence[int] | None = None,
     peer: bool = True,
+    compute: str = "float32",
     progress: Progress = silent,
 ) -> Ladder:
     """Every rung of the ladder on a model and a prompt.
@@ -164,6 +169,8 @@ def run_ladder(
         Token ids in the place of a text.
     peer : bool
         Whether to run transformers, if it is installed.
+    compute : "float32" or "int16"
+        The arithmetic of llorch and of its oracle, as `llorch.CausalLM.from_pretrained` has it; a Model has its own.
     progress : function of (done, of)
 
     Raises
@@ -171,7 +178,7 @@ def run_ladder(
     OSError, ValueError, TypeError
         As `llorch.GPT2.from_pretrained`; a prompt without tokens, or longer than the context.
     """
-    at_hand, prompt, tokens = prepare(model, prompt, ids)
+    at_hand, prompt, tokens = prepare(model, prompt, ids, compute)
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -218,6 +225,7 @@ def run_ladder(
         missing,
         seconds,
         versions(),
+        at_hand.compute,
     )
 
 
@@ -232,19 +240,21 @@ def dump(
     ids: Sequence[int] | None = None,
     source: str = "llorch",
     plant: str | None = None,
+    compute: str = "float32",
 ) -> Trace:
     """Writes every tensor of the ladder to a safetensors file, with names, shapes and types as docs/validator.md says.
 
     source : "llorch", "oracle" (the same bits, slowly) or "transformers". plant : of the latter, a mistake that is made
     in its modules first: a name of `plants.PLANTS`, with ":3" in that block alone. Its metadata: prompt,
-    generated_text, model, model_sha256, config, source, llorch (version), format and version, planted. Returns the
-    tensors. Errors as `run_ladder`; ValueError for a plant that isn't known, or that the model can't have.
+    generated_text, model, model_sha256, config, compute, source, llorch (version), format and version, planted. Returns
+    the tensors. compute and errors as `run_ladder`; ValueError for a plant that isn't known, or that the model can't
+    have.
     """
     if source not in SOURCES:
         raise ValueError(f"source is {source!r}, it must be one of {', '.join(SOURCES)}")
     if plant is not None and source != "transformers":
         raise ValueError(f"plant is {plant!r}, faults are planted in transformers alone")
-    at_hand, prompt, tokens = prepare(model, prompt, ids)
+    at_hand, prompt, tokens = prepare(model, prompt, ids, compute)
     if plant is None:
         trace: Trace = SOURCES[source](at_hand, tokens)
     else:

@@ -22,6 +22,7 @@ from llorch.text.tokenizer import Tokenizer
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.network import (
+    Blocks,
     Float64,
     Network,
     Progress,
@@ -45,10 +46,12 @@ PROMPT = "Hello."
 class Model:
     """A model's files in all the forms that are compared; each is made when it is first used.
 
-    path_or_hub_id : as `llorch.CausalLM.from_pretrained` takes it. The errors are its own.
+    path_or_hub_id, compute : as `llorch.CausalLM.from_pretrained` takes them. The errors are its own.
     """
 
-    def __init__(self, path_or_hub_id: str | Path = "shakespeare-1m") -> None:
+    def __init__(self, path_or_hub_id: str | Path = "shakespeare-1m", compute: str = "float32") -> None:
+        loading.check_choices(None, compute)
+        self.asked = compute
         self.source = registry.open_known(path_or_hub_id)
         self.path = self.source.path
         self.family = registry.family_of(self.source)
@@ -61,7 +64,12 @@ class Model:
     @cached_property
     def engine(self) -> CausalLM | Encoder:
         kind: type[CausalLM | Encoder] = CausalLM if self.graph.decodes else Encoder
-        return kind.from_pretrained(self.path)
+        return kind.from_pretrained(self.path, compute=self.asked)
+
+    @property
+    def compute(self) -> str:
+        """The arithmetic of linear layers: "int16" where it was asked for and any weight is of blocks of integers."""
+        return "int16" if self.blocks else "float32"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -85,10 +93,24 @@ class Model:
         return found
 
     @cached_property
+    def blocks(self) -> dict[str, tuple[Array, str]]:
+        """Of the matrices that 16-bit integers are multiplied with, rows of blocks and their format, as `tensors` has
+        their values."""
+        reader, found = Reader(), {}
+        parameters = {name: parameter for name, _, parameter in self.graph.all_parameters()}
+        for name, entry in loading.find(self.source, self.family, self.graph).entries.items():
+            if self.asked == "int16" and entry.format.lower() in loading.INTEGERS and len(entry.shape) == 2:
+                rows = reader.rows(entry, 0, entry.shape[0])
+                arranged = loading.arranged(rows, parameters[name], self.graph, self.source.kind)
+                found[name] = arranged.reshape(-1).copy(), entry.format
+        return found
+
+    @cached_property
     def network(self) -> Network:
         entries = loading.find(self.source, self.family, self.graph).entries
         kept = {name: loading.PLAIN.get(entry.format, "float32") for name, entry in entries.items()}
-        return Network.of(self.family.name, self.config, self.graph, self.tensors, kept)
+        stored = {name: Blocks(*found, self.tensors[name]) for name, found in self.blocks.items()}
+        return Network.of(self.family.name, self.config, self.graph, self.tensors, kept, stored)
 
     @property
     def sha256(self) -> str:

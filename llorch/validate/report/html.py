@@ -300,7 +300,13 @@ def of_ladder(result: Ladder, kernels: KernelReport | None = None) -> str:
     took = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
     prompt = f"prompt <code>{escape(repr(result.prompt))}</code>, {len(result.ids)} tokens"
     lead = f"{escape(printable(result.model))}, {prompt}; {now()}"
-    entries = {"model SHA-256": result.sha256, "token ids": str(result.ids), **result.versions, "time": took}
+    entries = {
+        "model SHA-256": result.sha256,
+        "compute": result.compute,
+        "token ids": str(result.ids),
+        **result.versions,
+        "time": took,
+    }
     return page(
         "llorch validate",
         lead,

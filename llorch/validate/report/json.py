@@ -132,6 +132,7 @@ def of_ladder(result: Ladder) -> dict[str, Any]:
         "holds": result.holds,
         "model": result.model,
         "model_sha256": result.sha256,
+        "compute": result.compute,
         "prompt": result.prompt,
         "ids": result.ids,
         "generated": result.generated,

@@ -115,7 +115,7 @@ def show_ladder(
     took = ", ".join(f"{name} {value:.1f} s" for name, value in result.seconds.items())
     console.print(Text("; ".join(parts), style=GOOD if result.holds else BAD))
     console.print(Text(took, style=DIM))
-    console.print(Text(f"model SHA-256 {result.sha256}", style=DIM), soft_wrap=True)
+    console.print(Text(f"model SHA-256 {result.sha256}, compute {result.compute}", style=DIM), soft_wrap=True)
 
 
 def show_divergence(comparison: Comparison, console: Console) -> None:

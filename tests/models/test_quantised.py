@@ -1,0 +1,224 @@
+"""Models in blocks: kept as the file has them, in both arithmetics, whatever comes together; the memory that loading
+takes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import encoders
+import numpy as np
+import pytest
+from families import ids_of
+from helpers import assert_same_bits, num_threads, same_bits
+from random_models import llama_metadata, llama_tensors, write_gguf
+from weight_blocks import BLOCKS, blocks
+
+import llorch
+from llorch import validate
+from llorch.files.tensor import BLOCKS as SIZES
+from llorch.models import llama
+from llorch.models.encoder_engine import Encoder
+from llorch.testing import use_isa
+
+gguf = pytest.importorskip("gguf")
+
+INTEGERS = [format for format in BLOCKS if format != "MXFP4"]
+WIDE = {  # rows of whole blocks of every format; queries and keys interleaved; a head that isn't whole panels
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+MIXED = {"v_proj": "Q6_K", "down_proj": "Q6_K", "embed_tokens": "Q6_K"}  # as Q4_K_M has it
+
+
+def quantised(path, format_of, entries=None, seed=0):
+    """A Llama whose matrices are random blocks, by the format of each name."""
+    config, tensors = llama_tensors(WIDE | (entries or {}), seed)
+
+    def quantise(name, values):
+        format = format_of(name)
+        if values.ndim == 1 or format is None:
+            return values, None
+        count = values.size // SIZES[format].values
+        made = blocks(format, count, seed + len(name))
+        return made.reshape(len(values), -1), gguf.GGMLQuantizationType[format]
+
+    return write_gguf(path, llama.FAMILY, config, tensors, "llama", llama_metadata(config), quantise)
+
+
+def mixed(name):
+    return next((format for part, format in MIXED.items() if part in name), "Q4_K")
+
+
+def load(path, **options):
+    return llorch.CausalLM.from_pretrained(path, **options)
+
+
+def check_cuts(model, ids, wanted):
+    """One token at a time, in chunks, beside others, on every instruction set and number of threads."""
+    for lengths in ([1] * len(ids), [5, 1, len(ids) - 6]):
+        cache, first = model.new_cache(), 0
+        for length in lengths:
+            got = model.forward(ids[first : first + length], cache)
+            assert_same_bits(got, wanted[first : first + length], f"{lengths} at {first}")
+            first += length
+    several = [ids_of(length, seed=length) for length in (3, 20, 1)]
+    got = model.step([*several, ids], [model.new_cache() for _ in range(4)])
+    assert_same_bits(got[-1], wanted[-1])
+    for row, one in zip(got, several, strict=False):
+        assert_same_bits(row, model.forward(one)[-1])
+    for isa in llorch.available_isas():
+        for threads in (1, 3):
+            with use_isa(isa), num_threads(threads):
+                assert_same_bits(model.forward(ids), wanted, f"{isa}, {threads} threads")
+
+
+@pytest.mark.parametrize("format", BLOCKS)
+def test_a_file_keeps_its_blocks_and_has_the_bits_of_their_values(tmp_path, format):
+    """Negative control: values rounded to 16 bits are seen."""
+    path = quantised(tmp_path / "m.gguf", lambda name: format)
+    model, wide, ids = load(path), load(path, dtype="float32"), ids_of(24)
+    assert (model.dtype, model.compute, wide.dtype) == (format.lower(), "float32", "float32")
+    stored = sum(entry.nbytes for entry in model.source.tensors.values())
+    padding = 5 * 256 * SIZES[format].nbytes // SIZES[format].values * 2  # 67 tokens are 5 panels of 16
+    assert stored <= model.nbytes <= 1.03 * stored + padding
+    wanted = wide.forward(ids)
+    assert np.isfinite(wanted).all()
+    check_cuts(model, ids, wanted)
+    assert not same_bits(load(path, dtype="bfloat16").forward(ids), wanted)
+
+
+@pytest.mark.parametrize("format", INTEGERS)
+def test_int16_is_one_function_however_the_text_comes(tmp_path, format):
+    """Another than float32's, and near it; tensor by tensor that of the oracle."""
+    path = quantised(tmp_path / "m.gguf", lambda name: format)
+    model, ids = load(path, compute="int16"), ids_of(24)
+    assert (model.dtype, model.compute) == (format.lower(), "int16") and "compute='int16'" in repr(model)
+    got, exact = model.forward(ids), load(path).forward(ids)
+    assert not same_bits(got, exact) and np.abs(got - exact).mean() < 1e-3 * exact.std()
+    check_cuts(model, ids, got)
+    found = validate.run_ladder(path, ids=ids[:5].tolist(), peer=False, compute="int16")
+    assert found.holds and found.compute == "int16"
+
+
+def test_the_ladder_tells_the_arithmetics_apart(tmp_path):
+    """Negative control of the above: the trace of one beside the oracle of the other."""
+    path = quantised(tmp_path / "m.gguf", mixed)
+    a, b = (validate.run_ladder(path, ids=[3, 1, 4], peer=False, compute=one) for one in ("float32", "int16"))
+    assert a.holds and b.holds and (a.compute, b.compute) == ("float32", "int16")
+    model = validate.Model(path, "int16")
+    del model.network.blocks[0].blocks
+    model.network.blocks[0].blocks = {}
+    wrong = validate.run_ladder(model, ids=[3, 1, 4], peer=False)
+    assert not wrong.holds and wrong.first.name.startswith("h.0.attn")
+
+
+@pytest.mark.parametrize("compute", ["float32", "int16"])
+def test_a_mixed_file(tmp_path, compute):
+    """Values in another format beside queries and keys, one more for the embedding, which is the head too."""
+    path = quantised(tmp_path / "m.gguf", mixed)
+    model, ids = load(path, compute=compute), ids_of(24)
+    assert (model.dtype, model.compute) == ("q4_k+q6_k", compute)
+    group = model._weights.packed["layers.0.self_attn.q_proj"]
+    assert [(part.weight.dtype, len(part.columns)) for part in group] == [("q4_k", 2), ("q6_k", 1)]
+    head, table = model._weights.packed["lm_head"][0].weight, model._weights.tables["embed_tokens.weight"]
+    assert head is table and model.step_nbytes == model.nbytes
+    wanted = load(path, dtype="float32").forward(ids)
+    got = model.forward(ids)
+    assert same_bits(got, wanted) == (compute == "float32")
+    check_cuts(model, ids, got)
+    assert validate.run_ladder(path, ids=ids[:5].tolist(), peer=False, compute=compute).holds
+
+
+def test_layers_without_integers_stay_float32(tmp_path):
+    """Of a file with some: only those are computed so. Of a file with none: it is said."""
+    formats = {"down": "Q8_0", "up": "MXFP4"}
+    some = quantised(tmp_path / "some.gguf", lambda name: formats.get(name.rpartition("mlp.")[2].partition("_")[0]))
+    model = load(some, compute="int16")
+    computed = {weight.dtype: weight.compute for weight in model._weights.layers}
+    assert computed == {"q8_0": "int16", "mxfp4": "float32", "float32": "float32"}
+    assert validate.run_ladder(some, ids=[5, 2, 60], peer=False, compute="int16").holds
+    none = quantised(tmp_path / "none.gguf", lambda name: "MXFP4")
+    with pytest.warns(UserWarning, match="no weight is in blocks of integers, which compute='int16' needs"):
+        model = load(none, compute="int16")
+    assert model.compute == "float32"
+    assert_same_bits(model.forward(ids_of(9)), load(none).forward(ids_of(9)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "q9_0"}, "dtype must be None, 'float32', 'bfloat16' or 'float16', got 'q9_0'"),
+        ({"dtype": "mxfp4"}, "got 'mxfp4'"),
+        ({"dtype": "Q8_0"}, "got 'Q8_0'"),
+        ({"compute": "int8"}, "compute must be 'float32' or 'int16', got 'int8'"),
+        ({"compute": None}, "compute must be 'float32' or 'int16', got None"),
+    ],
+)
+@pytest.mark.parametrize("kind", [llorch.CausalLM, llorch.TextEncoder, llorch.CrossEncoder])
+def test_what_there_isnt_is_refused(kind, options, message):
+    """Before a file is looked for."""
+    with pytest.raises(ValueError, match=message):
+        kind.from_pretrained("nobody/nothing", **options)
+
+
+def test_an_encoder(tmp_path):
+    number = gguf.GGMLQuantizationType.Q8_0
+
+    def quantise(name, values):
+        whole = values.ndim > 1 and values.shape[1] % 32 == 0 and "position" not in name and "type" not in name
+        return (gguf.quants.quantize(values, number), number) if whole else (values, None)
+
+    path = encoders.write_file(tmp_path / "m.gguf", "bert", "wide", quantise=quantise).path
+    ids = [[int(i) for i in ids_of(length, seed=length)] for length in (5, 24, 1)]
+    results = []
+    for compute in ("float32", "int16"):
+        model = Encoder.from_pretrained(path, compute=compute)
+        assert "q8_0" in model.dtype and model.compute == compute
+        for one, alone in zip(model.forward_batch(ids), map(model.forward, ids), strict=True):
+            assert_same_bits(one, alone)
+        assert validate.run_ladder(path, ids=ids[0], peer=False, compute=compute).holds
+        results.append(model.forward(ids[1]))
+    assert not same_bits(*results)
+    assert_same_bits(results[0], Encoder.from_pretrained(path, dtype="float32").forward(ids[1]))
+
+
+# ---- memory --------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys, numpy as np, llorch
+import llorch.text.causal_lm, llorch.models.registry
+llorch.models.registry.families()
+def memory(what):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(what)) * 1024
+before = memory("VmRSS")
+if sys.argv[2] == "twice":  # the negative control
+    kept = np.fromfile(sys.argv[1], np.uint8)
+model = llorch.CausalLM.from_pretrained(sys.argv[1], compute="int16")
+model.step([[1, 2, 3]], [model.new_cache(16)])
+print((memory("VmHWM") - before) / sum(entry.nbytes for entry in model.source.tensors.values()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_loading_takes_the_memory_of_the_file(tmp_path):
+    """At most 1.05 x a file of 90 MB, with what a step works in: a second copy of a large tensor would be seen."""
+    entries = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "vocab_size": 64000}
+    path = quantised(tmp_path / "m.gguf", mixed, entries | {"num_attention_heads": 16})
+
+    def share(what):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", MEMORY, path, what],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
+
+    assert share("streamed") <= 1.05
+    assert share("twice") > 1.5
