@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 EMBEDDED = "shakespeare-1m"
 DTYPES = ("float32", "bfloat16", "float16")
+BLOCKS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(DTYPES),
-    help="How the weights are kept. Without it: as in the file.",
+    type=click.Choice((*DTYPES, *BLOCKS)),
+    help="How the weights are kept. Without it: as in the file. From q8_0 on, blocks: what is floats in the file is "
+    "quantised.",
 )
 compute_option = click.option(
     "--compute",

@@ -78,9 +78,11 @@ class Engine:
             A folder with config.json and model.safetensors (or the files that model.safetensors.index.json names); a
             .gguf file (of a split model: any part); "shakespeare-1m", the small model that comes with llorch; or a hub
             id, such as "openai-community/gpt2", which huggingface-hub downloads and keeps.
-        dtype : None, "float32", "bfloat16" or "float16"
+        dtype : None, "float32", "bfloat16", "float16", or "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k" ... "q6_k"
             How weights are kept. None keeps every tensor in the file's type, blocks of integers too. "float32" widens
-            them, exactly; a 16-bit type rounds every parameter once, to nearest even.
+            them, exactly; a 16-bit type rounds every parameter once, to nearest even. A type of blocks quantises the
+            matrices that are floats in the file, as `llorch.quantize` does it; rows that aren't whole blocks, and
+            blocks of other formats, stay what they are.
         compute : "float32" or "int16"
             The arithmetic of linear layers. "float32" has the bits of the weights' values whatever they are kept in.
             "int16" is another function, of weights in blocks of integers alone, and faster: activations become 16-bit
@@ -108,7 +110,7 @@ class Engine:
         if model.compute != compute:
             warnings.warn(
                 f"{printable(str(model.path))}: no weight is in blocks of integers, which compute={compute!r} needs: "
-                "everything is computed in float32",
+                "everything is computed in float32 (dtype='q8_0' makes such blocks)",
                 stacklevel=2,
             )
         return model

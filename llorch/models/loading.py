@@ -24,6 +24,7 @@ Array = NDArray[Any]
 FLOATS = ("float32", "bfloat16", "float16")
 READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
 INTEGERS = tuple(name.lower() for name in READABLE_BLOCKS if name != "MXFP4")  # blocks of integers
+DTYPES = (*FLOATS, *INTEGERS)
 COMPUTES = ("float32", "int16")
 SLICE = 1 << 20  # bytes of a matrix that are read at a time
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -140,9 +141,16 @@ class Loader:
         self.advance: Callable[[int], None] = lambda count: None
 
     def kept(self, name: str) -> str:
-        """The type in which a matrix is kept."""
-        format = self.entries[name].format
-        return self.dtype or PLAIN.get(format, format.lower())
+        """The type in which a matrix is kept. One of blocks is never made blocks of another format, and rows that
+        aren't whole blocks stay what they are."""
+        entry = self.entries[name]
+        own = PLAIN.get(entry.format, entry.format.lower())
+        if self.dtype is None:
+            return own
+        if self.dtype in FLOATS:
+            return self.dtype
+        whole_blocks = self._inputs(name) % BLOCKS[self.dtype.upper()].values == 0
+        return self.dtype if entry.format in PLAIN and whole_blocks else own
 
     def reserve(self, K: int, N: int, kept: str) -> PackedLinear:
         """A packed weight to be filled, of the arithmetic that was asked for where its type has it."""
@@ -183,7 +191,7 @@ class Loader:
 
     def rounded(self, values: Array) -> Array:
         """A float32 copy, rounded once to the type that was asked for."""
-        narrow = _core.cast(values, self.dtype) if self.dtype else values
+        narrow = _core.cast(values, self.dtype) if self.dtype in FLOATS else values
         return np.array(_core.cast(narrow, "float32"))
 
     def group(self, names: tuple[str, ...]) -> list[Part]:
@@ -214,15 +222,29 @@ class Loader:
 
     def fill(self, packed: PackedLinear, first: int, name: str) -> None:
         """Packs a matrix into the columns from `first` on."""
-        format = self.entries[name].format
+        format, kept = self.entries[name].format, packed.dtype
         if self.parameters[name].conv1d and self.source.kind == "hf":
-            _core._packed_fill(packed, first, self.read(name), False)
+            whole = self.read(name)
+            if kept in FLOATS:
+                _core._packed_fill(packed, first, whole, False)
+            else:
+                self._fill_quantised(packed, first, whole.T, name)
             return
         for row, values in self.rows(name):
             if format in BLOCKS:
                 _core._packed_fill_blocks(packed, first + row, values, format)
-            else:
+            elif kept in FLOATS:
                 _core._packed_fill(packed, first + row, values, True)
+            else:
+                self._fill_quantised(packed, first + row, values, name)
+
+    def _fill_quantised(self, packed: PackedLinear, first: int, rows: Array, name: str) -> None:
+        format = packed.dtype.upper()
+        try:
+            blocks = _core.quantize(rows, format)
+        except ValueError as error:
+            raise ValueError(f"{self.entries[name].place} can't be quantised: {error}") from None
+        _core._packed_fill_blocks(packed, first, blocks, format)
 
     def _inputs(self, name: str) -> int:
         parameter = self.parameters[name]
@@ -293,8 +315,8 @@ class Loader:
 
 def check_choices(dtype: str | None, compute: str) -> None:
     """ValueError for a type or an arithmetic that there isn't."""
-    if dtype is not None and dtype not in FLOATS:
-        raise ValueError(f"dtype must be None, {_choices(FLOATS)}, got {dtype!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be None, {_choices(DTYPES)}, got {dtype!r}")
     if compute not in COMPUTES:
         raise ValueError(f"compute must be {_choices(COMPUTES)}, got {compute!r}")
 
@@ -307,8 +329,9 @@ def _choices(names: Iterable[str]) -> str:
 def load(source: Source, graph: Graph, found: Found, dtype: str | None = None, compute: str = "float32") -> Weights:
     """The packed weights of a file.
 
-    dtype None keeps each tensor in the type that the file has it in. A 16-bit dtype rounds every parameter once, to
-    nearest even: the same bits as loading a file of that type. compute : of the layers whose weights are blocks of
+    dtype None keeps each tensor in the type that the file has it in. A type of floats rounds every parameter once, to
+    nearest even: the same bits as loading a file of that type. One of blocks quantises the matrices that aren't blocks
+    already: the same bits as loading a file that was quantised so. compute : of the layers whose weights are blocks of
     integers.
     """
     loader = Loader(source, graph, found, dtype, compute)

@@ -143,7 +143,7 @@ def test_several_types_stay_as_they_are(tmp_path, narrow, dtype):
 
 @pytest.mark.parametrize("dtype", ("int8", "bf16", np.float32, 16))
 def test_unknown_dtype(dtype):
-    with pytest.raises(ValueError, match="dtype must be None, 'float32', 'bfloat16' or 'float16'"):
+    with pytest.raises(ValueError, match="dtype must be None, 'float32', 'bfloat16', 'float16', 'q8_0'"):
         GPT2.from_pretrained("shakespeare-1m", dtype=dtype)
 
 

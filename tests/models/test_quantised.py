@@ -1,5 +1,5 @@
-"""Models in blocks: kept as the file has them, in both arithmetics, whatever comes together; the memory that loading
-takes."""
+"""Models in blocks: kept as the file has them, in both arithmetics, whatever comes together; files quantised when they
+are loaded; the memory that loading takes."""
 
 import os
 import subprocess
@@ -9,9 +9,11 @@ from pathlib import Path
 import encoders
 import numpy as np
 import pytest
-from families import ids_of
+from families import ids_of, made, write, write_file
+from gpt2_models import random_tensors as gpt2_tensors
+from gpt2_models import save as gpt2_save
 from helpers import assert_same_bits, num_threads, same_bits
-from random_models import llama_metadata, llama_tensors, write_gguf
+from random_models import LLAMA, llama_metadata, llama_tensors, save, write_gguf
 from weight_blocks import BLOCKS, blocks
 
 import llorch
@@ -151,7 +153,7 @@ def test_layers_without_integers_stay_float32(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "q9_0"}, "dtype must be None, 'float32', 'bfloat16' or 'float16', got 'q9_0'"),
+        ({"dtype": "q9_0"}, "dtype must be None, 'float32', .*'q8_0', .* or 'q6_k', got 'q9_0'"),
         ({"dtype": "mxfp4"}, "got 'mxfp4'"),
         ({"dtype": "Q8_0"}, "got 'Q8_0'"),
         ({"compute": "int8"}, "compute must be 'float32' or 'int16', got 'int8'"),
@@ -163,6 +165,59 @@ def test_what_there_isnt_is_refused(kind, options, message):
     """Before a file is looked for."""
     with pytest.raises(ValueError, match=message):
         kind.from_pretrained("nobody/nothing", **options)
+
+
+# ---- quantised when it is loaded -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("format", "kind"), [("Q8_0", "float32"), ("Q4_0", "float16"), ("Q5_1", "bfloat16")])
+def test_a_file_is_quantised_as_gguf_does_it(tmp_path, format, kind):
+    """The bits of a file that was quantised before, of the same values."""
+    _, _, tensors = made("mistral", "wide")
+    narrow = {name: np.asarray(llorch.cast(v, kind)) if v.ndim > 1 else v for name, v in tensors.items()}
+    number = gguf.GGMLQuantizationType[format]
+
+    def quantise(name, values):
+        return (gguf.quants.quantize(values, number), number) if values.ndim > 1 else (values, None)
+
+    wide = {name: np.asarray(llorch.cast(v, "float32")) for name, v in narrow.items()}
+    before, ids = write_file(tmp_path / "m.gguf", "mistral", "wide", tensors=wide, quantise=quantise), ids_of(9)
+    model = write(tmp_path / "m", "mistral", "wide", tensors=narrow, dtype=format.lower())
+    assert model.dtype == before.dtype == format.lower()
+    assert_same_bits(model.forward(ids), before.forward(ids))
+    again = load(before.path, dtype="q8_0")
+    assert again.dtype == before.dtype  # blocks aren't quantised anew
+
+
+def test_what_has_no_whole_blocks_stays(tmp_path):
+    """48 values are no blocks of 32; 64 are; K-quants need 256."""
+    folder = save(tmp_path / "m", LLAMA | {"intermediate_size": 64}, llama_tensors({"intermediate_size": 64})[1])
+    model = load(folder, dtype="q4_0")
+    kept = {name: parts[0].weight.dtype for name, parts in model._weights.packed.items()}
+    assert {name.rpartition(".")[2] for name, dtype in kept.items() if dtype == "q4_0"} == {"down_proj"}
+    assert model.dtype == "float32+q4_0" and load(folder, dtype="q4_k").dtype == "float32"
+
+
+def test_what_cannot_be_quantised_is_named(tmp_path):
+    entries = {"intermediate_size": 64}
+    tensors = dict(llama_tensors(entries)[1])
+    broken = tensors["layers.1.mlp.down_proj.weight"] = tensors["layers.1.mlp.down_proj.weight"].copy()
+    broken[5, 40] = np.inf
+    with pytest.raises(ValueError, match=r"tensor model\.layers\.1\.mlp\.down_proj\.weight can't be quantised: .*inf"):
+        load(save(tmp_path / "m", LLAMA | entries, tensors), dtype="q8_0")
+
+
+def test_a_layer_that_is_stored_by_its_inputs(tmp_path):
+    """GPT-2's matrices in Hugging Face's files are (in, out): blocks lie along the inputs all the same."""
+    entries = {"vocab_size": 61, "n_positions": 160, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    model = load(gpt2_save(tmp_path / "m", entries, gpt2_tensors(entries)), dtype="q8_0")
+    assert model.dtype == "q8_0"
+    for name, values in gpt2_tensors(entries).items():
+        if name.startswith("h.0") and values.ndim == 2:
+            packed = model._weights.packed[name.removesuffix(".weight")][0].weight
+            rows = llorch.quantize(values.T, "Q8_0")
+            wanted = llorch.dequantize(rows, "Q8_0", values.T.shape)
+            assert_same_bits(packed.column(5), wanted[5])
 
 
 def test_an_encoder(tmp_path):
