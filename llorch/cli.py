@@ -14,7 +14,7 @@ from llorch._interrupts import INTERRUPTED
 from llorch._text import printable
 
 COMMANDS = (
-    *("generate", "chat", "score", "embed", "search", "info"),
+    *("generate", "chat", "serve", "verify", "score", "embed", "search", "info"),
     *("bench", "validate", "dump", "compare", "compare-weights", "kernels", "config"),
 )
 

@@ -2,10 +2,11 @@
 
 import sys
 import time
+from pathlib import Path
 
 import click
 
-from llorch.commands import common
+from llorch.commands import common, options
 from llorch.text.protocol import context_of
 
 DEFAULT_LENGTH = 200
@@ -26,6 +27,8 @@ DEFAULT_LENGTH = 200
 @click.option("--repetition-penalty", type=float, help="More than 1 makes tokens that came before less likely.")
 @click.option("--seed", type=int, help="The same seed gives the same text. Without it: a fresh one, which is shown.")
 @click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
+@options.file_option("--receipt", "receipt", "FILE", "Write a receipt, which `llorch verify` checks.")
+@click.option("--in-toto", is_flag=True, help="The receipt as an in-toto statement.")
 @common.dtype_option
 @common.compute_option
 @common.threads_option
@@ -40,6 +43,8 @@ def command(
     repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
+    receipt: Path | None,
+    in_toto: bool,
     dtype: str | None,
     compute: str,
     stats: bool | None,
@@ -68,6 +73,7 @@ def command(
             stop=stop,
             seed=seed,
             progress=progress,
+            links=receipt is not None,
         )
         if pieces.seed is not None and seed is None:
             common.echo(f"seed {pieces.seed}", err=True)
@@ -84,6 +90,12 @@ def command(
                 common.echo(
                     _summary(len(pieces.prompt_ids), (first or end) - begin, len(pieces.ids), end - begin), err=True
                 )
+
+        if receipt is not None:
+            from llorch import receipts
+
+            made = receipts.make(engine, pieces.sequence)
+            receipt.write_text(receipts.dumps(receipts.statement(made) if in_toto else made), "utf-8")
 
 
 def _summary(prompt: int, until_first: float, new: int, seconds: float) -> str:

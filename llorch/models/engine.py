@@ -44,6 +44,7 @@ class Engine:
     KIND: ClassVar[str]
     RESULT: ClassVar[str]
     ROWS: ClassVar[tuple[str, ...]]
+    asked: tuple[str | None, str] = (None, "float32")  # dtype and compute that from_pretrained was given
 
     def __new__(cls, *parts: Any, **named: Any) -> Self:
         if parts and isinstance(parts[0], str | Path):  # as other libraries' classes are called
@@ -125,7 +126,9 @@ class Engine:
         graph = cls._graph(family, config)
         found = loading.find(source, family, graph)
         registry.check_ropes(source, config, graph)
-        return cls(source, family, config, graph, loading.load(source, graph, found, dtype, compute), found.heads)
+        model = cls(source, family, config, graph, loading.load(source, graph, found, dtype, compute), found.heads)
+        model.asked = dtype, compute
+        return model
 
     @classmethod
     def _check_family(cls, source: Source, family: Family) -> None:

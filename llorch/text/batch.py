@@ -5,14 +5,17 @@ or was cancelled, can't change them.
 """
 
 import dataclasses
+import hashlib
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from llorch._text import counted
 from llorch.text.prefixes import Node, Prefixes, blocks_of
 from llorch.text.protocol import Ids, Logits, Model, context_of
-from llorch.text.sampling import SamplingParameters, next_token, whole
+from llorch.text.sampling import Likely, SamplingParameters, likely, next_token, whole
 
 Prompt = str | Ids
 Stop = str | int | Iterable[str | int]
@@ -41,6 +44,15 @@ class Request:
         What errors call the prompt.
     as_text : bool
         The new text is told for a prompt of ids, too.
+    logprobs : int, at least 0, optional
+        Each event with a token tells how likely it was, and as many of the likeliest: `llorch.text.sampling.Likely`.
+    schema : str, optional
+        A JSON schema that the new text follows; it needs the package llguidance.
+    continues : bool
+        The new text goes on with the prompt's own, as it always does for a prompt of text: where a tokenizer puts a
+        space before a text, the new one keeps it.
+    links : bool
+        The sequence keeps the hash chain of its logits: `link`.
     """
 
     prompt: Prompt
@@ -49,6 +61,10 @@ class Request:
     stop: Stop | None = None
     name: str = "prompt"
     as_text: bool = False
+    logprobs: int | None = None
+    schema: str | None = None
+    links: bool = False
+    continues: bool = False
 
 
 class Event(NamedTuple):
@@ -69,6 +85,8 @@ class Event(NamedTuple):
         max_new_tokens; "error". The batch has forgotten the sequence then.
     error : Exception or None
         Why no next token could be chosen: its own logits, its own text. Other sequences go on.
+    likely : llorch.text.sampling.Likely or None
+        Of the new token, where it was asked for.
     """
 
     id: int
@@ -77,6 +95,7 @@ class Event(NamedTuple):
     text: str | None = None
     reason: str | None = None
     error: Exception | None = None
+    likely: Likely | None = None
 
     @property
     def pieces(self) -> list[str] | list[int]:
@@ -140,12 +159,20 @@ class Sequence:
                 if room >= 0
                 else f"{name} has {counted(count, 'token')}, the context only {context}"
             )
-        continued = self.prompt_ids if isinstance(request.prompt, str) else []  # an answer is a text of its own
+        self.continues = request.continues or isinstance(request.prompt, str)
+        continued = self.prompt_ids if self.continues else []  # an answer is a text of its own
         self.text = _Text(model, strings, continued) if isinstance(request.prompt, str) or request.as_text else None
         if strings and self.text is None:
             raise TypeError(f"stop has the string {strings[0]!r}, but {name} is ids: stop at ids, or give text")
         self.parameters = request.parameters.seeded()
-        self.missing = model.missing_ids
+        self.strings = strings
+        self.logprobs = None if request.logprobs is None else whole(request.logprobs, "logprobs", 0)
+        self.schema = request.schema
+        self.constraint = None if request.schema is None else model.guide.constraint(request.schema)
+        self.links: list[bytes] | None = [] if request.links else None
+        self.end: int | None = None  # the token that ended it, which isn't part of it
+        self.told = ""  # the text so far
+        self.missing: Any = model.missing_ids
         self.reason: str | None = None if self.most else "length"
         self.ids = list(self.prompt_ids)
         self.fed = 0  # ids that the cache holds
@@ -171,11 +198,17 @@ class Sequence:
 
     def choose(self, logits: Logits) -> tuple[int | None, str | None]:
         """The next token and the text that it adds; no token if it ends the sequence. Sets `reason` at the end."""
-        begin = len(self.prompt_ids)
-        id = next_token(logits, self.parameters, len(self.ids), self.ids, self.missing, begin)
+        if self.links is not None:
+            self.links.append(link(self.links[-1] if self.links else b"", logits))
+        missing, begin = self.missing, len(self.prompt_ids)
+        if self.constraint is not None:
+            missing = np.union1d(missing, self.constraint.forbidden())
+        id = next_token(logits, self.parameters, len(self.ids), self.ids, missing, begin)
         if id in self.ends:
-            self.reason = "stop"
-            return None, self.text.flush() if self.text else None
+            self.reason, self.end = "stop", id
+            return None, self._tell(self.text.flush()) if self.text else None
+        if self.constraint is not None:
+            self.constraint.push(id)
         self.ids.append(id)
         if len(self.ids) == len(self.prompt_ids) + self.most:
             self.reason = "length"
@@ -186,7 +219,18 @@ class Sequence:
             text += self.text.flush()
         if self.text.stopped:
             self.reason = "stop"
-        return id, text
+        return id, self._tell(text)
+
+    def _tell(self, text: str) -> str:
+        self.told += text
+        return text
+
+
+def link(before: bytes, logits: Logits) -> bytes:
+    """SHA-256 of the link before (nothing, for the first) and the logits of a step, float32 in little-endian order."""
+    made = hashlib.sha256(before)
+    made.update(np.ascontiguousarray(logits, "<f4").data)
+    return made.digest()
 
 
 def encode(model: Model, prompt: Prompt, name: str) -> list[int]:
@@ -360,7 +404,10 @@ class Batch:
                 self._keep(sequence)
             try:
                 token, text = sequence.choose(logits)
-                events.append(Event(id, read, token, text, sequence.reason))
+                told = None
+                if token is not None and sequence.logprobs is not None:
+                    told = likely(logits, token, sequence.logprobs)
+                events.append(Event(id, read, token, text, sequence.reason, likely=told))
             except Exception as error:
                 sequence.reason = "error"
                 events.append(Event(id, read, reason="error", error=error))

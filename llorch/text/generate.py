@@ -21,6 +21,7 @@ from llorch.text import generation_config, tokenizer_files
 from llorch.text import template as templates
 from llorch.text.batch import Batch, Prompt, Request, Stop
 from llorch.text.chat import Asked, ChatStream, Kept, Messages, Reply
+from llorch.text.grammar import Guide
 from llorch.text.protocol import ChatModel, Ids, Model
 from llorch.text.sampling import Sampling, SamplingParameters, whole
 from llorch.text.score import Progress, Score, score
@@ -98,6 +99,11 @@ class Faces:
                 stacklevel=2,
             )
         return found.parameters
+
+    @cached_property
+    def guide(self) -> Guide:
+        """Which ids may come where a text follows a JSON schema. ImportError without the package llguidance."""
+        return Guide(self.tokenizer, cast(Model, self).config.vocab_size, self.chat_end_ids)
 
     @property
     def kept(self) -> Kept:
@@ -181,6 +187,7 @@ class Faces:
         *,
         seed: int | None = None,
         progress: Progress | None = None,
+        links: bool = False,
         **options: Unpack[Options],
     ) -> Stream[str]: ...
     @overload
@@ -191,6 +198,7 @@ class Faces:
         *,
         seed: int | None = None,
         progress: Progress | None = None,
+        links: bool = False,
         **options: Unpack[Options],
     ) -> Stream[int]: ...
     def stream(
@@ -200,14 +208,16 @@ class Faces:
         *,
         seed: int | None = None,
         progress: Progress | None = None,
+        links: bool = False,
         **options: Unpack[Options],
     ) -> Stream[Any]:
         """As `generate`, piece by piece: `"".join(pieces)` is its text, `list(pieces)` its ids.
 
         Bad arguments raise at once, not with the first piece. A piece of text is whole characters, and nothing is given
-        that might yet become part of a stop string. progress(done, of) is called as the prompt is read.
+        that might yet become part of a stop string. progress(done, of) is called as the prompt is read. links keeps the
+        hash chain of the logits, for `llorch.receipts.make(model, stream.sequence)`.
         """
-        return _stream(self, prompt, max_new_tokens, seed, progress, options)
+        return _stream(self, prompt, max_new_tokens, seed, progress, options, links)
 
     @overload
     def generate_batch(
@@ -442,15 +452,16 @@ class Stream(Iterator[Piece], Generic[Piece]):
     prompt_ids : list of int
     seed : int or None
         What the tokens were drawn by; None where nothing is drawn (temperature 0).
+    sequence : llorch.text.batch.Sequence
     """
 
     def __init__(self, model: Model, request: Request, progress: Progress | None) -> None:
-        self._sequence = batches.Sequence(model, request)
+        self.sequence = batches.Sequence(model, request)
         self._batch = Batch(model, 1, batches.CHUNK)
-        self._batch.admit(self._sequence)
+        self._batch.admit(self.sequence)
         self._progress, self._read = progress, 0
-        self.prompt_ids = list(self._sequence.prompt_ids)
-        self.seed = self._sequence.parameters.seed
+        self.prompt_ids = list(self.sequence.prompt_ids)
+        self.seed = self.sequence.parameters.seed
 
     def __next__(self) -> Piece:
         while self._batch:
@@ -467,19 +478,25 @@ class Stream(Iterator[Piece], Generic[Piece]):
     @property
     def ids(self) -> list[int]:
         """The new ids so far, also those whose text is still held back."""
-        return self._sequence.new_ids
+        return self.sequence.new_ids
 
     @property
     def finish_reason(self) -> str | None:
         """None on the way; "stop" after a stop string or id or an end-of-text token; "length" at max_new_tokens."""
-        return self._sequence.reason
+        return self.sequence.reason
 
 
 def _stream(
-    model: Model, prompt: Prompt, most: int, seed: int | None, progress: Progress | None, options: Options
+    model: Model,
+    prompt: Prompt,
+    most: int,
+    seed: int | None,
+    progress: Progress | None,
+    options: Options,
+    links: bool = False,
 ) -> Stream[Any]:
     (request,) = _requests([prompt], most, ["prompt"], [seed], options)
-    return Stream(model, request, progress)
+    return Stream(model, dataclasses.replace(request, links=links), progress)
 
 
 def _requests(prompts: list[Any], most: int, names: list[str], seeds: list[Any], options: Options) -> list[Request]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from llorch.text.chat import Kept
+    from llorch.text.grammar import Guide
     from llorch.text.sampling import SamplingParameters
     from llorch.text.template import ChatTemplates
     from llorch.text.tokenizer import Tokenizer
@@ -28,6 +29,8 @@ class Model(Protocol):
     def tokenizer(self) -> "Tokenizer": ...
     @property
     def end_ids(self) -> frozenset[int]: ...
+    @property
+    def guide(self) -> "Guide": ...
     @property
     def missing_ids(self) -> NDArray[np.intp]: ...
     def new_cache(self, capacity: int | None = None) -> Any: ...

@@ -4,10 +4,11 @@
 """
 
 import dataclasses
+import decimal
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ import llorch
 from llorch import _core
 
 FloatArray = NDArray[np.float32]
+
+EXACT = decimal.Context(40, decimal.ROUND_HALF_EVEN, decimal.MIN_EMIN, decimal.MAX_EMAX, traps=[])
 
 
 def fresh_seed() -> int:
@@ -268,3 +271,55 @@ def _nucleus(l: FloatArray, p: NDArray[np.float64], top_p: float) -> NDArray[np.
         p[:] = 0
         p[places] = kept
     return p
+
+
+# ---- log-probabilities --------------------------------------------------------------------------------------
+
+
+class Likely(NamedTuple):
+    """How likely a token was, by the model's own logits: no temperature, penalty or mask.
+
+    log_probability : float
+    top : the likeliest ids, of equals the lower first, each with its log-probability
+    """
+
+    log_probability: float
+    top: list[tuple[int, float]]
+
+
+def log_probabilities(logits: FloatArray, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float64]:
+    """Of the token ids[t] by logits[t]: logits (T, V) in float32, ids (T,); float64 (T,).
+
+    ValueError if logits has a NaN or a row whose largest value is infinite.
+    """
+    rows = np.arange(len(logits))
+    m, ln = _normalizers(logits)
+    result: NDArray[np.float64] = (logits[rows, ids].astype(np.float64) - m.astype(np.float64)) - ln
+    return result
+
+
+def _normalizers(logits: FloatArray) -> tuple[FloatArray, NDArray[np.float64]]:
+    """Each row's largest value m, and ln of the sum of exp(l - m)."""
+    m = logits[np.arange(len(logits)), llorch.argmax(logits)]
+    if not np.isfinite(m).all():
+        raise ValueError(f"logits has a row whose largest value is {m[~np.isfinite(m)][0]}: it must be finite")
+    with np.errstate(over="ignore", under="ignore"):
+        z = logits - m[:, None]
+    e = llorch.exp(z, out=z)
+    Z = np.cumsum(e, axis=1, dtype=np.float64)[:, -1]  # a running sum by definition, unlike np.sum
+    return m, np.array([float(EXACT.ln(decimal.Decimal(z))) for z in Z.tolist()], np.float64)
+
+
+def likely(logits: FloatArray, id: int, count: int) -> Likely:
+    """Of a token by logits (V,), and the `count` likeliest beside it."""
+    return _core._in_fpenv(_likely, logits, id, count)
+
+
+def _likely(logits: FloatArray, id: int, count: int) -> Likely:
+    m, ln = _normalizers(logits[None])
+    count = min(count, logits.size)
+    places = _largest(logits, count) if 0 < count < logits.size else np.arange(count)
+    places = places[np.lexsort((places, -logits[places]))]
+    ids = [id, *places.tolist()]
+    logs = ((logits[ids].astype(np.float64) - m.astype(np.float64)) - ln).tolist()
+    return Likely(logs[0], list(zip(ids[1:], logs[1:], strict=True)))

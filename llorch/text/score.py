@@ -9,16 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-import llorch
 from llorch import _core
 from llorch.text.batch import CHUNK, Prompt, encode
-from llorch.text.protocol import Ids, Logits, Model, context_of
-from llorch.text.sampling import whole
+from llorch.text.protocol import Model, context_of
+from llorch.text.sampling import EXACT, log_probabilities, whole
 
 Progress = Callable[[int, int], object]  # done, of how many
 
 SCORED = 64  # positions whose logits are looked at together
-EXACT = decimal.Context(40, decimal.ROUND_HALF_EVEN, decimal.MIN_EMIN, decimal.MAX_EMAX, traps=[])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,21 +78,3 @@ def score(model: Model, text: Prompt, *, stride: int | None = None, progress: Pr
         if end == count:
             break
     return Score(ids, np.concatenate(parts))
-
-
-def log_probabilities(logits: Logits, ids: Ids) -> NDArray[np.float64]:
-    """Of the token ids[t] by logits[t]: logits (T, V) in float32, ids (T,); float64 (T,).
-
-    ValueError if logits has a NaN or a row whose largest value is infinite.
-    """
-    rows = np.arange(len(logits))
-    m = logits[rows, llorch.argmax(logits)]
-    if not np.isfinite(m).all():
-        raise ValueError(f"logits has a row whose largest value is {m[~np.isfinite(m)][0]}: it must be finite")
-    with np.errstate(over="ignore", under="ignore"):
-        z = logits - m[:, None]
-    e = llorch.exp(z, out=z)
-    Z = np.cumsum(e, axis=1, dtype=np.float64)[:, -1]  # a running sum by definition, unlike np.sum
-    ln = np.array([float(EXACT.ln(decimal.Decimal(z))) for z in Z.tolist()], np.float64)
-    result: NDArray[np.float64] = (logits[rows, ids].astype(np.float64) - m.astype(np.float64)) - ln
-    return result

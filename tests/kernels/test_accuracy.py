@@ -57,7 +57,7 @@ def test_range_rule(scale):
 
 def test_log_probabilities():
     """The logarithm of the softmax in extended precision; the largest error is that of one float32 exponential."""
-    from llorch.text.score import log_probabilities
+    from llorch.text.sampling import log_probabilities
 
     logits = normal(200, 5000, scale=4)
     ids = np.arange(200) * 25

@@ -523,8 +523,7 @@ def test_an_unprotected_check_would_be_seen(host):
 
 def test_an_unprotected_choice_or_score_would_be_seen(host):
     """Negative control: the same functions in the hosts' environments, without llorch's own around them."""
-    from llorch.text.sampling import SamplingParameters, _next_token
-    from llorch.text.score import log_probabilities
+    from llorch.text.sampling import SamplingParameters, _next_token, log_probabilities
 
     logits, ids = normal(5, 60), [0, 1, 2, 3, 4]
     wanted = log_probabilities(logits, ids)

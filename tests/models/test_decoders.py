@@ -29,6 +29,7 @@ from random_models import by_reference, decoder_metadata, random_tensors
 import llorch
 from llorch import validate
 from llorch.models import registry
+from llorch.receipts import digests
 from llorch.testing import use_isa
 from llorch.validate.ladder.network import Float64, Specified
 from llorch.validate.ladder.sources import Model
@@ -182,6 +183,8 @@ def test_gguf_has_the_bits_of_safetensors(tmp_path, name, switch):
     folder, ids = write(tmp_path / "model", name, switch), ids_of()
     file = write_file(tmp_path / "model.gguf", name, switch)
     assert_same_bits(file.forward(ids), folder.forward(ids))
+    assert digests.tensors(file) == digests.tensors(folder)
+    assert digests.graph(file.graph, file.config.context) == digests.graph(folder.graph, folder.config.context)
     if switch == CASES[name].said[0]:
         assert validate.run_ladder(file.path, ids=ids[:9].tolist(), peer=False).holds
 

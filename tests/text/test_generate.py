@@ -17,7 +17,7 @@ import llorch
 from llorch import reference
 from llorch.text import batch as module
 from llorch.text.generate import Faces
-from llorch.text.score import log_probabilities
+from llorch.text.sampling import log_probabilities
 
 generate, stream, generate_batch, score = (
     Faces.generate,

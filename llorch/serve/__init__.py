@@ -1,0 +1,1 @@
+"""The server: `llorch serve`. Needs the packages of llorch[serve]; imports nothing by itself."""
