@@ -32,7 +32,7 @@ def command(*arguments):
 def serving(*arguments, **environment):
     """`llorch serve`: yields its process and its address."""
     env = {name: value for name, value in os.environ.items() if name != "LLORCH_API_KEY"} | environment
-    given = command("serve", *arguments, "--port", 0)
+    given = command("serve", "--port", 0, *arguments)
     process = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         line = process.stdout.readline()

@@ -303,4 +303,4 @@ def test_some_of_many(tmp_path):
     assert done.exit_code == 1 and done.stdout.count("equal") == 19 and "line 14: parameters" in done.stdout
     few = [run("verify", file, "--sample", 4, "--seed", seed) for seed in (1, 1, 2)]
     assert few[0].stdout == few[1].stdout != few[2].stdout and few[0].stdout.count("\n") == 4
-    assert {run("verify", file, "--sample", 4, "--seed", seed).exit_code for seed in range(12)} == {0, 1}
+    assert {run("verify", file, "--sample", 4, "--seed", seed).exit_code for seed in (0, 1)} == {0, 1}

@@ -4,7 +4,6 @@ import base64
 import json
 import re
 import signal
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,13 @@ import httpx
 import numpy as np
 import pytest
 import sentence_models
+from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from serving import SMALL, chat_model, client, command, serving
+from serving import SMALL, chat_model, client, serving
 
 import llorch
+from llorch.cli import main
 from llorch.serve.requests import Asked
 from llorch.text.sampling import SamplingParameters, log_probabilities
 
@@ -118,12 +119,21 @@ def test_choices_are_independent_and_each_can_be_had_alone(api):
 
 
 def test_a_restart_after_kill_gives_the_same(model, api):
+    """One that is killed while it answers, and another in its place."""
     options = dict(model="talk", prompt="O", max_tokens=30, temperature=1.0, seed=5, n=2)
-    before = [choice.text for choice in api.completions.create(**options).choices]
-    for _ in range(2):
-        with serving(model.path) as (process, address), client(address) as http:
-            assert [choice["text"] for choice in http.post("/v1/completions", json=options).json()["choices"]] == before
-            process.send_signal(signal.SIGKILL)
+    wanted = [choice.text for choice in api.completions.create(**options).choices]
+    with serving(model.path) as (process, address), client(address) as http:
+        body = options | {"max_tokens": 250, "stream": True}
+        with pytest.raises(httpx.RemoteProtocolError), http.stream("POST", "/v1/completions", json=body) as answer:
+            for i, _ in enumerate(answer.iter_lines()):
+                if not i:
+                    process.send_signal(signal.SIGKILL)
+        port = address.rpartition(":")[2]
+        process.wait()
+        with serving(model.path, "--port", port) as (_, again):
+            assert again == address
+            got = http.post("/v1/completions", json=options).json()["choices"]
+            assert [choice["text"] for choice in got] == wanted
 
 
 # ---- chat -----------------------------------------------------------------------------------------------------
@@ -336,7 +346,7 @@ def body_of(path):
     ).map(lambda body: (path, body))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.sampled_from(list(RIGHT)).flatmap(body_of))
 @example(("completions", b"[" * 10_000))
 @example(("chat/completions", b'{"a":' * 90 + b"1" + b"}" * 90))
@@ -427,8 +437,8 @@ def test_what_can_not_be_served_is_one_line(model, tmp_path, server):
         (("--port", port), "can't listen at 127.0.0.1, port"),
         (("--embeddings", tmp_path), "has neither model.safetensors nor"),
     ):
-        done = subprocess.run(command("serve", *arguments), capture_output=True, text=True)
-        assert done.returncode == 1 and done.stdout == ""
+        done = CliRunner().invoke(main, ["serve", *map(str, arguments)], prog_name="llorch")
+        assert done.exit_code == 1 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and words in done.stderr
 
 
