@@ -20,6 +20,7 @@ import numpy as np
 
 from llorch import _core
 from llorch._rope import rope_table
+from llorch.files.tensor import BLOCKS
 from llorch.models import loading
 from llorch.models.compile import groups
 from llorch.models.graph import Graph
@@ -87,10 +88,10 @@ def _laid(values: Any, loader: loading.Loader, name: str) -> Any:
 def _of_blocks(loader: loading.Loader, name: str) -> str:
     """A matrix that is kept in blocks of integers: its values count, or the blocks where these are computed with."""
     entry, kept = loader.entries[name], loader.kept(name).upper()
-    if loader.compute == "float32" and entry.format in loading.BLOCKS:
+    if loader.compute == "float32" and entry.format in BLOCKS:
         return _sha256(_laid(loader.read(name), loader, name))
     turned = loader.parameters[name].conv1d and loader.source.kind == "hf"
-    if entry.format in loading.BLOCKS:
+    if entry.format in BLOCKS:
         blocks = np.concatenate([np.array(rows) for _, rows in loader.rows(name)])
     else:
         values = loader.read(name)

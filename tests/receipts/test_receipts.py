@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gpt2_models import TINY, random_tensors, save
+from gpt2_models import TINY, random_model, random_tensors, save
 from helpers import num_threads
 from random_models import LLAMA, llama_metadata, llama_tensors, random_llama, write_gguf
 from random_models import save as save_llama
@@ -248,6 +248,37 @@ def test_the_hash_is_of_values_and_names(tmp_path):
         found = digests.of_model(random_llama(tmp_path / "other", entries))
         assert found["model_graph"] != wanted["model_graph"]
     assert wanted["tokenizer"] == ""
+
+
+@pytest.mark.parametrize("compute", ["float32", "int16"])
+def test_blocks_of_integers(tmp_path, compute):
+    """Quantised when loaded or in the file: one hash. By integers it is another function, and the blocks count."""
+    gguf = pytest.importorskip("gguf")
+    entries = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    config, tensors = llama_tensors(entries)
+
+    def quantise(name, values):
+        if values.ndim < 2:
+            return values, None
+        return llorch.quantize(values, "Q8_0"), gguf.GGMLQuantizationType.Q8_0
+
+    file = write_gguf(tmp_path / "m.gguf", llama.FAMILY, config, tensors, "llama", llama_metadata(config), quantise)
+    folder = save_llama(tmp_path / "m", LLAMA | entries, tensors)
+    ours = llorch.CausalLM.from_pretrained(folder, dtype="q8_0", compute=compute)
+    theirs = llorch.CausalLM.from_pretrained(file, compute=compute)
+    assert digests.of_model(ours) == digests.of_model(theirs)
+    made = receipt_of(ours, [3, 4, 5], 8, SamplingParameters(1.0, seed=2))
+    assert made["compute"] == compute and receipts.verify(made, theirs).status == 0
+    other = llorch.CausalLM.from_pretrained(file, compute="int16" if compute == "float32" else "float32")
+    assert receipts.verify(made, other).status == 2
+    plain = llorch.CausalLM.from_pretrained(folder)
+    wide = llorch.CausalLM.from_pretrained(file, dtype="float32")
+    assert receipts.verify(made, plain).status == 2
+    assert receipts.verify(made, wide).status == (0 if compute == "float32" else 2)
+    small = random_model(tmp_path / "gpt2", {"n_embd": 96, "n_positions": 64})
+    quantised = llorch.CausalLM.from_pretrained(small.path, dtype="q8_0", compute=compute)
+    mine = receipt_of(quantised, [3, 4, 5], 8, SamplingParameters(1.0, seed=2))
+    assert receipts.verify(mine, quantised).status == 0 and receipts.verify(mine, small).status == 2
 
 
 def test_gpt2s_transposed_matrices_count_once(tmp_path):
