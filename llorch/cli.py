@@ -15,7 +15,7 @@ from llorch._text import printable
 
 COMMANDS = (
     *("generate", "chat", "serve", "verify", "score", "embed", "search", "info"),
-    *("bench", "validate", "dump", "compare", "compare-weights", "kernels", "config"),
+    *("quantize", "bench", "validate", "dump", "compare", "compare-weights", "kernels", "config"),
 )
 
 

@@ -215,6 +215,19 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
     that isn't read, a name that is there twice, counts and lengths that the file can't hold, tensors outside the file,
     on top of each other, not aligned, or not made of whole blocks.
     """
+    metadata, entries, _ = _read(path)
+    return metadata, entries
+
+
+def read_types(path: Path) -> dict[str, tuple[int, int]]:
+    """The number of GGUF's type of each metadata key's value, and of its elements where that is ARRAY; else -1."""
+    return _read(path)[2]
+
+
+_Header = tuple[dict[str, Any], dict[str, Entry], dict[str, tuple[int, int]]]
+
+
+def _read(path: Path) -> _Header:
     length = FIRST_READ
     with path.open("rb") as file:
         while True:
@@ -229,7 +242,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Entry]]:
                 length = min(4 * length, LONGEST_HEADER)
 
 
-def _header(path: Path, at: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
+def _header(path: Path, at: _Cursor) -> _Header:
     place = at.place
     if at.data[:4] != MAGIC:
         raise ValueError(f"{place} is not a GGUF file: it begins with {at.data[:4]!r}, not {MAGIC!r}")
@@ -243,12 +256,15 @@ def _header(path: Path, at: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
     keys = at.count("a number of metadata keys", 13, MOST_KEYS)
 
     metadata: dict[str, Any] = {}
+    types: dict[str, tuple[int, int]] = {}
     for _ in range(keys):
         key = at.name("a metadata key")
         if key in metadata:
             raise ValueError(f"{place}: metadata key {shown(key)} is there twice")
         what = f"metadata key {shown(key)}"
-        metadata[key] = at.value(at.u32(what), what)
+        kind, begin = at.u32(what), at.at
+        metadata[key] = at.value(kind, what)
+        types[key] = kind, _u32(at.data, begin)[0] if kind == ARRAY else -1
 
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -288,7 +304,7 @@ def _header(path: Path, at: _Cursor) -> tuple[dict[str, Any], dict[str, Entry]]:
         if entry.nbytes and entry.begin < where:
             raise ValueError(f"{entry.place} begins at byte {entry.begin}: it overlaps the tensor before it")
         where = max(where, entry.end)
-    return metadata, entries
+    return metadata, entries, types
 
 
 def read_gguf_model(path: Path) -> tuple[dict[str, Any], dict[str, Entry], list[Path]]:
