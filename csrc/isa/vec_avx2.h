@@ -100,32 +100,33 @@ LL_FN vf vf_abs(vf v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 LL_FN vf vf_or_sign(vf v, vf s) { return _mm256_or_ps(v, _mm256_and_ps(_mm256_set1_ps(-0.0f), s)); }
 LL_FN int vf_differ(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ)); }
 
-typedef __m256i vi;
-LL_FN vi vi_zero(void) { return _mm256_setzero_si256(); }
-LL_FN vi vi_set1(int32_t a) { return _mm256_set1_epi32(a); }
-LL_FN vi vi_load(const void *p) { return _mm256_loadu_si256(p); }
-LL_FN void vi_store(void *p, vi v) { _mm256_storeu_si256(p, v); }
-LL_FN vi vi_shr(vi v, unsigned n) { return _mm256_srli_epi32(v, n); }
-LL_FN vi vi_shl(vi v, unsigned n) { return _mm256_slli_epi32(v, n); }
-LL_FN vi vi_shr16(vi v, unsigned n) { return _mm256_srli_epi16(v, n); }
-LL_FN vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-LL_FN vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
-LL_FN vi vi_and_or(vi a, vi b, vi c) { return _mm256_or_si256(_mm256_and_si256(a, b), c); }
-LL_FN vi vi_dot(vi v, vi a, vi b) { return _mm256_add_epi32(v, _mm256_madd_epi16(a, b)); }
-LL_FN vf vi_to_vf(vi v) { return _mm256_cvtepi32_ps(v); }
-LL_FN vi vi_from_vf(vf v) { return _mm256_cvtps_epi32(v); }
-LL_FN vf vi_as_vf(vi v) { return _mm256_castsi256_ps(v); }
+/* Of 32-bit integers, not of 64: a compiler that takes them for another type in each iteration moves them. */
+typedef __v8si vi;
+LL_FN vi vi_zero(void) { return (vi)_mm256_setzero_si256(); }
+LL_FN vi vi_set1(int32_t a) { return (vi)_mm256_set1_epi32(a); }
+LL_FN vi vi_load(const void *p) { return (vi)_mm256_loadu_si256(p); }
+LL_FN void vi_store(void *p, vi v) { _mm256_storeu_si256(p, (__m256i)v); }
+LL_FN vi vi_shr(vi v, unsigned n) { return (vi)_mm256_srli_epi32((__m256i)v, (int)n); }
+LL_FN vi vi_shl(vi v, unsigned n) { return (vi)_mm256_slli_epi32((__m256i)v, (int)n); }
+LL_FN vi vi_shr16(vi v, unsigned n) { return (vi)_mm256_srli_epi16((__m256i)v, (int)n); }
+LL_FN vi vi_and(vi a, vi b) { return a & b; }
+LL_FN vi vi_or(vi a, vi b) { return a | b; }
+LL_FN vi vi_and_or(vi a, vi b, vi c) { return (a & b) | c; }
+LL_FN vi vi_dot(vi v, vi a, vi b) { return (vi)_mm256_add_epi32((__m256i)v, _mm256_madd_epi16((__m256i)a, (__m256i)b)); }
+LL_FN vf vi_to_vf(vi v) { return _mm256_cvtepi32_ps((__m256i)v); }
+LL_FN vi vi_from_vf(vf v) { return (vi)_mm256_cvtps_epi32(v); }
+LL_FN vf vi_as_vf(vi v) { return (vf)v; }
 LL_FN void vi_store_i16(void *p, vi v)
 {
-    const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32(v, v), 0x08);
+    const __m256i both = _mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)v, (__m256i)v), 0x08);
     _mm_storeu_si128(p, _mm256_castsi256_si128(both));
 }
 /* Permutations look at 3 bits; the fourth, moved to the sign, chooses between the halves. */
 LL_FN vf vf_lookup(const float *table, vi v)
 {
-    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), v);
-    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), v);
-    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(v, 28)));
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), (__m256i)v);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table + 8), (__m256i)v);
+    return _mm256_blendv_ps(low, high, (vf)vi_shl(v, 28));
 }
 
 typedef __m256d vd;

@@ -103,27 +103,28 @@ LL_FN vf vf_abs(vf v) { return _mm512_abs_ps(v); }
 LL_FN vf vf_or_sign(vf v, vf s) { return _mm512_or_ps(v, _mm512_and_ps(_mm512_set1_ps(-0.0f), s)); }
 LL_FN int vf_differ(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 
-typedef __m512i vi;
-LL_FN vi vi_zero(void) { return _mm512_setzero_si512(); }
-LL_FN vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
-LL_FN vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
-LL_FN void vi_store(void *p, vi v) { _mm512_storeu_si512(p, v); }
-LL_FN vi vi_shr(vi v, unsigned n) { return _mm512_srli_epi32(v, n); }
-LL_FN vi vi_shl(vi v, unsigned n) { return _mm512_slli_epi32(v, n); }
-LL_FN vi vi_shr16(vi v, unsigned n) { return _mm512_srli_epi16(v, n); }
-LL_FN vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
-LL_FN vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
-LL_FN vi vi_and_or(vi a, vi b, vi c) { return _mm512_ternarylogic_epi32(a, b, c, 0xea); }
+/* Of 32-bit integers, not of 64: a compiler that takes them for another type in each iteration moves them. */
+typedef __v16si vi;
+LL_FN vi vi_zero(void) { return (vi)_mm512_setzero_si512(); }
+LL_FN vi vi_set1(int32_t a) { return (vi)_mm512_set1_epi32(a); }
+LL_FN vi vi_load(const void *p) { return (vi)_mm512_loadu_si512(p); }
+LL_FN void vi_store(void *p, vi v) { _mm512_storeu_si512(p, (__m512i)v); }
+LL_FN vi vi_shr(vi v, unsigned n) { return (vi)_mm512_srli_epi32((__m512i)v, n); }
+LL_FN vi vi_shl(vi v, unsigned n) { return (vi)_mm512_slli_epi32((__m512i)v, n); }
+LL_FN vi vi_shr16(vi v, unsigned n) { return (vi)_mm512_srli_epi16((__m512i)v, n); }
+LL_FN vi vi_and(vi a, vi b) { return a & b; }
+LL_FN vi vi_or(vi a, vi b) { return a | b; }
+LL_FN vi vi_and_or(vi a, vi b, vi c) { return (vi)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, 0xea); }
 #ifdef LL_VNNI
-LL_FN vi vi_dot(vi v, vi a, vi b) { return _mm512_dpwssd_epi32(v, a, b); }
+LL_FN vi vi_dot(vi v, vi a, vi b) { return (vi)_mm512_dpwssd_epi32((__m512i)v, (__m512i)a, (__m512i)b); }
 #else
-LL_FN vi vi_dot(vi v, vi a, vi b) { return _mm512_add_epi32(v, _mm512_madd_epi16(a, b)); }
+LL_FN vi vi_dot(vi v, vi a, vi b) { return (vi)_mm512_add_epi32((__m512i)v, _mm512_madd_epi16((__m512i)a, (__m512i)b)); }
 #endif
-LL_FN vf vi_to_vf(vi v) { return _mm512_cvtepi32_ps(v); }
-LL_FN vi vi_from_vf(vf v) { return _mm512_cvtps_epi32(v); }
-LL_FN vf vi_as_vf(vi v) { return _mm512_castsi512_ps(v); }
-LL_FN void vi_store_i16(void *p, vi v) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(v)); }
-LL_FN vf vf_lookup(const float *table, vi v) { return _mm512_permutexvar_ps(v, _mm512_loadu_ps(table)); }
+LL_FN vf vi_to_vf(vi v) { return _mm512_cvtepi32_ps((__m512i)v); }
+LL_FN vi vi_from_vf(vf v) { return (vi)_mm512_cvtps_epi32(v); }
+LL_FN vf vi_as_vf(vi v) { return (vf)v; }
+LL_FN void vi_store_i16(void *p, vi v) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)v)); }
+LL_FN vf vf_lookup(const float *table, vi v) { return _mm512_permutexvar_ps((__m512i)v, _mm512_loadu_ps(table)); }
 
 typedef __m512d vd;
 LL_FN vd vd_set1(double a) { return _mm512_set1_pd(a); }

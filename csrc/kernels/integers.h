@@ -164,18 +164,18 @@ typedef struct integers_part {
 LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
 {
     const size_t V = P * TILE_PANEL_VECTORS, sub = t->sub;
+    const float *x = t->x, *sums = t->sums, *scales = t->scales;
+    const float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
     linear_begin(&t->at, R, V, y);
     linear_call(&t->at, R);
-    const float *x = t->x, *sums = t->sums, *scales = t->scales;
-    const float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
     for (size_t k = 0; k < t->kc; k += LL_BLOCK) {
         const size_t count = ll_least(LL_BLOCK, t->kc - k);
-        vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+        vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], d[8];
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             p[i] = vf_zero();
-        for (size_t s = 0; s < count; s += sub) {
+        for (size_t s = 0; s < count; s += sub) { /* p waits in memory: the exact sums take the registers */
             vi S[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
             LL_UNROLL
             for (size_t r = 0; r < R; r++) {
@@ -184,7 +184,6 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
                 for (size_t v = 0; v < V; v++)
                     S[r * V + v] = first;
             }
-            LL_UNROLL_BY(4)
             for (size_t j = 0; j < sub / 2; j++, x += R, b += LL_PANEL) {
                 vi w[8];
                 LL_UNROLL
@@ -199,18 +198,18 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
                 }
             }
             LL_UNROLL
-            for (size_t v = 0; v < V; v++) {
-                const size_t at = v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL;
-                const vf d = vf_load(D + at);
+            for (size_t v = 0; v < V; v++)
+                d[v] = vf_load(D + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
+            LL_UNROLL
+            for (size_t i = 0; i < R * V; i++)
+                p[i] = vf_fma(vi_to_vf(S[i]), d[i % V], p[i]);
+            if (t->minimum) {
                 LL_UNROLL
-                for (size_t r = 0; r < R; r++)
-                    p[r * V + v] = vf_fma(vi_to_vf(S[r * V + v]), d, p[r * V + v]);
-                if (t->minimum) {
-                    const vf m = vf_load(M + at);
-                    LL_UNROLL
-                    for (size_t r = 0; r < R; r++)
-                        p[r * V + v] = vf_fma(vf_set1(sums[r]), m, p[r * V + v]);
-                }
+                for (size_t v = 0; v < V; v++)
+                    d[v] = vf_load(M + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
+                LL_UNROLL
+                for (size_t i = 0; i < R * V; i++)
+                    p[i] = vf_fma(vf_set1(sums[i / V]), d[i % V], p[i]);
             }
             sums += R, D += LL_PANEL, M += LL_PANEL;
         }
