@@ -3,9 +3,11 @@ slices and packed, so that no second copy of the model, or of a large tensor, is
 
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +28,8 @@ READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
 INTEGERS = tuple(name.lower() for name in READABLE_BLOCKS if name != "MXFP4")  # blocks of integers
 DTYPES = (*FLOATS, *INTEGERS)
 COMPUTES = ("float32", "int16")
-SLICE = 1 << 20  # bytes of a matrix that are read at a time
+SLICE = 1 << 19  # bytes of a matrix that are read at a time
+READERS = 4  # threads that read and pack: with more, whole tensors that can't be read in slices would add up
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -129,8 +132,18 @@ def whole(vector: Array, parameter: Parameter, kind: str) -> Array:
     return np.float32(1) + vector if parameter.unit and kind == "hf" else vector
 
 
+class Job(NamedTuple):
+    """A slice of a matrix that is to be packed. nbytes : in the file. run : packs it, with the reader of its thread."""
+
+    nbytes: int
+    run: Callable[[Reader], None]
+
+
 class Loader:
-    """Reads and packs the tensors of one file."""
+    """Reads and packs the tensors of one file.
+
+    jobs : what is still to be done, in any order, and by several threads.
+    """
 
     def __init__(self, source: Source, graph: Graph, found: Found, dtype: str | None, compute: str) -> None:
         check_choices(dtype, compute)
@@ -138,7 +151,7 @@ class Loader:
         self.dtype, self.compute = dtype, compute
         self.parameters = {name: parameter for name, _, parameter in graph.all_parameters()}
         self.reader = Reader()
-        self.advance: Callable[[int], None] = lambda count: None
+        self.jobs: list[Job] = []
 
     def kept(self, name: str) -> str:
         """The type in which a matrix is kept. One of blocks is never made blocks of another format, and rows that
@@ -167,12 +180,10 @@ class Loader:
             values = _core.dequantize(self.reader.read(entry), entry.format, entry.shape)
         else:
             values = self.reader.array(entry)
-        self.advance(entry.nbytes)
         return arranged(values, self.parameters[name], self.graph, self.source.kind)
 
-    def rows(self, name: str) -> Iterator[tuple[int, Array]]:
-        """The rows of a matrix, or its rows of blocks as bytes, in slices: the first's place, and the slice until the
-        next. All begin at whole panels."""
+    def slices(self, name: str) -> Iterator[tuple[int, int]]:
+        """Of a matrix's rows: the first of a slice, and how many. All begin at whole panels."""
         entry, parameter = self.entries[name], self.parameters[name]
         count, together = entry.shape[0], PANEL
         if self.source.kind == "gguf" and parameter.interleaved:  # whole heads
@@ -181,9 +192,12 @@ class Loader:
             together = count
         step = max(1, SLICE * count // (entry.nbytes * together)) * together
         for first in range(0, count, step):
-            values = self.reader.rows(entry, first, min(step, count - first))
-            self.advance(values.nbytes)
-            yield first, arranged(values, parameter, self.graph, self.source.kind)
+            yield first, min(step, count - first)
+
+    def rows(self, name: str, first: int, count: int, reader: Reader) -> Array:
+        """A slice of a matrix's rows, or of its rows of blocks as bytes; until the reader's next call."""
+        rows = reader.rows(self.entries[name], first, count)
+        return arranged(rows, self.parameters[name], self.graph, self.source.kind)
 
     def vector(self, name: str) -> Array:
         """A vector as float32, rounded to the type that was asked for, as the graph's steps take it."""
@@ -220,31 +234,39 @@ class Loader:
             _core._packed_bias(packed, np.concatenate(each))
         return Part(packed, {name: column + first for name, first in zip(names, firsts, strict=True)})
 
-    def fill(self, packed: PackedLinear, first: int, name: str) -> None:
-        """Packs a matrix into the columns from `first` on."""
-        format, kept = self.entries[name].format, packed.dtype
+    def fill(self, packed: PackedLinear, column: int, name: str) -> None:
+        """Has a matrix packed into the columns from `column` on, by `jobs`."""
+        entry = self.entries[name]
         if self.parameters[name].conv1d and self.source.kind == "hf":
-            whole = self.read(name)
-            if kept in FLOATS:
-                _core._packed_fill(packed, first, whole, False)
-            else:
-                self._fill_quantised(packed, first, whole.T, name)
+            self.jobs.append(Job(entry.nbytes, partial(self._fill_transposed, packed, column, name)))
             return
-        for row, values in self.rows(name):
-            if format in BLOCKS:
-                _core._packed_fill_blocks(packed, first + row, values, format)
-            elif kept in FLOATS:
-                _core._packed_fill(packed, first + row, values, True)
-            else:
-                self._fill_quantised(packed, first + row, values, name)
+        for first, count in self.slices(name):
+            nbytes = entry.nbytes // entry.shape[0] * count
+            self.jobs.append(Job(nbytes, partial(self._fill_rows, packed, column, name, first, count)))
 
-    def _fill_quantised(self, packed: PackedLinear, first: int, rows: Array, name: str) -> None:
+    def _fill_transposed(self, packed: PackedLinear, column: int, name: str, reader: Reader) -> None:
+        values = reader.array(self.entries[name])
+        if packed.dtype in FLOATS:
+            _core._packed_fill(packed, column, values, False)
+        else:
+            self._fill_quantised(packed, column, values.T, name)
+
+    def _fill_rows(self, packed: PackedLinear, column: int, name: str, first: int, count: int, reader: Reader) -> None:
+        rows, format = self.rows(name, first, count, reader), self.entries[name].format
+        if format in BLOCKS:
+            _core._packed_fill_blocks(packed, column + first, rows, format)
+        elif packed.dtype in FLOATS:
+            _core._packed_fill(packed, column + first, rows, True)
+        else:
+            self._fill_quantised(packed, column + first, rows, name)
+
+    def _fill_quantised(self, packed: PackedLinear, column: int, rows: Array, name: str) -> None:
         format = packed.dtype.upper()
         try:
             blocks = _core.quantize(rows, format)
         except ValueError as error:
             raise ValueError(f"{self.entries[name].place} can't be quantised: {error}") from None
-        _core._packed_fill_blocks(packed, first, blocks, format)
+        _core._packed_fill_blocks(packed, column, blocks, format)
 
     def _inputs(self, name: str) -> int:
         parameter = self.parameters[name]
@@ -255,7 +277,7 @@ class Loader:
         return self.graph.shape(parameter.axes)[1 if parameter.conv1d else 0]
 
     def load(self) -> Weights:
-        """Everything that the graph's steps take."""
+        """Everything that the graph's steps take; the matrices are filled in by `jobs`."""
         weights = Weights()
         embeddings = [step for step in self.graph.before if step.op == "embedding"]
         for step in embeddings:
@@ -335,14 +357,42 @@ def load(source: Source, graph: Graph, found: Found, dtype: str | None = None, c
     integers.
     """
     loader = Loader(source, graph, found, dtype, compute)
-    total = sum(entry.nbytes for entry in found.entries.values())
+    weights = loader.load()
+    total = sum(job.nbytes for job in loader.jobs)
     with progress(f"loading {printable(source.path.name)}", size=True) as show:
-        done = 0
+        run(loader.jobs, min(_core.get_num_threads(), READERS), lambda done: show(done, total))
+    return weights
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            show(done, total)
 
-        loader.advance = advance
-        return loader.load()
+def run(jobs: Iterable[Job], threads: int, advance: Callable[[int], None]) -> None:
+    """Does all jobs, while one is read another is packed. advance : called with the bytes that are done, here.
+
+    What a job raises ends the others and is raised.
+    """
+    waiting, lock, done = iter(jobs), threading.Lock(), 0
+    errors: list[BaseException] = []
+
+    def work(advance: Callable[[int], None] = lambda done: None) -> None:
+        nonlocal done
+        reader = Reader()
+        try:
+            while True:
+                with lock:
+                    job = None if errors else next(waiting, None)
+                if job is None:
+                    return
+                job.run(reader)
+                with lock:
+                    done += job.nbytes
+                advance(done)
+        except BaseException as error:
+            errors.append(error)
+
+    others = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
+    for thread in others:
+        thread.start()
+    work(advance)
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -92,7 +92,7 @@ def _of_blocks(loader: loading.Loader, name: str) -> str:
         return _sha256(_laid(loader.read(name), loader, name))
     turned = loader.parameters[name].conv1d and loader.source.kind == "hf"
     if entry.format in BLOCKS:
-        blocks = np.concatenate([np.array(rows) for _, rows in loader.rows(name)])
+        blocks = loader.rows(name, 0, entry.shape[0], loader.reader)
     else:
         values = loader.read(name)
         blocks = _core.quantize(values.T if turned else values, kept)
