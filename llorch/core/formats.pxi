@@ -68,7 +68,7 @@ def dequantize(data, format, shape):
     return y
 
 
-cdef object _not_stored(Operand *o, size_t row, str format):
+cdef object _not_stored(Operand *o, size_t row, int format, str name, bint columns):
     """Why a row can't be stored. Its values, widened, are looked at."""
     cdef Py_ssize_t i, left = <Py_ssize_t>row
     values = _empty(o.shape[o.ndim - 1], _float32)
@@ -79,11 +79,36 @@ cdef object _not_stored(Operand *o, size_t row, str format):
         index.insert(0, left % o.shape[i])
         left //= o.shape[i]
     wrong = np.flatnonzero(~np.isfinite(values))
+    index.append(wrong[0] if wrong.size else ":")
+    place = f"{name}[{', '.join(map(str, index[::-1] if columns else index))}]"
+    kind = ll_formats[format].name.decode()
     if wrong.size:
-        index.append(wrong[0])
-        return ValueError(f"weights[{', '.join(map(str, index))}] is {values[wrong[0]]}, {format} has finite values only")
-    return ValueError(f"weights[{', '.join(map(str, [*index, ':']))}] has values as large as {abs(values).max():.4g}: too "
-                      f"large for the scales of {format}")
+        return ValueError(f"{place} is {values[wrong[0]]}, {kind} has finite values only")
+    return ValueError(f"{place} has values as large as {abs(values).max():.4g}: too large for the scales of {kind}")
+
+
+cdef object _quantized(Operand *o, int format, str name, bint columns):
+    """The blocks of o's rows, which are whole blocks; columns: they are columns of what the caller gave."""
+    cdef ll_quantize_args a
+    cdef Py_ssize_t count = _count(o)
+    cdef size_t stored
+    a.format = format
+    a.n = o.shape[o.ndim - 1]
+    blocks = _empty((*_shape(o)[:-1], a.n // ll_formats[format].values * ll_formats[format].bytes), np.uint8)
+    if not count:
+        return blocks
+    a.rows = <size_t>count // a.n
+    a.dtype = o.dtype
+    a.x = _rows(o, count, True)
+    a.x_stride = o.row_stride
+    a.y = <void *><uintptr_t>blocks.ctypes.data
+    with nogil:
+        ll_interrupts_on()
+        stored = ll_quantize_rows(&a)
+    _check_interrupted()
+    if stored < a.rows:
+        raise _not_stored(o, stored, format, name, columns)
+    return blocks
 
 
 def quantize(weights, format):
@@ -111,36 +136,18 @@ def quantize(weights, format):
         An unknown format, a K that isn't whole blocks, a weight that is infinite, NaN, or too large for float16 scales.
     """
     cdef Operand o
-    cdef ll_quantize_args a
-    cdef Py_ssize_t count
-    cdef size_t stored
     cdef list keep = []
+    cdef int kind = _storage(format, LL_DTYPES)
+    cdef size_t values = ll_formats[kind].values
     _clear(&o)
-    a.format = _storage(format, LL_DTYPES)
-    cdef size_t values = ll_formats[a.format].values
     try:
         _take(&o, weights, "weights", False, keep)
         if not o.ndim or o.shape[o.ndim - 1] % values:
             raise ValueError(f"weights has shape {_shape(&o)}, its last length must be a multiple of {values}, the values "
                              f"of a block of {format}")
-        a.n = o.shape[o.ndim - 1]
-        blocks = _empty((*_shape(&o)[:-1], a.n // values * ll_formats[a.format].bytes), np.uint8)
-        count = _count(&o)
-        if count:
-            a.rows = <size_t>count // a.n
-            a.dtype = o.dtype
-            a.x = _rows(&o, count, True)
-            a.x_stride = o.row_stride
-            a.y = <void *><uintptr_t>blocks.ctypes.data
-            with nogil:
-                ll_interrupts_on()
-                stored = ll_quantize_rows(&a)
-            _check_interrupted()
-            if stored < a.rows:
-                raise _not_stored(&o, stored, format)
+        return _quantized(&o, kind, "weights", False)
     finally:
         _drop(&o)
-    return blocks
 
 
 def _strings_end(bytes data, size_t at, size_t count):

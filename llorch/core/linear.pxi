@@ -213,6 +213,13 @@ cdef int _compute(compute, int format) except -1:
     return LL_INT16
 
 
+cdef int _check_blocks(size_t K, int kind) except -1:
+    if K % ll_formats[kind].values:
+        raise ValueError(f"K is {K}, it must be a multiple of {ll_formats[kind].values}, the values of a block of "
+                         f"{ll_formats[kind].name.decode()}")
+    return 0
+
+
 cdef void _set_blocks(ll_weight *w, int kind) noexcept:
     """A weight (K, N) that lies as GGUF files store it: N rows of blocks."""
     w.format, w.packed, w.compute = kind, 0, LL_FLOAT32
@@ -229,10 +236,10 @@ cdef class PackedLinear:
         float32, float16 or bfloat16, at any strides; it is copied.
     bias : array (N,), optional
         Copied, as float32.
-    dtype : "float32", "bfloat16" or "float16"
+    dtype : "float32", "bfloat16", "float16", or "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k" ... "q6_k", "mxfp4"
         How the packed weight is kept. 16-bit weights stay 16 bits in memory and widen exactly in registers. A wider
-        weight is rounded once, to nearest even, when it is packed; products have the bits of `linear` on that. Weights in
-        blocks come by `from_blocks`.
+        weight is rounded once, to nearest even, when it is packed; blocks are those of `quantize`, along K. Products have
+        the bits of `linear` on that. Weights that are blocks already come by `from_blocks`.
     compute : "float32" or "int16"
         How products are made. "int16" is another function, of weights in blocks of integers alone, and faster: x becomes
         16-bit integers, 128 together, and sums of products are exact (`llorch.reference.linear_int16`).
@@ -252,7 +259,7 @@ cdef class PackedLinear:
     Raises
     ------
     TypeError, ValueError
-        As `linear`; ValueError also for an unknown dtype. MemoryError where the packed weight doesn't fit.
+        As `linear` and `quantize`; ValueError also for an unknown dtype. MemoryError where the packed weight doesn't fit.
     """
     cdef ll_weight _weight
     cdef void *_packed
@@ -266,6 +273,13 @@ cdef class PackedLinear:
         _clear(&oweight)
         try:
             _take_weight(&oweight, &w, weight, transposed, keep)
+            if format not in (LL_F32, LL_F16, LL_BF16):
+                _check_blocks(w.K, format)
+                oweight.shape[0], oweight.shape[1] = w.N, w.K
+                oweight.strides[0], oweight.strides[1] = w.n_stride, w.k_stride
+                blocks = _quantized(&oweight, format, "weight", not transposed)
+                _set_blocks(&w, format)
+                w.data = <const void *><uintptr_t>blocks.ctypes.data
             self._pack(&w, bias, format)
             self._weight.compute = made
         finally:
@@ -301,9 +315,7 @@ cdef class PackedLinear:
         packed._weight.compute = _compute(compute, kept)
         w.K = _natural(K, "K", 0)
         w.N = _natural(N, "N", 0)
-        if w.K % ll_formats[kind].values:
-            raise ValueError(f"K is {w.K}, it must be a multiple of {ll_formats[kind].values}, the values of a block of "
-                             f"{format}")
+        _check_blocks(w.K, kind)
         _set_blocks(&w, kind)
         _take_bytes(&view, data, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
         try:
@@ -443,9 +455,7 @@ def _packed_reserve(K, N, dtype, compute="float32"):
     w.K, w.N = _natural(K, "K", 0), _natural(N, "N", 0)
     w.format, w.packed = _kept(dtype), 1
     w.compute = _compute(compute, w.format)
-    if w.K % ll_formats[w.format].values:
-        raise ValueError(f"K is {w.K}, it must be a multiple of {ll_formats[w.format].values}, the values of a block of "
-                         f"{_kept_name(w.format)}")
+    _check_blocks(w.K, w.format)
     w.k_stride = w.n_stride = 0
     packed._packed = ll_memory_new(ll_packed_bytes(w.K, w.N, w.format))
     if packed._packed == NULL:

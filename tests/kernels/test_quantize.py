@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import Guarded, at_offset, in_threads, normal, num_threads, rng
+from helpers import Guarded, assert_same_bits, at_offset, in_threads, normal, num_threads, rng
 from weight_blocks import BLOCKS
 
 import llorch
@@ -207,7 +207,47 @@ def test_the_largest_values(format):
         assert format == "MXFP4"
 
 
+@pytest.mark.parametrize("format", BLOCKS)
+def test_a_weight_that_is_packed_into_blocks(format):
+    """Along K, however the weight lies; and by both arithmetics."""
+    weight, bias, x = normal(512, 21, seed=11), normal(21, seed=12), normal(3, 512, seed=13)
+    data = reference.quantize(np.ascontiguousarray(weight.T), format)
+    wanted = reference.linear(x, reference.dequantize(data.reshape(-1), format, (21, 512)).T, bias)
+    dtype = format.lower()
+    for packed in (
+        llorch.PackedLinear(weight, bias, dtype=dtype),
+        llorch.PackedLinear(np.asfortranarray(weight), bias, dtype=dtype),
+        llorch.PackedLinear(weight.T, bias, dtype=dtype, transposed=True),
+        llorch.PackedLinear(weight.T.copy(), bias, dtype=dtype, transposed=True),
+        llorch.PackedLinear(np.repeat(weight, 2, axis=1)[:, ::2], bias, dtype=dtype),
+    ):
+        assert (packed.dtype, packed.shape) == (dtype, (512, 21))
+        assert_same_bits(packed(x), wanted, format)
+    if format != "MXFP4":
+        got = llorch.PackedLinear(weight, bias, dtype=dtype, compute="int16")(x)
+        assert_same_bits(got, reference.linear_int16(x, data.reshape(-1), format, 21, bias), format)
+    narrow = weight.astype(np.float16)
+    data = reference.quantize(np.ascontiguousarray(narrow.T), format).reshape(-1)
+    wanted = reference.linear(x, reference.dequantize(data, format, (21, 512)).T)
+    assert_same_bits(llorch.PackedLinear(narrow, dtype=dtype)(x), wanted, "float16")
+    weight[300, 7] = np.nan
+    for given, transposed in ((weight, False), (weight.T, True)):
+        place = "7, 300" if transposed else "300, 7"
+        with pytest.raises(ValueError, match=rf"weight\[{place}\] is nan, {format} has finite values only"):
+            llorch.PackedLinear(given, dtype=dtype, transposed=transposed)
+
+
 REFUSED = [
+    (
+        lambda: llorch.PackedLinear(normal(48, 2), dtype="q4_0"),
+        ValueError,
+        "K is 48, .* of 32, the values of .* of Q4_0",
+    ),
+    (
+        lambda: llorch.PackedLinear(normal(96, 2), dtype="q6_k"),
+        ValueError,
+        "K is 96, .* of 256, the values of .* of Q6_K",
+    ),
     (
         lambda: llorch.quantize(normal(2, 48), "Q4_0"),
         ValueError,
