@@ -82,14 +82,16 @@ def factor_of(step: Step, kept: str) -> float:
 def _values(graph: Graph) -> list[tuple[Value, list[Value | str]]]:
     """Every step of the graph in order as a value, with its inputs: values, or names of what is given."""
     found: list[tuple[Value, list[Value | str]]] = []
+    widths: dict[str, int] = {}  # by axes
     x: Value | None = None
     for layer, steps in ((BEFORE, graph.before), *enumerate(graph.blocks), (AFTER, graph.after)):
         names: dict[str, Value | str] = {name: name for name in GIVEN}
         if x is not None:
             names["x"] = x
         for step in steps:
-            width = math.prod(graph.shape(step.axes.replace("T", ""), 1)) if step.op != "scores" else 0
-            value = Value(step, layer, width)
+            if step.axes not in widths:
+                widths[step.axes] = math.prod(graph.shape(step.axes.replace("T", ""), 1))
+            value = Value(step, layer, widths[step.axes] if step.op != "scores" else 0)
             inputs = [names[name] for name in step.inputs]
             for one in inputs:
                 if isinstance(one, Value):

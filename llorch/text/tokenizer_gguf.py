@@ -357,16 +357,15 @@ def _tokens(metadata: Mapping[str, Any]) -> tuple[list[str], Sequence[int]]:
 
 
 def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    merges = [merge.partition(" ") for merge in _strings(metadata, "merges")]
-    pairs = [(left, right) for left, _, right in merges]
-    for i, (left, right) in enumerate(pairs):
+    pairs = []
+    for merge in _strings(metadata, "merges"):
+        left, _, right = merge.partition(" ")
         if not left and right:  # the first token begins with a space
             left, _, right = right.partition(" ")
-            pairs[i] = (" " + left, right)
+            left = " " + left
         if not right:
-            raise ValueError(
-                f"{KEY}merges has '{shown(''.join(merges[i]))}', it must be two tokens with a space between"
-            )
+            raise ValueError(f"{KEY}merges has '{shown(merge)}', it must be two tokens with a space between")
+        pairs.append((left, right))
     return pairs
 
 
