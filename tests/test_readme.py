@@ -1,4 +1,4 @@
-"""README's table of families is the registry, and the one-liners of the pages can be pasted."""
+"""README's table of families is the registry."""
 
 import importlib.util
 from pathlib import Path
