@@ -60,7 +60,7 @@ def statuses(result):
         ("past_key_values.2.key", "h.2.attn.cache_k"),
         ("attn_norm-0", "h.0.ln_1"),
         ("Qcur-3", "h.3.attn.q"),
-        ("kqv_out-1", "h.1.attn.context"),
+        ("kqv_out-1", "h.1.attn.context|h.1.attn.c_proj"),  # by the version
         ("ffn_inp-1", "h.1.residual"),
         ("ffn_out-1", "h.1.mlp.c_proj"),
         ("l_out-2", "h.2"),
@@ -76,7 +76,9 @@ def statuses(result):
         ("input_ids", "ids"),
         ("h.9.ln_1", None),
         ("h.0.attn.rotary", None),
-        ("kq-0", None),  # llama.cpp's is before scale and mask
+        ("kq-0", "h.0.attn.kq"),  # llama.cpp's is before scale and mask
+        ("transformer_layer_2/self_attention/query:0", "h.2.attn.q"),
+        ("transformer_layer_2/feedforward_intermediate_dense", "h.2.mlp.c_fc"),
         ("something", None),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toy
 from click.testing import CliRunner
-from helpers import assert_same_bits, same_bits
+from helpers import assert_same_bits, rng, same_bits
 from ladders import llama
 from random_models import LLAMA, llama_metadata, random_llama, random_tensors, save, tensors_of, write_gguf
 
@@ -188,7 +188,23 @@ def test_a_family_that_llorch_does_not_have(tmp_path, monkeypatch):
         ("ffn_up-1", "h.1.mlp.up"),
         ("ffn_norm-0", "h.0.ln_2"),
         ("l_out-1", "h.1"),
-        ("Qcur-0", None),  # llama.cpp's name before and after the rotation
+        ("Qcur-0", "h.0.attn.q|h.0.attn.q_rope"),  # llama.cpp's name before and after the rotation
+        ("Kcur_rope-1", "h.1.attn.k_rope"),
+        ("kq-1", "h.1.attn.kq"),
+        ("kqv-1", "h.1.attn.context"),
+        ("attn_out-1", "h.1.attn.c_proj"),
+        ("ffn_swiglu-1", "h.1.mlp.product"),
+        ("ffn_gate_b-1", "h.1.mlp.gate"),
+        ("Qcur-0 (view)", None),
+        ("layers.0.attention.wq", "h.0.attn.q"),
+        ("layers.0.feed_forward.w3", "h.0.mlp.up"),
+        ("layers.0.feed_forward.w2", "h.0.mlp.c_proj"),
+        ("tok_embeddings", "embed"),
+        ("model.layers.0.mlp.gate_up_proj", "h.0.mlp.gate_up"),
+        ("transformer_layer_0/self_attention/key", "h.0.attn.k"),
+        ("transformer_layer_0/feedforward_intermediate_dense", "h.0.mlp.up"),
+        ("transformer_layer_0/feedforward_gate_dense", "h.0.mlp.gate"),
+        ("sequence_output_layernorm", "ln_f"),
         ("hidden_states.1", "h.0"),
         ("hidden_states.2", "ln_f"),
         ("past_key_values.1.key", "h.1.attn.cache_k"),
@@ -204,6 +220,85 @@ def test_every_name_of_a_llamas_ladder_is_its_own():
     names = Names.of(llama().graph)
     for tensor in rungs.tensors(llama(), 4):
         assert canonical(tensor.name, names) == tensor.name
+
+
+def side_by_side(a):
+    """(heads, T, D) with the rotated pairs of a head side by side."""
+    return a.reshape(*a.shape[:2], 2, -1).swapaxes(2, 3).reshape(a.shape)
+
+
+def of_llama_cpp(a, T, noise=0.0):
+    """A Llama's dump as llama.cpp has it: its names, pairs side by side, scores before scale and mask, with room."""
+    heads, found = rng(4), {}
+    for i in (0, 1):
+        q, v, q_rope, k_rope = (a[f"h.{i}.attn.{x}"] for x in ("q", "v", "q_rope", "k_rope"))
+        product = np.einsum("htd,hsd->hts", q_rope, np.repeat(k_rope, 3, axis=0))
+        found |= {
+            f"Qcur-{i}": side_by_side(q).transpose(1, 0, 2)[None],
+            f"Qcur_rope-{i}": side_by_side(q_rope).transpose(1, 0, 2)[None],
+            f"Kcur-{i}": side_by_side(k_rope).transpose(1, 0, 2)[None],  # by name alone: the last of its three
+            f"Vcur-{i}": v.transpose(1, 0, 2)[None],
+            f"kq-{i}": np.pad(product, ((0, 0), (0, 0), (0, 32 - T)))[None],
+            f"kqv-{i}": a[f"h.{i}.attn.context"].reshape(T, 6, -1).swapaxes(0, 1)[None],
+            f"kqv_out-{i}": a[f"h.{i}.attn.context"][None, None],
+            f"attn_out-{i}": a[f"h.{i}.attn.c_proj"][None, None],
+            f"ffn_swiglu-{i}": a[f"h.{i}.mlp.product"][None, None],
+            f"l_out-{i}": a[f"h.{i}"][None, None],
+        }
+    found |= {"norm": a["ln_f"] * 3, "result_norm": a["ln_f"]}
+    return {n: x * (1 + noise * heads.standard_normal(x.shape)).astype(np.float32) for n, x in found.items()}
+
+
+def test_llama_cpps_tensors_agree(right):
+    """Rotated pairs side by side, one name before and after the rotation, products before their scale and mask."""
+    a, T = right.arrays, len(IDS)
+    result = against(of_llama_cpp(a, T), right)
+    rows = {row.tensor.name: row for row in result.rows if row.status != "absent"}
+    kinds = ("attn.q", "attn.q_rope", "attn.k_rope", "attn.v", "attn.scores", "attn.context", "attn.c_proj")
+    assert result.holds and set(rows) == {
+        *(f"h.{i}.{kind}" for i in (0, 1) for kind in (*kinds, "mlp.product")), "h.0", "h.1", "ln_f",
+    }  # fmt: skip
+    assert rows["h.1.attn.q"].source == "Qcur-1" and "pairs lay side by side" in rows["h.1.attn.q"].note
+    assert rows["h.0.attn.k_rope"].source == "Kcur-0" and result.unknown == ["norm"]
+    noisy = against(of_llama_cpp(a, T, 0.01), right)  # as of 8-bit activations: no tensor is taken for another
+    assert noisy.first.tensor.name == "h.0.attn.q" and all(row.relative < 0.03 for row in noisy.rows)
+    assert {row.tensor.name for row in noisy.rows if row.status != "absent"} == set(rows)
+
+
+def test_pairs_that_were_left_by_mistake_are_not_another_layout(right):
+    """Rows of q as GGUF has them, rotated as halves: the first that is wrong is q itself."""
+    network = llama().network.copy()
+    for block in network.blocks:
+        weight = block.weights["self_attn.q_proj.weight"]
+        block.weights["self_attn.q_proj.weight"] = (
+            side_by_side(weight.reshape(6, -1, 48).swapaxes(1, 2)).swapaxes(1, 2).reshape(weight.shape)
+        )
+        bias = block.weights["self_attn.q_proj.bias"]
+        block.weights["self_attn.q_proj.bias"] = side_by_side(bias.reshape(6, 1, -1)).reshape(-1)
+    wrong = network.run(IDS, Kernels())
+    first = against(wrong, right).first
+    assert first.tensor.name == "h.0.attn.q"
+
+
+def test_heads_of_keys_that_are_repeated_and_gate_and_up_in_one(right):
+    a, T = right.arrays, len(IDS)
+    k, v, gate, up = (a[f"h.0.{kind}"] for kind in ("attn.k", "attn.v", "mlp.gate", "mlp.up"))
+    turned = np.stack([gate, up], axis=-1).reshape(T, -1)
+    for arrays in (
+        {"layers.0.self_attn.k_proj": np.repeat(k, 3, axis=0), "layers.0.self_attn.v_proj": np.tile(v, (3, 1, 1))},
+        {"layers.0.self_attn.k_proj": np.repeat(k, 3, axis=0).transpose(1, 0, 2).reshape(1, T, -1)},
+        {"layers.0.mlp.gate_up_proj": np.concatenate([gate, up], axis=1)[None]},
+        {"h.0.mlp.gate_up": turned},
+    ):
+        result = against(arrays, right)
+        assert result.holds and result.compared == (1 if [*arrays] == ["layers.0.self_attn.k_proj"] else 2)
+    odd = np.repeat(k, 3, axis=0)
+    odd[4] += 1  # a copy that isn't one
+    assert against({"layers.0.self_attn.k_proj": odd}, right).first.tensor.name == "h.0.attn.k"
+    swapped = against({"layers.0.mlp.gate_up_proj": np.concatenate([up, gate], axis=1)}, right)
+    assert swapped.first.tensor.name == "h.0.mlp.gate"
+    wide = np.concatenate([gate, up, up], axis=1)
+    assert against({"layers.0.mlp.gate_up_proj": wide}, right).first.note.startswith("it has shape")
 
 
 def test_a_llamas_dump_in_other_layouts_agrees(right):

@@ -20,7 +20,7 @@ from llorch import reference, validate
 from llorch.cli import main
 from llorch.validate.kernels import suites
 from llorch.validate.kernels.common import Check, Part
-from llorch.validate.ladder import dumps, rungs, sources
+from llorch.validate.ladder import dumps, peer, rungs, sources
 from llorch.validate.ladder import run as running
 from llorch.validate.ladder.network import Float64, Kernels, Specified
 from llorch.validate.ladder.sources import trace_engine, trace_oracle

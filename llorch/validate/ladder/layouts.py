@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,8 @@ from llorch.models.graph import Graph
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Aligned, Array, comparable, relative, same_bits
 from llorch.validate.ladder.dumps import Dump, names_of
-from llorch.validate.ladder.names import FUSED, Names, canonical
+from llorch.validate.ladder.names import FUSED, GATE_UP, PRODUCT, Names, canonical
+from llorch.validate.ladder.rows import measure
 from llorch.validate.ladder.rungs import Tensor, block_name
 
 
@@ -27,8 +30,10 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     layers, T = len(ours.graph.blocks), len(ours.ids)
     wanted = {tensor.name: tensor for tensor in rungs.tensors(ours, T)}
     given = dict(names or {})
-    known = {*wanted, *(block_name(i, FUSED) for i in range(layers))}
+    known = {*wanted, *(block_name(i, kind) for i in range(layers) for kind in (FUSED, GATE_UP))}
     theirs_to_ours = Names.of(ours.graph)
+    named = {source: canonical(source, theirs_to_ours) for source in theirs.arrays}
+    certain = {*given.values(), *(name for name in named.values() if name is not None and "|" not in name)}
     first: dict[str, str] = {}
     for source, name in given.items():
         if source not in theirs.arrays:
@@ -40,8 +45,12 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     pieces: list[_Piece] = []
     unknown = []
     for source in theirs.arrays:
-        found: str | None = given.get(source) or canonical(source, theirs_to_ours)
+        found: str | None = given.get(source) or named[source]
         shape = theirs.shape(source)
+        if found is not None and "|" in found:
+            found = _which(found.split("|"), source, theirs, ours, wanted, certain)
+        if found is not None and source not in given and _shadowed(source, theirs):
+            found = None
         if found is None or (found.startswith("*.") and shape[:1] != (layers,)):
             unknown.append(source)
         else:
@@ -53,7 +62,107 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
             chosen = result.setdefault(name, read)
             if chosen is not read and chosen.source not in given and not _alike(read, chosen):
                 chosen.passed.append(piece.source)
+    _take_pairs(result, ours, wanted)
     return result, unknown
+
+
+def _shadowed(source: str, theirs: Dump) -> bool:
+    """Whether llama.cpp has the same with its bias, its scale or its weight in the dump too."""
+    match = BIASED.fullmatch(source)
+    other = "" if match is None else f"{match[1]}_b-{match[2]}"
+    return (
+        other or {"embd": "inp_scaled", "inp_embd": "inp_scaled", "norm": "result_norm"}.get(source)
+    ) in theirs.arrays
+
+
+FINISHED = {"embd": "inp_scaled", "inp_embd": "inp_scaled", "norm": "result_norm"}
+BIASED = re.compile(r"(\w{1,40})-([0-9]{1,5})", re.ASCII)
+
+
+def _which(
+    names: Sequence[str], source: str, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor], certain: Collection[str]
+) -> str | None:
+    """Which of several tensors theirs is: the first that it agrees with. Where it agrees with none it is wrong,
+    whichever it is, and taken for the context, or for what was computed last: a dump by names has that."""
+    names = [name for name in names if name in wanted]
+    # Of queries and keys what has a name of its own in the dump isn't meant by the other.
+    names = [name for name in names if name not in certain or wanted[name].kind == "attn.context"] or names
+    fallback = next((name for name in names if wanted[name].kind == "attn.context"), names[-1] if names else None)
+    most = [most_values(wanted[name], ours.config.context) * _times(wanted[name], ours.graph) for name in names]
+    size = max(most, default=0)
+    if math.prod(theirs.shape(source)) > size:
+        return fallback
+    values = theirs.arrays[source]
+    for name in names:
+        tensor, mine = wanted[name], ours.arrays[name]
+        read = _line_up(values, tensor, mine, ours.graph, source)
+        if read.fits and (_agrees(read, tensor, mine) or _agrees(_in_halves(read, tensor, ours.graph), tensor, mine)):
+            return name
+    return fallback
+
+
+def _agrees(read: Aligned, tensor: Tensor, ours: Array) -> bool:
+    return measure(tensor, read, ours, tensor.tolerance or tensor.loose).status == "ok"
+
+
+NEARER = 0.1  # of the distance: that much nearer must another order of a head's values be
+
+
+def _take_pairs(result: dict[str, Aligned], ours: Dump, wanted: Mapping[str, Tensor]) -> None:
+    """Queries and keys whose rotated pairs lie side by side, as llama.cpp has those of a Llama, in halves.
+
+    They are taken for such where what was rotated is much nearer to ours then, or without it where the scores agree:
+    pairs that were left so by mistake are rotated as if they were halves, and are near to nothing. Where most blocks
+    have them so, all have.
+    """
+    found: list[tuple[list[dict[str, Aligned]], list[bool]]] = []
+    for i, steps in enumerate(ours.graph.blocks):
+        makers, turned, proofs = {step.name: step for step in steps}, [], []
+        for step in steps:
+            if step.op != "rope":
+                continue
+            before = [step.inputs[0]]
+            while makers[before[-1]].op in ("rms_norm", "layer_norm"):
+                before.append(makers[before[-1]].inputs[0])
+            behind = [one.name for one in steps if one.op == "cache" and one.inputs == (step.name,)]
+            names = [block_name(i, kind) for kind in (*before, step.name, *behind)]
+            others = {
+                name: _in_halves(result[name], wanted[name], ours.graph)
+                for name in names
+                if name in result and result[name].fits and "D" in wanted[name].axes
+            }
+            near = {name: _apart_from(read, name, ours, wanted) for name, read in others.items()}
+            nearer = [name for name in others if near[name] < NEARER * _apart_from(result[name], name, ours, wanted)]
+            rotated = [name for name in names[len(before) :] if name in others]
+            scores = next(block_name(i, one.name) for one in steps if one.op == "scores")
+            read = result.get(scores)
+            agree = read is not None and read.fits and _agrees(read, wanted[scores], ours.arrays[scores])
+            turned.append(others)
+            proofs.append(bool(nearer) and (all(name in nearer for name in rotated) if rotated else agree))
+        found.append((turned, proofs))
+    votes = [proof for _, proofs in found for proof in proofs]
+    most = 2 * sum(votes) > len(votes)
+    for turned, proofs in found:
+        for others, proof in zip(turned, proofs, strict=True):
+            if proof or most:
+                result |= others
+
+
+def _apart_from(read: Aligned, name: str, ours: Dump, wanted: Mapping[str, Tensor]) -> float:
+    return relative(*comparable(read, wanted[name], ours.arrays[name])[:2])
+
+
+def _in_halves(read: Aligned, tensor: Tensor, graph: Graph) -> Aligned:
+    """The rotated values of each head, if they lie in pairs."""
+    ropes = [graph.ropes[s.options["table"]].width for s in graph.fullest if s.op == "rope" and s.options["table"]]
+    if not ropes or "D" not in tensor.axes:
+        return read
+    width = ropes[0]
+    values = read.values.copy()
+    pairs = read.values[..., :width]
+    values[..., :width] = np.concatenate([pairs[..., ::2], pairs[..., 1::2]], axis=-1)
+    note = f"{read.note}, " if read.note else ""
+    return replace(read, values=values, note=f"{note}rotated pairs lay side by side")
 
 
 MOST_SOURCES = 16  # tensors of theirs for one of the ladder's: hooks on a module and all that it holds are five or six
@@ -93,6 +202,11 @@ def most_values(tensor: Tensor, context: int) -> int:
     return max(size, context + rungs.NEW_TOKENS) if tensor.axes == "N" else size
 
 
+def _times(tensor: Tensor, graph: Graph) -> int:
+    """How many times its heads may be there: once for each query of a group."""
+    return graph.sizes["H"] // graph.sizes["G"] if tensor.axes == "GTD" else 1
+
+
 def _cached(tensor: Tensor) -> bool:
     return tensor.rung.name == "cache"
 
@@ -103,9 +217,9 @@ def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor])
     kind = piece.name[2:]
     whole = [block_name(i, kind) for i in range(len(graph.blocks))] if stacked else [piece.name]
     fused = piece.name.endswith(FUSED)
-    parts = [[name[:-3] + letter for letter in "qkv"] if fused else [name] for name in whole]
+    parts = [_parts(name) for name in whole]
     size = math.prod(piece.shape) // len(whole)
-    if size > sum(most_values(wanted[name], ours.config.context) for name in parts[0]):
+    if size > sum(most_values(wanted[name], ours.config.context) * _times(wanted[name], graph) for name in parts[0]):
         shape = piece.shape[1:] if stacked else piece.shape
         empty = np.empty((0,) * 9)  # a shape that no tensor of the ladder has
         yield from ((n, Aligned(empty, piece.source, fits=False, unread=shape)) for names in parts for n in names)
@@ -113,11 +227,67 @@ def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor])
     values = theirs.arrays[piece.source]
     for i, name in enumerate(whole):
         array = values[i] if stacked else values
-        split = _thirds(name, array, graph, ours.arrays, wanted) if fused else [(name, array)]
+        if name.endswith(PRODUCT):
+            name = name.removesuffix(PRODUCT) + "attn.scores"
+            yield name, _scores(array, wanted[name], ours.arrays[name], graph, piece.source)
+            continue
+        split: Iterable[tuple[str, Array]] = [(name, array)]
+        if fused:
+            split = _thirds(name, array, graph, ours.arrays, wanted)
+        elif name.endswith(GATE_UP):
+            split = _gate_up(name, array, ours.arrays, wanted)
         for found, part in split:
             if found == "logits" and ours.shape("ids") != (1,) and part.ndim and part.size == part.shape[-1]:
                 found = "last_logits"
             yield found, _line_up(part, wanted[found], ours.arrays[found], graph, piece.source)
+
+
+def _parts(name: str) -> list[str]:
+    """The ladder's tensors of a name."""
+    if name.endswith(FUSED):
+        return [name.removesuffix("qkv") + letter for letter in "qkv"]
+    if name.endswith(GATE_UP):
+        return [name.removesuffix("gate_up") + part for part in ("gate", "up")]
+    return [name.removesuffix(PRODUCT) + "attn.scores" if name.endswith(PRODUCT) else name]
+
+
+def _gate_up(
+    name: str, values: Array, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Array]]:
+    """Gate and up of one array: (T, 2 F), first the one and then the other, or in turns, which is much nearer then."""
+    gate, up = _parts(name)
+    T, F = wanted[gate].shape
+    s = values.reshape([n for n in values.shape if n != 1] or [1])
+    if s.size != 2 * T * F or (s.ndim == 2 and s.shape not in ((T, 2 * F), (2 * F, T))):
+        yield gate, values  # no reading: two tensors of a shape that doesn't fit
+        yield up, values
+        return
+    s = s.T if s.shape == (2 * F, T) and T != 2 * F else s.reshape(T, 2 * F)
+    cuts = [(s[:, :F], s[:, F:]), (s[:, ::2], s[:, 1::2])]
+    apart = [relative(one[0].astype(np.float64), ours[gate].astype(np.float64)) for one in cuts]
+    first, second = cuts[1] if apart[1] < 0.5 * apart[0] else cuts[0]
+    yield gate, first
+    yield up, second
+
+
+def _scores(values: Array, tensor: Tensor, ours: Array, graph: Graph, source: str) -> Aligned:
+    """llama.cpp's kq, (H, T, room for positions): before the mask, and the scale, unless that is in the queries."""
+    H, T, _ = tensor.shape
+    s = values.reshape(values.shape[1:]) if values.ndim == 4 and values.shape[0] == 1 else values
+    if s.ndim != 3 or s.shape[:2] != (H, T) or s.shape[2] < T:
+        return Aligned(values, source, fits=False)
+    step = next(step for step in graph.fullest if step.op == "scores")
+    scale = step.options["scale"] or 1 / math.sqrt(graph.sizes["D"])
+    masked = ~np.isfinite(ours)
+    found = None
+    for factor, note in ((scale, "scaled and masked here"), (1.0, "masked here")):
+        with np.errstate(all="ignore"):
+            read = Aligned(np.where(masked, -np.inf, s[..., :T].astype(np.float64) * factor), source, note)
+        distance = relative(*comparable(read, tensor, ours)[:2])
+        if found is None or distance < 0.5 * found[0]:
+            found = distance, read
+    assert found is not None
+    return found[1]
 
 
 def _thirds(
@@ -203,6 +373,7 @@ def _readings(values: Array, tensor: Tensor, graph: Graph) -> Iterator[tuple[Arr
         if s.ndim == 3 and s.shape[1] == T and s.shape[0] != H and s.shape[0] * s.shape[2] == E:
             whole = s.transpose(1, 0, 2).reshape(T, H, D).transpose(1, 0, 2)
             yield whole, f"there are {s.shape[0]} heads, the model has {H}", False
+        yield from _once(s, T, H, D, graph)
         if T > 1 and s.size == E:
             yield s.reshape(H, 1, D), "the last position alone", True
     if axes == "HTS":
@@ -223,6 +394,22 @@ def _readings(values: Array, tensor: Tensor, graph: Graph) -> Iterator[tuple[Arr
             yield s.reshape(1, W), "the last position alone", True
     if s.ndim == 1 and s.size == int(np.prod(shape)):
         yield s.reshape(shape), "flat, row by row", False
+
+
+def _once(s: Array, T: int, G: int, D: int, graph: Graph) -> Iterator[tuple[Array, str, bool]]:
+    """Heads of keys or values that are there once for each query of their group, with the same bits."""
+    H = graph.sizes["H"]
+    if G == H or s.size != H * T * D:
+        return
+    heads = s
+    if s.shape in ((T, H * D), (T, H, D)) and s.shape != (H, T, D):
+        heads = s.reshape(T, H, D).transpose(1, 0, 2)
+    if heads.shape != (H, T, D):
+        return
+    for whole, order in ((heads.reshape(G, H // G, T, D), "behind it"), (heads.reshape(H // G, G, T, D), "in turns")):
+        groups = whole if order == "behind it" else whole.swapaxes(0, 1)
+        if all(same_bits(groups[:, 0], groups[:, i]) for i in range(H // G)):
+            yield groups[:, 0], f"each head {H // G} times, {order}", False
 
 
 def _slots(s: Array, T: int, E: int, H: int, D: int) -> Iterator[tuple[Array, str]]:
