@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 from gpt2_models import cast, tensors_of
-from helpers import rng
 from safetensors.numpy import save_file
 
 import llorch
 from llorch import reference
-from llorch.models import llama
+from llorch.models import llama, shapes
 
 LLAMA = {
     "model_type": "llama",
@@ -27,23 +26,7 @@ LLAMA = {
 
 def random_tensors(family, config, seed=0):
     """float32 tensors by name, spread so that activations and logits are of the order of 1, as in a trained model."""
-    tensors = {}
-    graph = family.graph(config)
-    for i, (name, _, parameter) in enumerate(graph.all_parameters()):
-        if parameter.optional is not None:
-            continue
-        shape = graph.shape(parameter.axes)
-        values = rng(seed, i).standard_normal(shape)
-        if name.endswith("bias"):
-            values *= 0.1
-        elif len(shape) == 1:
-            values = 1 + 0.2 * values
-        elif "embed" in name:
-            values *= 0.5
-        else:
-            values *= shape[0 if parameter.conv1d else 1] ** -0.5
-        tensors[name] = values.astype(np.float32)
-    return tensors
+    return shapes.random_tensors(family.graph(config), seed)
 
 
 def llama_tensors(entries=None, seed=0):

@@ -18,7 +18,11 @@ from llorch.models.shapes import SHAPES
 @click.option("--shape", type=click.Choice(list(SHAPES)), help="Random weights of this size in the place of a model.")
 @prompt_option
 @ids_option
-@click.option("--self-test", is_flag=True, help="Inject every known fault, and see that each is found and named.")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Inject every known fault, and see that each is found by its name; without --model in every family.",
+)
 @layers_option(frozenset({0}))
 @file_option("--json", "json_path", "FILE", "Write everything measured to this file.")
 @file_option("--report", "report_path", "FILE", "Write a report: a page of HTML, of the kernels Markdown.")
@@ -66,7 +70,7 @@ def command(
         raise click.UsageError("--model and --shape can't be given both")
     with _model(model, shape) as name:
         if self_test:
-            holds = _self_test(name, json_path, report_path, quiet)
+            holds = _self_test(name if shape is not None or named else None, json_path, report_path, quiet)
         else:
             too = shape is None and not named
             holds = _ladder(name, prompt, ids, layers, json_path, report_path, not no_peer, too, quiet, compute)
@@ -123,16 +127,17 @@ def _ladder(
     return result.holds and (alone is None or alone.holds)
 
 
-def _self_test(model: str, json_path: Path | None, report_path: Path | None, quiet: bool) -> bool:
-    from llorch.validate.ladder import selftest
-    from llorch.validate.ladder.sources import Model
+def _self_test(model: str | None, json_path: Path | None, report_path: Path | None, quiet: bool) -> bool:
+    """model: None for every family."""
+    import llorch
+    from llorch import validate
     from llorch.validate.report import json, terminal
 
     if report_path is not None:
         raise click.UsageError("--self-test has no report, its table and --json say everything")
     clock = time.perf_counter()
     with common.failures(), common.progress("injecting faults") as progress:
-        injections = list(selftest.run(Model(model), progress=progress))
+        injections = list(validate.self_test(model, workers=llorch.get_num_threads(), progress=progress))
     holds = terminal.show_self_test(injections, terminal.console(), time.perf_counter() - clock, quiet=quiet)
     if json_path is not None:
         json_path.write_text(json.text(json.of_self_test(injections)), encoding="utf-8")

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llorch.models import gpt2
 from llorch.models.config import ModelConfig
 from llorch.models.gpt2 import GPT2Config
+from llorch.models.graph import Graph
 from llorch.models.registry import Family
 
 SHAPES = {
@@ -20,6 +22,27 @@ SHAPES = {
     "large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
     "xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
 }
+
+
+def random_tensors(graph: Graph, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """float32 tensors by their names in Hugging Face's files without a prefix, spread so that activations and logits
+    are of the order of 1, as in a trained model."""
+    tensors = {}
+    for i, (name, _, parameter) in enumerate(graph.all_parameters()):
+        if parameter.optional is not None:
+            continue
+        shape = graph.shape(parameter.axes)
+        values = np.random.default_rng([20261124, seed, i]).standard_normal(shape)
+        if name.endswith("bias"):
+            values *= 0.1
+        elif len(shape) == 1:
+            values = 1 + 0.2 * values
+        elif "embed" in name:
+            values *= 0.5
+        else:
+            values *= shape[0 if parameter.conv1d else 1] ** -0.5
+        tensors[name] = values.astype(np.float32)
+    return tensors
 
 
 def write_random(

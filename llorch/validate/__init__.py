@@ -47,9 +47,14 @@ __all__ = [
 ]
 
 
-def self_test(model: str | Path | Model = "shakespeare-1m", *, progress: Progress = silent) -> Iterator[Injection]:
-    """Injects every known fault into a model; an Injection each, the first the control without a fault.
+def self_test(
+    model: str | Path | Model | None = None, *, workers: int = 1, progress: Progress = silent
+) -> Iterator[Injection]:
+    """Injects every known fault; an Injection each, of a model the first the control without a fault.
 
-    All is well if each is caught: at the right tensor, by the right name. Errors as `run_ladder`.
+    All is well if each is caught: at the right tensor, by the right name. model: None for a small one of random weights
+    of every family, in so many processes. Errors as `run_ladder`.
     """
+    if model is None:
+        return _selftest.of_families(workers, progress=progress)
     return _selftest.run(model if isinstance(model, Model) else Model(model), progress=progress)

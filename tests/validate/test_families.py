@@ -15,7 +15,7 @@ from llorch.cli import main
 from llorch.models import registry
 from llorch.models.llama import FAMILY as LLAMA_FAMILY
 from llorch.models.llama import LlamaConfig
-from llorch.validate.ladder import dumps, rungs, selftest, sources
+from llorch.validate.ladder import dumps, faults, rungs, selftest, sources
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.names import Names, canonical
@@ -320,24 +320,13 @@ def test_a_llamas_dump_in_other_layouts_agrees(right):
         assert not against(wrong, right).holds
 
 
-def test_the_first_wrong_tensor_of_a_llama_and_that_no_fault_was_tried(right):
-    """The rotation by pairs for halves: what people get from a GGUF file that they read as it lies."""
-    theirs = {name: values.copy() for name, values in right.arrays.items()}
-    network = llama().network.copy()
-
-    def pairs(x, state):
-        q = state.tensors["attn.q"]
-        turned = q.reshape(*q.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(q.shape)
-        table = state.network.graph.ropes["main"]
-        return state.arithmetic.rope(np.ascontiguousarray(turned), table, state.tensors["positions"])
-
-    network.blocks[0].taps["attn.q_rope"] = pairs
-    theirs = network.run(IDS, Kernels())
+def test_the_rotation_by_pairs_for_halves_is_named(right):
+    """What people get from a GGUF file that they read as it lies."""
+    theirs = faults.by_key(llama().network)["rope-pairs"].inject(llama().network, 0, 1).run(IDS, Kernels())
     result = against(theirs, right)
     assert result.first.tensor.name == "h.0.attn.q_rope"
     assert result.first.tensor.place == "rung 2 (Q, K, V), layer 0"
-    assert result.diagnosis is None and result.tried == 0
-    assert result.notes == ["no faults of Llama are known, so none was tried"]
+    assert result.diagnosis.key == "rope-pairs" and result.diagnosis.layers == (0, 1)
 
 
 def test_the_cache_of_a_llama_is_their_own_rotated_keys(right):

@@ -1,5 +1,7 @@
 """Every fault is found at its place and by its name; also bugs planted in another implementation, transformers."""
 
+import json
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -10,7 +12,8 @@ from ladders import PROMPT, dump_with, embedded, network, right, tiny
 
 from llorch import validate
 from llorch.cli import main
-from llorch.validate.ladder import faults, peer, rungs, selftest
+from llorch.models import registry
+from llorch.validate.ladder import faults, peer, rungs, selftest, specimens
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.layouts import align
@@ -18,46 +21,81 @@ from llorch.validate.ladder.network import Float64, Kernels
 
 FAULTS = faults.by_key(network())
 N = 4
+FAMILIES = {family.name: family for family in registry.families()}
 
 
 def test_there_are_many_and_each_has_a_name():
     listed = faults.of(network())
-    assert len(FAULTS) == len(listed) >= 28
     kinds = {kind.name for kind in rungs.kinds(network().graph)}
     assert {fault.shows for fault in listed} <= kinds
     assert {"attn-c_proj-transposed", "split-kqv", "heads-interleaved", "no-scale", "mask-plus-1", "mask-minus-1",
-            "no-mask", "eps-1e-06", "unbiased", "ln_1-no-weight", "ln_1-no-bias", "post-norm", "activation-gelu",
+            "no-mask", "eps", "unbiased", "ln_1-no-weight", "ln_1-no-bias", "post-norm", "activation-gelu",
             "activation-relu", "activation-silu", "position-plus-1", "no-wpe", "cache-next-slot", "cache-no-last",
-            "head-fresh", "head-not-transposed", "c_attn-no-bias", "no-residual-attn", "no-residual-mlp",
+            "head-fresh", "head-not-transposed", "attn-qkv-no-bias", "residual-no-input", "output-no-residual",
             "ln_f-skipped", "weights-float16", "activations-bfloat16", "softmax-float16-unshifted",
-            "blocks-exchanged", "heads-8"} <= FAULTS.keys()  # fmt: skip
+            "blocks-exchanged", "heads-8", "inputs-q8_0", "mlp.c_proj-factor", "attn.q-order-of-heads",
+            } <= FAULTS.keys()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "family, keys",
+    [
+        ("Llama", "rope-pairs rope-base rope-offset rope-factor rope-frequencies-bfloat16 rope-no-scaling rows-paired "
+                  "groups-tiled groups-next mlp-gate-mlp-up-exchanged activation-none activation-gelu unit layer-norm "
+                  "eps eps-outside head-tied attn-k-attn-v-exchanged"),
+        ("Qwen2", "attn-q-no-bias window-5 window-too"),
+        ("Qwen3", "rope-before-norm attn.q_norm-no-weight"),
+        ("SmolLM3", "rope-too"),
+        ("Phi-3", "split-qvk mlp-gate-mlp-up-exchanged rope-width-8"),
+        ("Gemma 2", "no-unit embed-not-scaled no-softcap softcap no-logits-softcap logits-softcap "
+                    "attn.norm-ln_2-exchanged"),
+        ("Gemma 3", "rope-table-of-full_attention rope-table-of-sliding_attention"),
+        ("OLMo 2", "pre-norm"),
+        ("GPT-NeoX", "heads-first rope-width-8"),
+        ("Granite", "attn.scaled-not-scaled logits-not-scaled embed-not-scaled"),
+        ("BERT", "no-token-types token-type-1 pre-norm mask-causal"),
+        ("RoBERTa", "position-first"),
+        ("MPNet", "no-position-bias"),
+        ("ModernBERT", "window-3 rope-table-of-full_attention"),
+    ],
+)  # fmt: skip
+def test_a_family_has_the_faults_that_it_can_meet(family, keys):
+    assert set(keys.split()) <= faults.by_key(specimens.specimen(FAMILIES[family])).keys()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_faults_of_every_family_are_found(name):
+    """A sample of what the self-test injects, another of each family."""
+    network = specimens.specimen(FAMILIES[name])
+    ours = selftest.right_dump(network, specimens.IDS)
+    listed = selftest.jobs(network)
+    for fault, layers in [listed[0], *listed[1 + len(name) :: 41]]:
+        case = selftest.inject(network, ours, fault, layers)
+        assert case.caught, case
+
+
+def test_no_fault_is_in_the_list_twice():
+    for family in FAMILIES.values():
+        network = specimens.specimen(family)
+        for listed in (faults.of(network), faults.solvable(network)):
+            keys = [one.key for one in listed]
+            assert len(keys) == len(set(keys)), family.name
 
 
 def test_injecting_leaves_the_network_as_it_is():
-    before = network().run(right().ids[:3], Float64())
-    for fault in FAULTS.values():
-        fault.inject(network(), *(range(N) if fault.in_block else ()))
-    after = network().run(right().ids[:3], Float64())
-    assert all(same_bits(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("key", list(FAULTS))
-def test_every_fault_is_found(key):
-    """In the last block alone: the self-test has all blocks and the third. A small eps is lost in the last one, whose
-    input is large."""
-    fault = FAULTS[key]
-    layer = 1 if key == "blocks-exchanged" or "eps" in key else N - 1
-    case = selftest.inject(network(), right(), fault, (layer,) if fault.in_block else ())
-    if fault.decoding and not case.visible:
-        others = (selftest.right_dump(network(), embedded().ids(prompt)) for prompt in selftest.DECODING)
-        case = next(case for ours in others if (case := selftest.inject(network(), ours, fault, ())).visible)
-    assert case.caught, case
+    for name in ("GPT-2", "Gemma 3", "BERT"):
+        network = specimens.specimen(FAMILIES[name])
+        before = network.run(specimens.IDS[:3], Float64())
+        for fault in faults.injected(network):
+            fault.inject(network, *(fault.within(range(len(network.blocks))) if fault.in_block else ()))
+        after = network.run(specimens.IDS[:3], Float64())
+        assert all(same_bits(before[name], after[name]) for name in before)
 
 
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(
     key=st.sampled_from(["no-scale", "mask-plus-1", "split-kvq", "activation-silu", "ln_2-no-bias", "cache-next-slot",
-                         "attn-c_proj-transposed", "no-residual-mlp", "heads-interleaved", "unbiased"]),
+                         "attn-c_proj-transposed", "output-no-residual", "heads-interleaved", "unbiased"]),
     layer=st.integers(0, N - 1),
     ids=st.lists(st.integers(0, 1023), min_size=5, max_size=9),
 )  # fmt: skip
@@ -68,12 +106,23 @@ def test_faults_are_found_in_any_block_and_prompt(key, layer, ids):
 
 
 def test_the_self_test_passes_on_the_embedded_model(monkeypatch):
-    """Every ninth fault here, and the control; the command runs them all."""
-    listed = faults.of(network())[::9]
-    monkeypatch.setattr(selftest.faults, "of", lambda network: listed)
-    cases = list(validate.self_test())
+    """Every twentieth fault here, and the control; the command runs them all."""
+    listed = faults.injected(network())[::20]
+    monkeypatch.setattr(selftest.faults, "injected", lambda network: listed)
+    cases = list(validate.self_test("shakespeare-1m"))
     assert [case for case in cases if not case.caught] == []
     assert cases[0].key == selftest.CONTROL and len(cases) > len(listed)
+
+
+def test_the_self_test_of_every_family(monkeypatch, tmp_path):
+    """A fault of each, by the command; in one process, which knows the shorter list."""
+    monkeypatch.setattr(selftest.faults, "injected", lambda network: faults.of(network)[30:31])
+    path = tmp_path / "s.json"
+    result = CliRunner().invoke(main, ["validate", "--self-test", "--threads", "1", "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    cases = json.loads(path.read_text())["cases"]
+    assert {case["family"] for case in cases} == set(FAMILIES) and len(cases) >= 2 * len(FAMILIES)
+    assert "20 controls, one a family" in " ".join(result.output.split())
 
 
 def test_a_fault_that_slips_through_fails_the_self_test(monkeypatch, tmp_path):
@@ -82,8 +131,9 @@ def test_a_fault_that_slips_through_fails_the_self_test(monkeypatch, tmp_path):
     known = FAULTS["no-scale"]
     elsewhere = faults.Fault("elsewhere", known.says, "attn.q", known.change)
     for listed, count in (([nothing], 2), ([elsewhere], 2), ([known], 0)):
-        monkeypatch.setattr(selftest.faults, "of", lambda network, listed=listed: listed)
-        result = CliRunner().invoke(main, ["validate", "--self-test", "--json", str(tmp_path / "s.json"), "--quiet"])
+        monkeypatch.setattr(selftest.faults, "injected", lambda network, listed=listed: listed)
+        arguments = ["--model", "shakespeare-1m", "--json", str(tmp_path / "s.json"), "--quiet"]
+        result = CliRunner().invoke(main, ["validate", "--self-test", *arguments])
         assert result.exit_code == (1 if count else 0), result.output
         assert f"{3 - count} of 3 found" in result.output
         assert result.output.count("MISS") + result.output.count("unseen") == count
@@ -91,9 +141,9 @@ def test_a_fault_that_slips_through_fails_the_self_test(monkeypatch, tmp_path):
 
 def test_an_unknown_fault_is_not_caught(monkeypatch):
     """A fault that the trials don't know has no diagnosis: the self-test says so."""
-    known = dict(FAULTS)
-    case_of = known.pop("activation-relu")
-    monkeypatch.setattr(faults, "of", lambda network: list(known.values()))
+    case_of = FAULTS["activation-relu"]
+    known = [fault for fault in faults.of(network()) if fault.key != case_of.key]
+    monkeypatch.setattr(faults, "of", lambda network: known)
     case = selftest.inject(network(), right(), case_of, (1,))
     assert (case.caught, case.found, case.diagnosis) == (False, "h.1.mlp.act", "")
 
@@ -206,7 +256,7 @@ def no_ln_f(model):
         (lambda model: None, None, None, ()),
         (transposed, "h.2.attn.c_proj", "attn-c_proj-transposed", (2,)),
         (erf, "h.0.mlp.act", "activation-gelu", (0, 1, 2, 3)),
-        (eps, "h.0.ln_1", "eps-0.001", (0, 1, 2, 3)),
+        (eps, "h.0.ln_1", "eps", (0, 1, 2, 3)),
         (unscaled, "h.0.attn.scores", "no-scale", (0, 1, 2, 3)),
         (position, "embed", "position-plus-1", ()),
         (no_bias, "h.1.mlp.c_fc", "mlp-c_fc-no-bias", (1,)),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from llorch._text import shown
-from llorch.validate.ladder import dumps, faults, layouts, rungs
+from llorch.validate.ladder import dumps, layouts, rungs
 from llorch.validate.ladder.diagnose import Diagnosis, diagnose
 from llorch.validate.ladder.distance import Aligned, Array
 from llorch.validate.ladder.dumps import Dump
@@ -122,8 +122,6 @@ def compare_dumps(
         pass  # no fault gives such a shape
     elif first is not None and network is None:
         notes.append("no model was given (--model), so no fault was tried")
-    elif first is not None and network is not None and not faults.of(network):
-        notes.append(f"no faults of {network.family} are known, so none was tried")
     elif first is not None and network is not None:
         diagnosis, tried = diagnose(network, ours, reads, rows, first, progress)
     return Comparison(theirs.name, ours.name, rows, first, diagnosis, unknown, notes, tried)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -268,14 +269,15 @@ def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
 @dataclass
 class State:
     """What a tap may look at: the tensors of this part of the graph so far, by the names of its steps ("x" is what came
-    in), the block's settings, the arithmetic."""
+    in), the settings of the part, the arithmetic."""
 
     tensors: Trace
-    block: Block | None
+    block: Block
     network: Network
     arithmetic: Arithmetic
 
 
+NOTHING: Mapping[str, Array] = MappingProxyType({})
 Tap = Callable[[Array, State], Array]
 Split = Callable[[Array, int], tuple[Array, ...]]
 
@@ -290,7 +292,8 @@ class Block:
     its name; "*" for every one of the ladder. visible : for T positions, bool (T, T), whether query t sees position s;
     None for what the scores' options say. split : of the output (T, W) of a fused projection, into the tensors that its
     "heads" steps make; None for the columns that they name. heads : how many heads there are, None for as many as the
-    graph has.
+    graph has. groups : of H heads and G of keys and values, which of the latter each head has; None for the graph's
+    order. entering : what is made of what goes into a linear layer, None for nothing.
     """
 
     steps: tuple[Step, ...]
@@ -301,6 +304,8 @@ class Block:
     visible: Callable[[int], Array] | None = None
     split: Split | None = None
     heads: int | None = None
+    groups: Callable[[int, int], Array] | None = None
+    entering: Callable[[Array], Array] | None = None
 
     def copy(self) -> Block:
         changed = {name: dict(options) for name, options in self.changed.items()}
@@ -316,10 +321,15 @@ class Block:
         """Other options for a step."""
         self.changed.setdefault(name, {}).update(options)
 
+    def shared(self, x: Array, heads: int) -> Array:
+        """Keys or values (G, T, D) as (H, T, D)."""
+        return shared_heads(x, heads) if self.groups is None else x[self.groups(heads, len(x))]
+
     def linear(self, x: Array, step: Step, conv1d: bool, a: Arithmetic) -> Array:
         """x through a linear layer; conv1d: its weight is (in, out)."""
         weight, bias = (self.weights.get(f"{step.weight}.{part}") for part in ("weight", "bias"))
         assert weight is not None
+        x = x if self.entering is None else self.entering(x)
         blocks = self.blocks.get(f"{step.weight}.weight")
         wide = weight if conv1d else weight.T
         if blocks is not None and blocks.values is weight:  # a weight that was changed is of values alone
@@ -397,24 +407,42 @@ class Network:
         after.weights, after.taps = before.weights, before.taps
         return replace(self, before=before, blocks=[block.copy() for block in self.blocks], after=after)
 
-    def embed(self, ids: Array, a: Arithmetic, prompt: int | None = None) -> Trace:
-        """ids and what comes before the blocks; `prompt` of the tokens are the prompt's (None: all)."""
+    def embed(
+        self,
+        ids: Array,
+        a: Arithmetic,
+        prompt: int | None = None,
+        until: str | None = None,
+        known: Mapping[str, Array] = NOTHING,
+    ) -> Trace:
+        """ids and what comes before the blocks; `prompt` of the tokens are the prompt's (None: all). The others: as
+        `block` has them."""
         positions = np.arange(len(ids))
         if prompt is not None:
             positions[prompt:] += self.later
         given = {"ids": ids, "positions": positions, "token_types": np.zeros(len(ids), np.int64)}
-        return self._walk(self.before, given, a, None)
+        return self._walk(self.before, given, a, until, known)
 
-    def block(self, layer: int, x: Array, a: Arithmetic, positions: Array | None = None) -> Trace:
-        """The tensors of block `layer` on x (T, E), by the names of its steps; its output is "", x itself "x"."""
-        return self._walk(self.blocks[layer], self._given(x, positions), a, self.blocks[layer])
+    def block(
+        self,
+        layer: int,
+        x: Array,
+        a: Arithmetic,
+        positions: Array | None = None,
+        until: str | None = None,
+        known: Mapping[str, Array] = NOTHING,
+    ) -> Trace:
+        """The tensors of block `layer` on x (T, E), by the names of its steps; its output is "", x itself "x". until:
+        the last one that is wanted, None for all. known: tensors that are taken as they are, not computed."""
+        return self._walk(self.blocks[layer], self._given(x, positions), a, until, known)
 
-    def head(self, x: Array, a: Arithmetic) -> Trace:
-        """What comes after the blocks, of the last one's output x (T, E); then what is made of logits, if any."""
-        t = self._walk(self.after, self._given(x, None), a, None)
-        if not self.graph.decodes:
+    def head(self, x: Array, a: Arithmetic, until: str | None = None, known: Mapping[str, Array] = NOTHING) -> Trace:
+        """What comes after the blocks, of the last one's output x (T, E); then what is made of logits, if any. The
+        others: as `block` has them."""
+        t = self._walk(self.after, self._given(x, None), a, until, known)
+        if not self.graph.decodes or until is not None:
             return t
-        state = State(t, None, self, a)
+        state = State(t, self.after, self, a)
         with np.errstate(all="ignore"):
             self._put(state, "last_logits", t["logits"][-1], self.after.taps, True)
             self._put(state, "argmax", np.array(np.argmax(t["last_logits"]), np.int64), self.after.taps, True)
@@ -424,13 +452,18 @@ class Network:
     def _given(self, x: Array, positions: Array | None) -> Trace:
         return {"x": x, "positions": np.arange(len(x)) if positions is None else positions}
 
-    def _walk(self, part: Block, given: Trace, a: Arithmetic, block: Block | None) -> Trace:
+    def _walk(self, part: Block, given: Trace, a: Arithmetic, until: str | None, known: Mapping[str, Array]) -> Trace:
         """The tensors of a part of the graph, by the names of its steps, and what was given."""
-        state = State(dict(given), block, self, a)
+        state = State(dict(given), part, self, a)
         with np.errstate(all="ignore"):
             for step in part.steps:
+                if step.name in known:
+                    state.tensors[step.name] = known[step.name]
+                    continue
                 value = self._compute(part, step, state)
                 self._put(state, step.name, value, part.taps, bool(step.rung))
+                if step.name == until:
+                    break
         return state.tensors
 
     def _compute(self, part: Block, step: Step, state: State) -> Array:
@@ -463,7 +496,7 @@ class Network:
                 return self._scores(part, x, t[step.inputs[1]], options, a)
             case "attend":
                 v = t[step.inputs[1]]
-                return merge_heads(a.attend(x, shared_heads(v, len(x))))
+                return merge_heads(a.attend(x, part.shared(v, len(x))))
             case "activation":
                 return a.activation(x, options["function"])
             case "add":
@@ -496,7 +529,7 @@ class Network:
     def _scores(self, part: Block, q: Array, k: Array, options: Mapping[str, Any], a: Arithmetic) -> Array:
         """(H, T, D), (G, S, D) to (H, T, S); -inf where query t may not see position s."""
         scale, T = options["scale"], q.shape[1]
-        s = a.scores(q, shared_heads(k, len(q)), 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+        s = a.scores(q, part.shared(k, len(q)), 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
         if options["softcap"] is not None:
             s = a.softcap(s, options["softcap"])
         if options.get("position_bias") is not None:

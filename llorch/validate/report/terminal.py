@@ -183,29 +183,45 @@ def show_comparison(result: Comparison, console: Console, layers: Collection[int
 
 
 def show_self_test(injections: Sequence[Injection], console: Console, seconds: float, *, quiet: bool = False) -> bool:
-    """A line for each fault (quiet: that wasn't caught); whether all were caught."""
-    table = _table("", "fault", "blocks", "first divergence", "diagnosis")
+    """A line for each fault (quiet: that wasn't caught); of several families one each, and a line for what wasn't.
+    Whether all were caught."""
+    families = list(dict.fromkeys(injection.family for injection in injections))
+    if len(families) > 1:
+        summary = _table("", "family", ">injected", ">found", ">lost in the tolerances")
+        for family in families:
+            own = [injection for injection in injections if injection.family == family]
+            missed, faint = sum(not one.caught for one in own), sum(one.caught and not one.visible for one in own)
+            mark = Text("MISS", style=BAD) if missed else Text("ok", style=GOOD)
+            summary.add_row(mark, family, str(len(own)), str(len(own) - missed - faint), str(faint or ""))
+        if not quiet:
+            console.print(summary)
+    table = _table("", *(["family"] if len(families) > 1 else []), "fault", "blocks", "first divergence", "diagnosis")
     for injection in injections:
-        if injection.caught and quiet:
+        if injection.caught and (quiet or len(families) > 1):
             continue
         where = "" if not injection.layers else str(injection.layers[0])
         if len(injection.layers) > 1:
             where = f"{injection.layers[0]}-{injection.layers[-1]}"
-        status = Text("ok", style=GOOD)
+        status = Text("ok" if injection.visible else "lost", style=GOOD)
         if not injection.caught:
             status = Text("MISS" if injection.visible else "unseen", style=BAD)
         found = (
             injection.found if injection.found == injection.wanted else f"{injection.found}, wanted {injection.wanted}"
         )
-        table.add_row(status, injection.says, where, found, injection.diagnosis)
-    console.print(table)
+        cells = [injection.family] if len(families) > 1 else []
+        table.add_row(status, *cells, injection.says, where, found, injection.diagnosis)
+    if table.row_count:
+        console.print(table)
     caught = sum(injection.caught for injection in injections)
+    lost = sum(injection.caught and not injection.visible for injection in injections)
     faults = len({injection.key for injection in injections}) - 1
     good = caught == len(injections)
+    controls = "a control" if len(families) == 1 else f"{len(families)} controls, one a family"
+    lost_too = f"; {lost} of them change no more than the tolerances allow" if lost else ""
     console.print(
         Text(
-            f"{caught} of {len(injections)} found at the right tensor by the right name: {faults} faults and a "
-            f"control, in {seconds:.1f} s",
+            f"{caught} of {len(injections)} found at the right tensor by the right name{lost_too}: {faults} faults and "
+            f"{controls}, in {seconds:.1f} s",
             style=GOOD if good else BAD,
         )
     )

@@ -1,0 +1,348 @@
+"""What a fault is, and the ways to make one: a change of a network's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from llorch.models.graph import Parameter, Step
+from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.network import Block, Network, State, Tap, Trace
+
+OUTSIDE = -1  # the layer of a fault that isn't in a block
+Where = Literal["before", "block", "after"]
+Change = Callable[[Network, int], object]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake.
+
+    key : short name. says : the diagnosis. shows : the kind of tensor in which it first shows. change : makes the
+    mistake in a network's settings, in block `layer` (ignored outside the blocks). in_block : whether it is in a block.
+    decoding : it shows only where new tokens come one by one. layers : the blocks that can have it, None for all.
+    value : of a number that was solved for, None for a fault without one. late : a later step changes what the dump
+    shows of it. faint : it may be lost in the tolerances. grid : a rounding that leaves all values of the tensor as
+    they are.
+    """
+
+    key: str
+    says: str
+    shows: str
+    change: Change
+    in_block: bool = True
+    decoding: bool = False
+    layers: tuple[int, ...] | None = None
+    value: float | None = None
+    late: bool = False
+    faint: bool = False
+    grid: Callable[[Array], Array] | None = None
+
+    def inject(self, network: Network, *layers: int) -> Network:
+        """A network with the fault in these blocks, or outside them; the given one stays as it is."""
+        faulty = network.copy()
+        for layer in layers if self.in_block else (OUTSIDE,):
+            self.change(faulty, layer)
+        return faulty
+
+    def within(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Those of these blocks that can have it."""
+        return tuple(layer for layer in layers if self.layers is None or layer in self.layers)
+
+    def same(self, other: Fault) -> bool:
+        """Whether it is the same mistake; numbers that were solved for may differ by a hundredth."""
+        if self.key != other.key:
+            return False
+        if self.value is None or other.value is None:
+            return self.says == other.says
+        return abs(self.value - other.value) <= 0.01 * max(abs(self.value), abs(other.value))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a number is solved from: theirs, their first wrong tensor in float64, in llorch's shape; right, what a right
+    model makes of their own tensors before it; finite, where it counts. name : of the tensor. tensors : all of the
+    right model in that part of it, cut to the last position where theirs is. part : its settings."""
+
+    theirs: Array
+    right: Array
+    finite: Array
+    name: str
+    tensors: Trace
+    part: Block
+    network: Network
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A mistake with a number, whatever it is, or with an order.
+
+    made : the fault of a value. solve : the values that their tensor asks for, where that is the one in which the fault
+    first shows; none if it can't be. near : what a search begins with where it is another tensor, None for no search.
+    samples : values for the self-test. The others: as Fault has them.
+    """
+
+    key: str
+    shows: str
+    made: Callable[[Any], Fault]
+    solve: Callable[[Evidence], Iterable[Any]]
+    samples: tuple[Any, ...]
+    near: float | None = None
+    in_block: bool = True
+    layers: tuple[int, ...] | None = None
+    faint: bool = False
+
+    def of(self, value: Any) -> Fault:
+        fault = self.made(value)
+        number = float(value) if np.ndim(value) == 0 else None
+        return replace(
+            fault,
+            key=self.key,
+            shows=self.shows,
+            in_block=self.in_block,
+            layers=self.layers,
+            value=number,
+            faint=self.faint,
+        )
+
+    def within(self, layers: Iterable[int]) -> tuple[int, ...]:
+        return tuple(layer for layer in layers if self.layers is None or layer in self.layers)
+
+
+# ---- where -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network whose faults are listed; of the blocks all at once, by the steps of the fullest."""
+
+    network: Network
+    where: Where
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        graph = self.network.graph
+        return {"before": graph.before, "block": graph.fullest, "after": graph.after}[self.where]
+
+    @property
+    def weights(self) -> Trace:
+        """Of all blocks by the same names; those of one stand for the others."""
+        if self.where != "block":
+            return self.network.weights
+        return {name: values for block in reversed(self.network.blocks) for name, values in block.weights.items()}
+
+    def parameter(self, name: str) -> Parameter | None:
+        graph = self.network.graph
+        listed = graph.block_parameters if self.where == "block" else graph.parameters
+        return next((one for one in listed if one.name == name), None)
+
+    def of_op(self, *ops: str) -> list[Step]:
+        return [step for step in self.steps if step.op in ops]
+
+    def named(self, name: str) -> Step:
+        return next(step for step in self.steps if step.name == name)
+
+    def users(self, name: str) -> list[Step]:
+        return [step for step in self.steps if name in step.inputs]
+
+    def layers(self, has: Callable[[Step], bool]) -> tuple[int, ...]:
+        """The blocks that have such a step."""
+        return tuple(i for i, steps in enumerate(self.network.graph.blocks) if any(has(step) for step in steps))
+
+    def shown(self, name: str) -> str | None:
+        """The first tensor of the ladder, in its order, that a change of step `name` changes; None if there is none."""
+        changed = {name}
+        for step in self.steps:
+            if step.name in changed or not changed.isdisjoint(step.inputs):
+                if step.rung:
+                    return step.name
+                changed.add(step.name)
+        return None
+
+    def fault(
+        self, key: str, says: str, step: str, change: Change, *, only: Callable[[Step], bool] | None = None, **more: Any
+    ) -> list[Fault]:
+        """The fault of changing a step, of the blocks that have it (and where `only` holds for it); [] where it is in
+        none, or shows nowhere."""
+        shows = self.shown(step)
+        if shows is None:
+            return []
+        if self.where != "block":
+            return [Fault(key, says, shows, change, in_block=False, **more)]
+        layers = self.layers(lambda one: one.name == step and (only is None or only(one)))
+        return [Fault(key, says, shows, change, layers=layers, **more)] if layers else []
+
+    def at(self, network: Network, layer: int) -> Block:
+        """The settings of the part, of a network."""
+        if self.where == "block":
+            return network.blocks[layer]
+        return network.before if self.where == "before" else network.after
+
+    def solved(
+        self,
+        key: str,
+        step: str,
+        says: Callable[[Any], str],
+        change: Callable[[Any], Change],
+        solve: Callable[[Evidence], Iterable[Any]],
+        samples: Sequence[Any],
+        *,
+        near: float | None = None,
+        only: Callable[[Step], bool] | None = None,
+        faint: bool = False,
+    ) -> list[Solved]:
+        """As fault, with a number."""
+        shows = self.shown(step)
+        inside = self.where == "block"
+        layers = self.layers(lambda one: one.name == step and (only is None or only(one))) if inside else None
+        if shows is None or layers == ():
+            return []
+
+        def made(value: Any) -> Fault:
+            return Fault(key, says(value), shows, change(value))
+
+        return [Solved(key, shows, made, solve, tuple(samples), near, inside, layers, faint)]
+
+
+# ---- how ---------------------------------------------------------------------------------------------------------
+
+
+def tap(part: Part, kind: str, change: Tap) -> Change:
+    """Puts `change` behind a tensor."""
+
+    def put(network: Network, layer: int) -> None:
+        taps = part.at(network, layer).taps
+        taps[kind] = _after(taps[kind], change) if kind in taps else change
+
+    return put
+
+
+def _after(first: Tap, then: Tap) -> Tap:
+    return lambda x, state: then(first(x, state), state)
+
+
+def setting(part: Part, **changes: Any) -> Change:
+    def put(network: Network, layer: int) -> None:
+        for name, value in changes.items():
+            setattr(part.at(network, layer), name, value)
+
+    return put
+
+
+def options(part: Part, step: str, **changes: Any) -> Change:
+    """Other options for a step, where the block has it."""
+
+    def put(network: Network, layer: int) -> None:
+        block = part.at(network, layer)
+        if any(one.name == step for one in block.steps):
+            block.change(step, **changes)
+
+    return put
+
+
+def weight(part: Part, name: str, change: Callable[[Array], Array]) -> Change:
+    """Another array for a parameter, where the block has it."""
+
+    def put(network: Network, layer: int) -> None:
+        into = part.at(network, layer).weights
+        if name in into:
+            into[name] = np.ascontiguousarray(change(into[name]))
+
+    return put
+
+
+def every_weight(part: Part, change: Callable[[Array], Array]) -> Change:
+    def put(network: Network, layer: int) -> None:
+        into = part.at(network, layer).weights
+        for name in into:
+            into[name] = change(into[name])
+
+    return put
+
+
+def exchanged(part: Part, first: str, second: str) -> Change:
+    """The weights and biases of two layers, each in the place of the other."""
+
+    def put(network: Network, layer: int) -> None:
+        into = part.at(network, layer).weights
+        for end in (".weight", ".bias"):
+            a, b = first + end, second + end
+            if a in into and b in into:
+                into[a], into[b] = into[b], into[a]
+
+    return put
+
+
+def several(*changes: Change) -> Change:
+    def put(network: Network, layer: int) -> None:
+        for change in changes:
+            change(network, layer)
+
+    return put
+
+
+def rewired(part: Part, change: Callable[[tuple[Step, ...]], Iterable[Step]]) -> Change:
+    """Other steps, of which those of the ladder keep their names and their order."""
+
+    def put(network: Network, layer: int) -> None:
+        block = part.at(network, layer)
+        block.steps = tuple(change(block.steps))
+
+    return put
+
+
+def earlier(kind: str) -> Tap:
+    """An earlier tensor in place of this one."""
+    return lambda y, state: state.tensors[kind]
+
+
+def positions_of(state: State) -> Array:
+    return state.tensors["positions"]
+
+
+# ---- numbers in fewer bits -----------------------------------------------------------------------------------------
+
+
+def float16(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(x.dtype)
+
+
+def bfloat16(x: Array) -> Array:
+    """float32 or float64 rounded to bfloat16, kept in its own type."""
+    with np.errstate(over="ignore"):
+        bits = x.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isfinite(x), rounded.view(np.float32), x).astype(x.dtype)
+
+
+def eight_bits(x: Array) -> Array:
+    """As llama.cpp has activations beside 8-bit weights: blocks of 32 of a row, each of 8-bit integers times a float16
+    scale; the rest of a row is a shorter block."""
+    T, width = x.shape
+    y = np.zeros((T, -(-width // 32) * 32))
+    y[:, :width] = x
+    blocks = y.reshape(T, -1, 32)
+    most = np.abs(blocks).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.where(most > 0, np.round(blocks * (127 / most)), 0.0)
+    found: Array = (whole * float16(most / 127)).reshape(T, -1)[:, :width].astype(x.dtype)
+    return found
+
+
+def eight_bits_by_row(x: Array) -> Array:
+    """8-bit integers times a scale for the row."""
+    most = np.abs(x).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y: Array = np.where(most > 0, np.round(x * (127 / most)) * (most / 127), 0.0).astype(x.dtype)
+    return y
+
+
+ROUNDED = {"float16": float16, "bfloat16": bfloat16}
+
+
+def rounded(name: str) -> Tap:
+    return lambda x, state: ROUNDED[name](x)

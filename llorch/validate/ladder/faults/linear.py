@@ -1,0 +1,191 @@
+"""Faults of linear layers and of their weights: read the wrong way round, without biases, exchanged, permuted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from llorch.models.graph import Step
+from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.faults.change import Change, Fault, Part, exchanged, setting, several, tap, weight
+from llorch.validate.ladder.network import Network, Split, State, Tap, merge_heads
+
+
+def read_transposed(w: Array) -> Array:
+    """The file's values, row by row, taken for the other shape."""
+    return w.reshape(w.shape[::-1]).T
+
+
+def of(part: Part) -> Iterator[Fault]:
+    for step in part.of_op("linear"):
+        yield from _of_weight(part, step)
+    if part.where == "block":
+        yield from _heads(part)
+        yield from _exchanged(part)
+        if len(part.network.blocks) > 1:
+            first = next(step for step in part.steps if step.weight)
+            says = "it has the weights of a neighbouring block"
+            yield from part.fault("blocks-exchanged", says, first.name, _exchange_blocks)
+
+
+def _of_weight(part: Part, step: Step) -> Iterator[Fault]:
+    name, key = step.weight, step.name.replace(".", "-").removesuffix("_flat")
+    parameter = part.parameter(f"{name}.weight")
+    if part.where == "block" and parameter is not None:
+        shape = part.weights[f"{name}.weight"].shape
+        change = weight(part, f"{name}.weight", read_transposed)
+        square = shape[0] == shape[1]
+        read = "(out, in)" if parameter.conv1d else "(in, out)"
+        why = "a square matrix, so no shape shows it" if square else "GPT-2's Conv1D has (in, out)"
+        if square or parameter.conv1d:
+            says = f"{name}.weight is read as {read}: {why}"
+            yield from part.fault(f"{key}-transposed", says, step.name, change)
+    if f"{name}.bias" in part.weights:
+        change = weight(part, f"{name}.bias", np.zeros_like)
+        yield from part.fault(f"{key}-no-bias", f"{name}.bias is not added", step.name, change)
+
+
+def _exchange_blocks(network: Network, layer: int) -> None:
+    """The weights of block `layer` and the next (of the last: the one before)."""
+    other = layer + 1 if layer + 1 < len(network.blocks) else layer - 1
+    a, b = network.blocks[layer], network.blocks[other]
+    mine, theirs = a.weights, b.weights
+    a.weights = {name: theirs.get(name, values) for name, values in mine.items()}
+    b.weights = {name: mine.get(name, values) for name, values in theirs.items()}
+
+
+# ---- heads -------------------------------------------------------------------------------------------------------
+
+
+def heads_of(part: Part) -> list[Step]:
+    """The steps that make queries, keys and values."""
+    return part.of_op("heads")
+
+
+def _heads(part: Part) -> Iterator[Fault]:
+    steps = heads_of(part)
+    H, G = (part.network.graph.sizes[axis] for axis in "HG")
+    D = part.network.graph.sizes["D"]
+    if len(steps) != 3:
+        return
+    q = steps[0]
+    fused = len({step.inputs for step in steps}) == 1
+    if fused:
+        flat = q.inputs[0]
+        layer = part.named(flat).weight.rpartition(".")[2]
+        widths = H * D, G * D, G * D
+        for order in itertools.permutations(range(3)):
+            if order != (0, 1, 2):
+                found = "".join("qkv"[one] for one in order)
+                first = next(place for place in range(3) if order[place] != place)
+                says = f"{layer}'s output is split in the wrong order: {', '.join(found)} are taken for q, k, v"
+                change = setting(part, split=_split_in(order, widths, D))
+                yield from part.fault(f"split-{found}", says, steps[first].name, change)
+        if H == G and H > 1:
+            if any(p.by_head for p in part.network.graph.block_parameters):
+                says = f"{layer}'s output is split in thirds: here the q, k and v of each head stand side by side"
+                yield from part.fault("heads-first", says, q.name, setting(part, split=_thirds_of_heads))
+            else:
+                says = f"{layer}'s output is split by head first, (T, H, 3, D), as GPT-NeoX does"
+                yield from part.fault("heads-first", says, q.name, setting(part, split=_heads_first))
+    if H > 1:
+        says = "heads are interleaved: a head takes every n_head-th value"
+        yield from part.fault("heads-interleaved", says, q.name, _each(part, steps, _interleaved))
+        says = "(T, n_embd) is taken for (heads, T, head_dim) without transposing"
+        yield from part.fault("heads-not-transposed", says, q.name, _each(part, steps, _not_transposed))
+    if part.of_op("rope") and D > 2:
+        rotated = steps[:2]
+        says = "rows of the queries' and keys' weights are as GGUF has them, pairs side by side for halves"
+        if D > 4:
+            yield from part.fault("rows-paired", says, q.name, _each(part, rotated, _paired))
+            says = "rows of the queries' and keys' weights are put from pairs into halves once too often"
+        else:
+            says = "rows of the queries' and keys' weights are permuted: pairs side by side for halves"
+        yield from part.fault("rows-halved", says, q.name, _each(part, rotated, _halved))
+
+
+def _each(part: Part, steps: list[Step], change: Callable[[Array], Array]) -> Change:
+    return several(*(tap(part, step.name, lambda x, state: change(x)) for step in steps))
+
+
+def _split_in(order: tuple[int, ...], widths: tuple[int, ...], D: int) -> Split:
+    """The parts of a fused projection's output taken for q, k, v in another order."""
+
+    def split(x: Array, heads: int) -> tuple[Array, ...]:
+        found, begin = {}, 0
+        for place in order:  # what lies there is taken for the part of this width
+            columns = x[:, begin : begin + widths[place]]
+            found[place] = columns.reshape(len(x), -1, D).transpose(1, 0, 2)
+            begin += widths[place]
+        return tuple(found[place] for place in range(3))
+
+    return split
+
+
+def _heads_first(x: Array, heads: int) -> tuple[Array, ...]:
+    """(T, H, 3, D): q, k and v of each head side by side, as GPT-NeoX has them."""
+    T, width = x.shape
+    q, k, v = x.reshape(T, heads, 3, width // (3 * heads)).transpose(2, 1, 0, 3)
+    return q, k, v
+
+
+def _thirds_of_heads(x: Array, heads: int) -> tuple[Array, ...]:
+    """What has q, k and v of each head side by side, cut into thirds."""
+    T, width = x.shape
+    lies = x.reshape(T, 3, heads, -1).transpose(0, 2, 1, 3)
+    q, k, v = lies.reshape(T, 3, heads, width // (3 * heads)).transpose(1, 2, 0, 3)
+    return q, k, v
+
+
+def _interleaved(x: Array) -> Array:
+    """(T, D, H): every H-th value belongs to a head."""
+    H, T, D = x.shape
+    return merge_heads(x).reshape(T, D, H).transpose(2, 0, 1)
+
+
+def _not_transposed(x: Array) -> Array:
+    """(T, H D) taken for (H, T, D)."""
+    return merge_heads(x).reshape(x.shape)
+
+
+def _paired(x: Array) -> Array:
+    """Halves of each head put side by side in pairs."""
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+def _halved(x: Array) -> Array:
+    """Pairs that lie side by side put into halves."""
+    return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+# ---- one for another ---------------------------------------------------------------------------------------------
+
+
+def _exchanged(part: Part) -> Iterator[Fault]:
+    """Layers of one input and one shape, each in the place of the other: keys and values, gate and up."""
+    linears = part.of_op("linear")
+    shapes = {name: values.shape for name, values in part.weights.items()}
+    for a, b in itertools.combinations(linears, 2):
+        names = f"{a.weight}.weight", f"{b.weight}.weight"
+        if a.inputs == b.inputs and shapes[names[0]] == shapes[names[1]]:
+            key = f"{a.name}-{b.name}".replace("_flat", "").replace(".", "-") + "-exchanged"
+            says = f"{a.weight} and {b.weight} are exchanged"
+            yield from part.fault(key, says, a.name, exchanged(part, a.weight, b.weight))
+    cut = part.of_op("columns")
+    if len(cut) == 2 and cut[0].inputs == cut[1].inputs:
+        a, b = cut
+        says = f"the halves of {part.named(a.inputs[0]).weight}'s output are exchanged: up is taken for gate"
+        change = several(tap(part, a.name, _columns(b)), tap(part, b.name, _columns(a)))
+        yield from part.fault("mlp-gate-mlp-up-exchanged", says, a.name, change)
+
+
+def _columns(step: Step) -> Tap:
+    first, count = step.options["first"], step.options["count"]
+
+    def change(y: Array, state: State) -> Array:
+        found: Array = state.tensors[step.inputs[0]][:, first : first + count]
+        return found
+
+    return change
