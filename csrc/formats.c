@@ -56,7 +56,7 @@ static void nibbles(const uint8_t *b, uint8_t *q)
 static void fifth_bits(const uint8_t *b, uint8_t *q)
 {
     for (int i = 0; i < 4; i++) {
-        const uint64_t low = 0x7f7f7f7f7f7f7f7f, u = b[i] * 0x0101010101010101 & 0x8040201008040201;
+        const uint64_t low = 0x7f7f7f7f7f7f7f7f, u = b[i] * 0x0101010101010101u & 0x8040201008040201;
         uint64_t eight;
         memcpy(&eight, q + 8 * i, sizeof eight);
         eight |= ((((u & low) + low) | u) & ~low) >> 3;

@@ -15,7 +15,8 @@
  *           their logarithm takes for one.
  * Edges:    a block that is infinite or NaN somewhere, or too large for its scales, isn't stored: the caller hears of it.
  *           A 1 / d that would be infinite is 0.
- * Cost:     0.25 to 0.4 values a cycle; K-quants by AVX-512 10 to 50 cycles a value.
+ * Cost:     on a core of Zen 5, 350 to 550 values a microsecond; Q2_K, Q4_K, Q5_K 90 to 110, Q3_K and Q6_K 200 with AVX2 or
+ *           AVX-512, and 11 to 40 in plain C.
  * Oracle:   llorch.reference.quantize. Tests: tests/kernels/test_quantize.py, also beside gguf-py and llama.cpp. */
 #include <stdatomic.h>
 #include <string.h>
