@@ -86,12 +86,15 @@ static void field_write(const head_field *f, const uint8_t *factors, size_t subs
 {
     if (!f->bits)
         return;
-    for (size_t s = 0; s < subs; s++) {
-        const size_t at = f->at + f->bits * s;
+    for (size_t s = 0; s < subs;) {
+        size_t at = f->at + f->bits * s;
         char *place = words + (f->word + at / 32) * LL_PANEL * sizeof(uint32_t);
         uint32_t word;
         memcpy(&word, place, sizeof word);
-        word |= (uint32_t)(factors[s] >> f->first & ((1u << f->bits) - 1)) << at % 32;
+        do { /* all of a word's before it goes back */
+            word |= (uint32_t)(factors[s++] >> f->first & ((1u << f->bits) - 1)) << at % 32;
+            at += f->bits;
+        } while (s < subs && at % 32);
         memcpy(place, &word, sizeof word);
     }
 }
