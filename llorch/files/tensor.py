@@ -1,8 +1,6 @@
 """A tensor of a file: where its bytes are, in what format, and a reader that brings them into memory."""
 
 import math
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,15 +208,3 @@ class Reader:
             kind = ml_dtypes.bfloat16
         values: NDArray[Any] = data.view(np.dtype(kind)).reshape(shape)
         return values
-
-    def expect(self, entries: Iterable[Entry]) -> None:
-        """Has the system read these from the disk while others are packed."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        files: dict[Path, list[Entry]] = {}
-        for entry in entries:
-            files.setdefault(entry.file, []).append(entry)
-        for path, of_file in files.items():
-            with path.open("rb") as file:
-                for entry in of_file:
-                    os.posix_fadvise(file.fileno(), entry.begin, entry.nbytes, os.POSIX_FADV_WILLNEED)

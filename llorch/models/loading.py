@@ -1,6 +1,7 @@
 """From a model's files to packed weights: names and shapes are checked, then one tensor after the other is read in
 slices and packed, so that no second copy of the model, or of a large tensor, is ever there."""
 
+import contextlib
 import itertools
 import math
 import threading
@@ -389,10 +390,15 @@ def run(jobs: Iterable[Job], threads: int, advance: Callable[[int], None]) -> No
             errors.append(error)
 
     others = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    work(advance)
-    for thread in others:
-        thread.join()
+    try:
+        with contextlib.suppress(RuntimeError):  # no more threads here: those that there are do it
+            for thread in others:
+                thread.start()
+        work(advance)
+        for thread in others:
+            if thread.ident is not None:
+                thread.join()
+    except BaseException as error:  # Ctrl-C, between the jobs
+        errors.append(error)
     if errors:
         raise errors[0]

@@ -1,7 +1,9 @@
 """Models in blocks: kept as the file has them, in both arithmetics, whatever comes together; files quantised when they
 are loaded; the memory that loading takes."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import encoders
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from families import ids_of, made, write, write_file
 from gpt2_models import random_tensors as gpt2_tensors
 from gpt2_models import save as gpt2_save
@@ -18,6 +21,7 @@ from weight_blocks import BLOCKS, blocks
 
 import llorch
 from llorch import validate
+from llorch.cli import main
 from llorch.files.tensor import BLOCKS as SIZES
 from llorch.models import llama
 from llorch.models.encoder_engine import Encoder
@@ -165,6 +169,29 @@ def test_what_there_isnt_is_refused(kind, options, message):
     """Before a file is looked for."""
     with pytest.raises(ValueError, match=message):
         kind.from_pretrained("nobody/nothing", **options)
+
+
+def test_commands_say_the_arithmetic(tmp_path):
+    path = str(quantised(tmp_path / "m.gguf", mixed))
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [*arguments, "--compute", "int16"], prog_name="llorch")
+
+    found = json.loads(run("bench", "--model", path, "--repetitions", "1", "--json").stdout)
+    assert (found["dtype"], found["compute"], found["bytes a step"]) == ("q4_k+q6_k", "int16", found["bytes"])
+    done = run("validate", "--model", path, "--ids", "5,2,60", "--no-peer", "--json", str(tmp_path / "report.json"))
+    assert done.exit_code == 0 and "compute int16" in done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["compute"] == "int16"
+    dumps = {}
+    for compute in ("float32", "int16"):
+        validate.dump(tmp_path / f"{compute}.safetensors", path, ids=[5, 2, 60], compute=compute)
+        dumps[compute] = validate.read(tmp_path / f"{compute}.safetensors")
+        assert dumps[compute].metadata["compute"] == compute
+    assert not same_bits(*(dump.arrays["logits"] for dump in dumps.values()))
+    refused = run("validate", "--model", path, "--self-test")
+    assert refused.exit_code == 2 and "--self-test is of --compute float32" in refused.stderr
+    info = re.sub(" +", " ", CliRunner().invoke(main, ["info", path], prog_name="llorch").stdout)
+    assert "compute: float32, or int16 for 100 % of the matrices\n" in info and "tensors, Q6_K: 5, " in info
 
 
 # ---- quantised when it is loaded -----------------------------------------------------------------------

@@ -1,12 +1,18 @@
-"""Models whose weights are of several types: each is kept as it is, and the bits are those of its values."""
+"""Models whose weights are of several types: each is kept as it is, and the bits are those of its values. The threads
+that read and pack."""
 
 import itertools
+import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 from families import GRAPHS, ids_of, made, write
 from gpt2_models import NUMPY
 from helpers import assert_same_bits, same_bits
+
+from llorch.models import loading
 
 TYPES = ("bfloat16", "float32", "bfloat16", "float16", "float16")
 
@@ -50,3 +56,43 @@ def test_a_group_has_a_call_for_each_of_its_runs(tmp_path):
     for part, name in ((first, "q"), (second, "v")):
         flat = seen[f"h.0.attn.{name}_flat"]
         assert_same_bits(flat, part.weight(seen["h.0.ln_1"])[:, : flat.shape[1]])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_share_the_jobs(threads):
+    """Each is done once, with a reader that only its thread has."""
+    seen, shown = [], []
+
+    def note(i, reader):
+        seen.append((i, threading.get_ident(), id(reader)))
+
+    loading.run([loading.Job(3, partial(note, i)) for i in range(200)], threads, shown.append)
+    assert sorted(i for i, _, _ in seen) == list(range(200)) and all(n % 3 == 0 and n <= 600 for n in shown)
+    assert len({(thread, reader) for _, thread, reader in seen}) == len({thread for _, thread, _ in seen}) <= threads
+    loading.run([], threads, shown.append)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_ends_the_others(threads, error):
+    seen = []
+
+    def work(i, reader):
+        seen.append(i)
+        time.sleep(0.001)
+        if i == 5:
+            raise error("of job 5")
+
+    with pytest.raises(error, match="of job 5"):
+        loading.run([loading.Job(1, partial(work, i)) for i in range(200)], threads, lambda done: None)
+    assert 5 in seen and len(seen) < 20
+
+
+def test_where_there_are_no_more_threads(monkeypatch):
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    seen = []
+    loading.run([loading.Job(1, partial(lambda i, reader: seen.append(i), i)) for i in range(9)], 4, lambda done: None)
+    assert seen == list(range(9))
