@@ -8,11 +8,12 @@
 
 #include "blocks.h"
 
-/* Fields of `bits` bits, 16 apart, side by side. */
+/* Fields of `bits` bits of four lanes of 16, side by side: those that lie in one lane are 4 * bits apart, which leaves room for
+ * those of the other three. */
 static inline uint32_t together(uint64_t x, unsigned bits)
 {
-    const uint64_t pair = ((uint64_t)1 << 2 * bits) - 1;
-    x = (x | x >> (16 - bits)) & (pair | pair << 32);
+    const uint64_t pairs = bits == 1 ? 0x3333 : bits == 2 ? 0x0f0f : bits == 4 ? 0x00ff : 0xffff;
+    x = (x | x >> (16 - bits)) & (pairs | pairs << 32);
     return (uint32_t)(x | x >> (32 - 2 * bits));
 }
 
@@ -20,18 +21,17 @@ static inline uint32_t together(uint64_t x, unsigned bits)
 static inline void plane_write_bits(const uint8_t *q, unsigned first, unsigned bits, char *to)
 {
     const uint64_t fields = (((uint64_t)1 << bits) - 1) * 0x0001000100010001;
-    const uint32_t half = bits == 8 ? 0xffff : ((uint32_t)1 << 4 * bits) - 1;
     const unsigned eights = bits == 8 ? 1 : 4 / bits; /* of values in a word; 8 bits: half of them */
-    uint32_t even = 0, odd = 0, word;
-    for (unsigned i = 0; i < 4; i++) {
-        uint64_t x;
-        memcpy(&x, q + 8 * i, sizeof x);
-        const uint32_t e = together(x >> first & fields, bits), o = together(x >> (8 + first) & fields, bits);
-        const unsigned at = 4 * bits * (i % eights);
-        even |= (e & half) << at, odd |= (o & half) << at;
-        if (i % eights + 1 < eights)
-            continue;
-        word = even | odd << 16, even = odd = 0;
+    for (unsigned i = 0; i < 4; i += eights) {
+        uint64_t even = 0, odd = 0;
+        for (unsigned j = 0; j < eights; j++) {
+            uint64_t x;
+            memcpy(&x, q + 8 * (i + j), sizeof x);
+            even |= (x >> first & fields) << 4 * bits * j;
+            odd |= (x >> (8 + first) & fields) << 4 * bits * j;
+        }
+        const uint32_t e = together(even, bits), o = together(odd, bits);
+        uint32_t word = (e & 0xffff) | o << 16;
         memcpy(to, &word, sizeof word);
         to += LL_PANEL * sizeof word;
         if (bits == 8) {
