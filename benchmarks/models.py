@@ -32,6 +32,7 @@ WORKLOADS = {
     "together": ("decode, 8 sequences", ("decode", 8, DEPTH, 16)),
 }
 PROMPT = engines.ids(64, 3)
+EXACT = ("float32", "file")  # options of llorch that give every value as the file has it
 REST = 0.3  # seconds in which the last engine's threads go to sleep
 PACKAGES = ("transformers", "ctranslate2", "llama-cpp-python")
 
@@ -125,8 +126,9 @@ def start(contenders, threads, wanted, stack, script=engines.__file__):
 
 
 def compare(contenders, running, path, prompt):
-    """How far each engine's logits are, in standard deviations of llorch's float32 ones, from those ("rms", "largest"),
-    and from its own token by token ("stepped", None where it can't step). One that is too far away ends the run.
+    """How far each engine's logits are, in standard deviations of llorch's float32 ones, from those ("rms", "largest";
+    "argmax" counts the positions where another token is ahead), and from its own token by token ("stepped", None where
+    it can't step). One that is too far away ends the run.
 
     llorch's own must have the same bits at once and token by token.
     """
@@ -140,13 +142,14 @@ def compare(contenders, running, path, prompt):
         stepped = engine.array("stepped", prompt)
         if one.kind == "llorch":
             common.check_bits(f"{one.name}, token by token", stepped, got)
-        if one.kind == "llorch" and one.option == "float32":
+        if one.kind == "llorch" and one.option in EXACT:
             common.check_bits(one.name, got, wanted)
         common.check_near(one.name, got, wanted, one.tolerance * unit)
         away = np.abs(got.astype(np.float64) - wanted) / unit
         distances[one.name] = {
             "rms": float(np.sqrt((away * away).mean())),
             "largest": float(away.max()),
+            "argmax": int((got.argmax(axis=1) != wanted.argmax(axis=1)).sum()),
             "stepped": None if stepped is None else float(np.abs(stepped.astype(np.float64) - got).max() / unit),
         }
     return distances
