@@ -115,6 +115,17 @@ def compare_dumps(
         notes.append(f"not compared, another tensor is read for the same and has other values: {again}")
     if unread := [name for name, read in reads.items() if read.unread is not None]:
         notes.append(f"refused by the header, more values than the ladder's shape allows: {dumps.names_of(unread, 12)}")
+    if parts := {name: read for name, read in reads.items() if read.partial and read.fits}:
+        known = sum(row.size for row in rows if row.tensor.name in parts)
+        count = sum(math.prod(ladder[name].shape) for name in parts)
+        notes.append(
+            f"the text shows {known:,} of {count:,} values, to four decimals: these are compared, and the sums of all; "
+            "what lies between isn't known"
+        )
+        if unsummed := [name for name, read in parts.items() if read.total is None]:
+            notes.append(
+                f"their sums can't be compared, they are of more or of other values: {dumps.names_of(unsummed, 4)}"
+            )
     diagnosis, tried = None, 0
     if first is not None and first.tensor.name == "ids":
         notes.append("the prompts differ: nothing after them can agree")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from llorch.validate.ladder.rungs import Tensor
 
 Array = NDArray[Any]
+DECIMALS = 0.5e-4  # what four decimals round off
 MASKED = -9000.0  # a score at or below this is masked: engines add -1e4, -1e10, the most negative float or -inf
 
 
@@ -21,7 +22,8 @@ class Aligned:
     source : their name for it. note : how it was read, where that isn't as it stood. last : only the last position is
     there. fits : False if no reading has llorch's shape; values are as they came then. passed : other tensors of theirs
     for the same, which have other values. unread : the shape of one with more values than any reading could take; it
-    isn't read, values are empty.
+    isn't read, values are empty. partial : some of the values are known alone, to four decimals; the others are NaN.
+    total : the sum of all, where it is known.
     """
 
     values: Array
@@ -31,6 +33,8 @@ class Aligned:
     fits: bool = True
     passed: list[str] = field(default_factory=list)
     unread: tuple[int, ...] | None = None
+    partial: bool = False
+    total: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,6 +55,11 @@ def comparable(read: Aligned, tensor: Tensor, ours: Array) -> tuple[Array, Array
         lean = [tuple(n for n in a.shape if n != 1) for a in (theirs, mine)]
         if lean[0] == lean[1]:
             theirs = theirs.reshape(mine.shape)
+    if read.partial and theirs.shape == mine.shape:  # what isn't shown is ours, what is may be rounded
+        with np.errstate(invalid="ignore"):
+            d = theirs - mine
+            near = mine + np.copysign(np.maximum(np.abs(d) - DECIMALS, 0), d)
+        theirs = np.where(np.isnan(theirs), mine, np.where(np.isfinite(d), near, theirs))
     if tensor.axes == "HTS":
         with np.errstate(invalid="ignore"):
             masked = mine <= MASKED

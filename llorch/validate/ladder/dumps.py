@@ -26,7 +26,9 @@ from llorch.files.tensor import Entry, Reader
 from llorch.models.config import ModelConfig
 from llorch.models.graph import Graph
 from llorch.models.registry import Family, families
+from llorch.validate.ladder import eval_callback
 from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.eval_callback import Shown
 
 if TYPE_CHECKING:
     from llorch.validate.ladder.network import Trace
@@ -75,11 +77,15 @@ class StoredArrays(Mapping[str, Array]):
 
 @dataclass
 class Dump:
-    """The arrays of a file by name (bfloat16 as float32), and its metadata. name: for people, printable."""
+    """The arrays of a file by name (bfloat16 as float32), and its metadata. name: for people, printable.
+
+    shown : of a text, what it has of each array: some of its values, the others are NaN, and their sum.
+    """
 
     arrays: Mapping[str, Array]
     metadata: dict[str, str] = field(default_factory=dict)
     name: str = "dump"
+    shown: Mapping[str, Shown] = field(default_factory=dict)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an array, which isn't read for it."""
@@ -162,7 +168,7 @@ def write(path: str | Path, trace: Mapping[str, Array], metadata: Mapping[str, s
 
 
 def read(path: str | Path) -> Dump:
-    """A .safetensors or .npz file. Its headers are read, and checked.
+    """A .safetensors or .npz file, or the text of llama-eval-callback. Headers are read, and checked; a text is read.
 
     FileNotFoundError; ValueError names the file and what is wrong with it: neither of the two, cut off, without
     tensors, a type that isn't a number's. Nothing is unpickled.
@@ -174,7 +180,11 @@ def read(path: str | Path) -> Dump:
     if not path.stat().st_size:
         raise ValueError(f"{place} is empty: it must be a .safetensors or .npz file")
     with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
+        beginning = file.read(64)
+    zipped = beginning[:2] == b"PK"
+    if not zipped and eval_callback.looks_like(beginning) and (shown := eval_callback.read(path)):
+        parts = {name: Stored(part.shape, part.array) for name, part in shown.items()}
+        return Dump(StoredArrays(parts), {}, printable(path.name), shown)
     metadata, stored = ({}, _npz(path, place)) if zipped else _safetensors(path)
     if not stored:
         raise ValueError(f"{place} has no tensors")

@@ -16,6 +16,7 @@ from llorch.models.graph import Graph
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Aligned, Array, comparable, relative, same_bits
 from llorch.validate.ladder.dumps import Dump, names_of
+from llorch.validate.ladder.eval_callback import Shown
 from llorch.validate.ladder.names import FUSED, GATE_UP, PRODUCT, Names, canonical
 from llorch.validate.ladder.rows import measure
 from llorch.validate.ladder.rungs import Tensor, block_name
@@ -95,7 +96,7 @@ def _which(
     values = theirs.arrays[source]
     for name in names:
         tensor, mine = wanted[name], ours.arrays[name]
-        read = _line_up(values, tensor, mine, ours.graph, source)
+        read = _line_up(values, tensor, mine, ours.graph, source, theirs.shown.get(source))
         if read.fits and (_agrees(read, tensor, mine) or _agrees(_in_halves(read, tensor, ours.graph), tensor, mine)):
             return name
     return fallback
@@ -224,12 +225,12 @@ def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor])
         empty = np.empty((0,) * 9)  # a shape that no tensor of the ladder has
         yield from ((n, Aligned(empty, piece.source, fits=False, unread=shape)) for names in parts for n in names)
         return
-    values = theirs.arrays[piece.source]
+    values, shown = theirs.arrays[piece.source], theirs.shown.get(piece.source)
     for i, name in enumerate(whole):
         array = values[i] if stacked else values
         if name.endswith(PRODUCT):
             name = name.removesuffix(PRODUCT) + "attn.scores"
-            yield name, _scores(array, wanted[name], ours.arrays[name], graph, piece.source)
+            yield name, _scores(array, wanted[name], ours.arrays[name], graph, piece.source, shown is not None)
             continue
         split: Iterable[tuple[str, Array]] = [(name, array)]
         if fused:
@@ -239,7 +240,7 @@ def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor])
         for found, part in split:
             if found == "logits" and ours.shape("ids") != (1,) and part.ndim and part.size == part.shape[-1]:
                 found = "last_logits"
-            yield found, _line_up(part, wanted[found], ours.arrays[found], graph, piece.source)
+            yield found, _line_up(part, wanted[found], ours.arrays[found], graph, piece.source, shown)
 
 
 def _parts(name: str) -> list[str]:
@@ -270,19 +271,20 @@ def _gate_up(
     yield up, second
 
 
-def _scores(values: Array, tensor: Tensor, ours: Array, graph: Graph, source: str) -> Aligned:
+def _scores(values: Array, tensor: Tensor, ours: Array, graph: Graph, source: str, partial: bool) -> Aligned:
     """llama.cpp's kq, (H, T, room for positions): before the mask, and the scale, unless that is in the queries."""
     H, T, _ = tensor.shape
     s = values.reshape(values.shape[1:]) if values.ndim == 4 and values.shape[0] == 1 else values
     if s.ndim != 3 or s.shape[:2] != (H, T) or s.shape[2] < T:
-        return Aligned(values, source, fits=False)
+        return Aligned(values, source, fits=False, partial=partial)
     step = next(step for step in graph.fullest if step.op == "scores")
     scale = step.options["scale"] or 1 / math.sqrt(graph.sizes["D"])
     masked = ~np.isfinite(ours)
     found = None
     for factor, note in ((scale, "scaled and masked here"), (1.0, "masked here")):
         with np.errstate(all="ignore"):
-            read = Aligned(np.where(masked, -np.inf, s[..., :T].astype(np.float64) * factor), source, note)
+            scaled = np.where(masked, -np.inf, s[..., :T].astype(np.float64) * factor)
+        read = Aligned(scaled, source, note, partial=partial)
         distance = relative(*comparable(read, tensor, ours)[:2])
         if found is None or distance < 0.5 * found[0]:
             found = distance, read
@@ -423,14 +425,18 @@ def _slots(s: Array, T: int, E: int, H: int, D: int) -> Iterator[tuple[Array, st
         yield s[:T], f"the first {T} of {s.shape[0]} slots, "
 
 
-def _line_up(values: Array, tensor: Tensor, ours: Array, graph: Graph, source: str) -> Aligned:
+def _line_up(
+    values: Array, tensor: Tensor, ours: Array, graph: Graph, source: str, shown: Shown | None = None
+) -> Aligned:
     """The reading that stands first, unless another is much nearer to ours."""
     best: tuple[float, Aligned] | None = None
     for array, note, last in _readings(values, tensor, graph):
-        read = Aligned(array, source, note, last)
+        read = Aligned(array, source, note, last, partial=shown is not None)
+        if shown is not None and array.size == math.prod(shown.shape):
+            read.total = shown.total
         distance = relative(*comparable(read, tensor, ours)[:2])
         if best is None or distance < 0.5 * best[0]:
             best = distance, read
     if best is None:
-        return Aligned(values, source, fits=False)
+        return Aligned(values, source, fits=False, partial=shown is not None)
     return best[1]

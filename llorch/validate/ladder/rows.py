@@ -11,6 +11,7 @@ from llorch.validate.ladder import distance
 from llorch.validate.ladder.distance import Aligned, Array
 from llorch.validate.ladder.rungs import Tensor
 
+SUMMED = 4.0  # of what a sum in float32 may round: theirs has another order, and other values
 Status = Literal["ok", "diverges", "absent"]
 
 
@@ -36,6 +37,7 @@ class Row:
     wrong: int = 0  # values beyond the tolerance
     size: int = 0
     tolerance: float | None = None  # where it isn't the tensor's own
+    sums: str = ""  # in words, where the values that are there agree, and their sum doesn't
 
     @property
     def allowed(self) -> float:
@@ -45,8 +47,8 @@ class Row:
     @property
     def how(self) -> str:
         """The divergence in words."""
-        if self.note and not self.size:
-            return self.note
+        if self.sums or (self.note and not self.size):
+            return self.sums or self.note
         where = f" at {list(self.worst)}" if self.worst else ""
         whole = self.tensor.dtype == "int64"
         values = f"{_number(self.theirs, whole)}, {self.against or 'ours'} has {_number(self.ours, whole)}"
@@ -81,9 +83,10 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
     unit = np.where(finite, distance.ulp(ours), 1.0)
     with np.errstate(invalid="ignore", over="ignore"):
         in_ulp = float(d[at] / unit[at])
+    sums = "" if wrong.any() or read.total is None else _sums(read.total, ours, limit)
     return Row(
         tensor,
-        "diverges" if wrong.any() else "ok",
+        "diverges" if wrong.any() or sums else "ok",
         read.source,
         read.note,
         against,
@@ -94,6 +97,19 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
         float(theirs[at]),
         float(ours[at]),
         int(wrong.sum()),
-        d.size,
+        int(np.isfinite(read.values).sum()) if read.partial else d.size,
         tolerance,
+        sums,
     )
+
+
+def _sums(theirs: float, ours: Array, limit: Array) -> str:
+    """How a sum in float32, of all values one after the other, isn't that of ours; "" where it may be."""
+    if not np.isfinite(ours).all():
+        return ""
+    steps = np.cumsum(ours.reshape(-1))
+    rounded = SUMMED * float(np.abs(steps).sum()) * 2.0**-24
+    mine, allowed = float(steps[-1]), float(limit.sum()) + rounded + 1e-6 * (1 + abs(float(steps[-1])))
+    if abs(theirs - mine) <= allowed:
+        return ""
+    return f"the values shown agree, but all sum up to {theirs:.6g}, ours to {mine:.6g} (at most {allowed:.1e} apart)"
