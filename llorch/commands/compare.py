@@ -52,8 +52,9 @@ def command(
 ) -> None:
     """Find the first wrong tensor in THEIRS, any engine's dump, and what was done wrong to it.
 
-    THEIRS is a .safetensors or .npz file with as many of the ladder's tensors as there are; OURS is what `llorch dump`
-    wrote for the same model and prompt. docs/validator.md has the names.
+    THEIRS is a .safetensors or .npz file with as many of the ladder's tensors as there are, or the text that
+    llama.cpp's llama-eval-callback prints; OURS is what `llorch dump` wrote for the same model and prompt.
+    docs/validator.md has the names.
 
     The exit status is 0 if all that is there agrees, 1 if not.
     """

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import toy
 from click.testing import CliRunner
-from helpers import assert_same_bits, rng, same_bits
-from ladders import llama
+from helpers import assert_same_bits, same_bits
+from ladders import IDS, llama, of_llama_cpp, side_by_side
 from random_models import LLAMA, llama_metadata, random_llama, random_tensors, save, tensors_of, write_gguf
 
 from llorch import reference, validate
@@ -22,7 +22,6 @@ from llorch.validate.ladder.names import Names, canonical
 from llorch.validate.ladder.network import Float64, Kernels, Specified
 from llorch.validate.ladder.sources import Model
 
-IDS = [3, 1, 4, 1, 5, 9, 2]
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -220,33 +219,6 @@ def test_every_name_of_a_llamas_ladder_is_its_own():
     names = Names.of(llama().graph)
     for tensor in rungs.tensors(llama(), 4):
         assert canonical(tensor.name, names) == tensor.name
-
-
-def side_by_side(a):
-    """(heads, T, D) with the rotated pairs of a head side by side."""
-    return a.reshape(*a.shape[:2], 2, -1).swapaxes(2, 3).reshape(a.shape)
-
-
-def of_llama_cpp(a, T, noise=0.0):
-    """A Llama's dump as llama.cpp has it: its names, pairs side by side, scores before scale and mask, with room."""
-    heads, found = rng(4), {}
-    for i in (0, 1):
-        q, v, q_rope, k_rope = (a[f"h.{i}.attn.{x}"] for x in ("q", "v", "q_rope", "k_rope"))
-        product = np.einsum("htd,hsd->hts", q_rope, np.repeat(k_rope, 3, axis=0))
-        found |= {
-            f"Qcur-{i}": side_by_side(q).transpose(1, 0, 2)[None],
-            f"Qcur_rope-{i}": side_by_side(q_rope).transpose(1, 0, 2)[None],
-            f"Kcur-{i}": side_by_side(k_rope).transpose(1, 0, 2)[None],  # by name alone: the last of its three
-            f"Vcur-{i}": v.transpose(1, 0, 2)[None],
-            f"kq-{i}": np.pad(product, ((0, 0), (0, 0), (0, 32 - T)))[None],
-            f"kqv-{i}": a[f"h.{i}.attn.context"].reshape(T, 6, -1).swapaxes(0, 1)[None],
-            f"kqv_out-{i}": a[f"h.{i}.attn.context"][None, None],
-            f"attn_out-{i}": a[f"h.{i}.attn.c_proj"][None, None],
-            f"ffn_swiglu-{i}": a[f"h.{i}.mlp.product"][None, None],
-            f"l_out-{i}": a[f"h.{i}"][None, None],
-        }
-    found |= {"norm": a["ln_f"] * 3, "result_norm": a["ln_f"]}
-    return {n: x * (1 + noise * heads.standard_normal(x.shape)).astype(np.float32) for n, x in found.items()}
 
 
 def test_llama_cpps_tensors_agree(right):

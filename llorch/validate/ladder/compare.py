@@ -59,9 +59,9 @@ def compare(
     Parameters
     ----------
     theirs : path or Dump
-        A .safetensors or .npz file of any engine, with as many of the ladder's tensors as it has. Names of Hugging
-        Face's modules, llama.cpp and llm.c are understood; axes may be transposed, q, k and v fused, a batch axis there
-        or not (docs/validator.md).
+        A .safetensors or .npz file of any engine, with as many of the ladder's tensors as it has, or the text of
+        llama-eval-callback. Names of Hugging Face's modules, llama.cpp and llm.c are understood; axes may be
+        transposed, q, k and v fused, a batch axis there or not (docs/validator.md).
     ours : path or Dump
         What `llorch dump` wrote for the same model and prompt.
     model : path, hub id or Model, optional

@@ -24,12 +24,12 @@ TENSOR = re.compile(
     r"\{(?P<ne>\d{1,12}(?:, ?\d{1,12}){0,3})\}",
     re.ASCII,
 )
-SUM = re.compile(r"\\bsum = (?P<sum>[-+\\w.]+)", re.ASCII)
-TOKEN = re.compile(r"\\[|\\]|\\.\\.\\.|[-+]?(?:\\d+(?:\\.\\d*)?(?:[eE][-+]?\\d+)?|inf|nan)", re.ASCII)
+SUM = re.compile(r"\bsum = (?P<sum>[-+\w.]+)", re.ASCII)
+TOKEN = re.compile(r"\[|\]|\.\.\.|[-+]?(?:\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|inf|nan)", re.ASCII)
 VALUES = re.compile(r"[\s\[\],.\d+\-einfa]*", re.ASCII)  # a line of brackets and numbers
 TYPES = "f32", "f16", "bf16"
-ROTATED = re.compile(r"(Q|K)cur-(\\d+)", re.ASCII)
-OUTPUT = re.compile(r"kqv_out-(\\d+)", re.ASCII)
+ROTATED = re.compile(r"(Q|K)cur-(\d+)", re.ASCII)
+OUTPUT = re.compile(r"kqv_out-(\d+)", re.ASCII)
 PRODUCTS = "MUL_MAT", "ADD"  # what makes the attention's output; the context is made by others
 
 

@@ -52,6 +52,8 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
             found = _which(found.split("|"), source, theirs, ours, wanted, certain)
         if found is not None and source not in given and _shadowed(source, theirs):
             found = None
+        if source in theirs.shown and not theirs.shown[source].at:
+            found = None  # of which nothing can be compared
         if found is None or (found.startswith("*.") and shape[:1] != (layers,)):
             unknown.append(source)
         else:
@@ -61,7 +63,7 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     for piece in sorted(pieces, key=lambda piece: piece.rank):
         for name, read in _read(piece, theirs, ours, wanted):
             chosen = result.setdefault(name, read)
-            if chosen is not read and chosen.source not in given and not _alike(read, chosen):
+            if chosen is not read and chosen.source not in given and not (read.partial or _alike(read, chosen)):
                 chosen.passed.append(piece.source)
     _take_pairs(result, ours, wanted)
     return result, unknown

@@ -1,0 +1,145 @@
+"""`compare` reads the text of llama.cpp's llama-eval-callback: what it shows is compared, and the sums of all."""
+
+import numpy as np
+import pytest
+from ladders import IDS, llama, of_llama_cpp
+
+from llorch.validate.ladder import dumps, eval_callback, selftest
+from llorch.validate.ladder.compare import compare_dumps
+
+OPS = {"Qcur": "MUL_MAT", "Qcur_rope": "ROPE", "Kcur": "ROPE", "kqv_out": "CONT", "l_out": "ADD"}
+
+
+@pytest.fixture(scope="module")
+def right():
+    return selftest.right_dump(llama().network, IDS)
+
+
+def printed(name, op, values, sum_=True, show=3, prefix="ggml_debug"):
+    """A tensor as llama.cpp prints it: the first and last three of each axis, and the sum of all in float32."""
+    values = np.asarray(values, np.float32)
+    values = values.reshape((1,) * (4 - values.ndim) + values.shape)
+    ne = ", ".join(map(str, values.shape[::-1]))
+    lines = [f"{prefix}: {name:>24} = (f32) {op:>10}(a.weight{{8, 8, 1, 1}}, b{{8, 5, 1, 1}}}}) = {{{ne}}}"]
+
+    def some(count):
+        """Places of an axis, None where the middle is left out."""
+        if count <= 2 * show:
+            return range(count)
+        return [*range(show), None, *range(count - show, count)]
+
+    for i in range(len(values)):
+        lines.append("    [")
+        for j in some(values.shape[1]):
+            lines.append("        [" if j is not None else "        ..., ")
+            for k in some(values.shape[2]) if j is not None else ():
+                row = (
+                    [] if k is None else [values[i, j, k, x] if x is not None else None for x in some(values.shape[3])]
+                )
+                shown = ", ".join("..." if x is None else f"{x:12.4f}" for x in row)
+                lines.append("            ..., " if k is None else f"            [{shown} ],")
+            if j is not None:
+                lines.append("        ],")
+        lines.append("    ]")
+    if sum_:
+        total = np.float32(0)
+        for x in values.reshape(-1):
+            total += x
+        lines.append(f"    sum = {total:f}")
+    return "\n".join(lines) + "\n"
+
+
+def text_of(arrays, **options):
+    found = "llama_context: some line of the log\n"
+    for name, values in arrays.items():
+        kind, dash, _ = name.rpartition("-")
+        op = OPS.get(kind, "MUL_MAT")
+        own = name.replace("Qcur_rope", "Qcur")  # which has one name for both
+        found += printed(own if dash else name, op, values, **options)
+    return found
+
+
+def read(tmp_path, text):
+    path = tmp_path / "log.txt"
+    path.write_text(text)
+    return dumps.read(path)
+
+
+def against(tmp_path, arrays, right, **options):
+    return compare_dumps(read(tmp_path, text_of(arrays, **options)), right, llama().network)
+
+
+@pytest.mark.parametrize("prefix", ["ggml_debug", "common_debug_cb_eval"])
+def test_what_is_shown_agrees(tmp_path, right, prefix):
+    arrays = of_llama_cpp(right.arrays, len(IDS))
+    result = against(tmp_path, arrays, right, prefix=prefix)
+    rows = {row.tensor.name: row for row in result.rows if row.status != "absent"}
+    assert result.holds and {"h.0.attn.q", "h.1.attn.q_rope", "h.0.attn.scores", "h.1.mlp.product"} <= set(rows)
+    assert rows["h.0.attn.q"].source == "Qcur-0" and rows["h.0.attn.q_rope"].source == "Qcur_rope-0"
+    assert rows["h.0"].size == 6 * 6 and rows["h.0.attn.q"].size == 6 * 6 * 6
+    assert any("the text shows" in note and "to four decimals" in note for note in result.notes)
+    assert any("sums can't be compared" in note and "h.0.attn.scores" in note for note in result.notes)
+
+
+def test_a_value_that_is_shown_and_wrong_is_found(tmp_path, right):
+    arrays = of_llama_cpp(right.arrays, len(IDS))
+    arrays["l_out-0"][..., 1, 2] += 0.01
+    result = against(tmp_path, arrays, right)
+    assert result.first.tensor.name == "h.0" and result.first.wrong == 1 and result.first.worst == (1, 2)
+
+
+def test_a_value_that_is_left_out_shows_in_the_sum(tmp_path, right):
+    arrays = of_llama_cpp(right.arrays, len(IDS))
+    arrays["l_out-1"][..., 1, 20] += 5
+    result = against(tmp_path, arrays, right)
+    assert result.first.tensor.name == "h.1" and "the values shown agree, but all sum up to" in result.first.how
+    assert against(tmp_path, arrays, right, sum_=False).holds  # the control: without the sum nobody can tell
+    arrays["l_out-1"][..., 1, 20] -= 5 - 1e-5
+    assert against(tmp_path, arrays, right).holds  # float32's own noise
+
+
+def test_the_last_position_alone_and_the_prompt_among_other_evaluations(tmp_path, right):
+    """A step before the prompt, a step after it, and logits of the last position."""
+    a = right.arrays
+    step = printed("embd", "GET_ROWS", np.ones((1, 48)))
+    prompt = printed("embd", "GET_ROWS", a["embed"]) + printed("result_output", "MUL_MAT", a["logits"][-1:])
+    dump = read(tmp_path, step + prompt + step)
+    assert dump.shape("embd") == (1, 1, len(IDS), 48)
+    result = compare_dumps(dump, right)
+    assert result.holds and [row.tensor.name for row in result.rows if row.status == "ok"] == ["embed", "last_logits"]
+
+
+def test_values_that_are_not_numbers_are_wrong(tmp_path, right):
+    values = right.arrays["ln_f"].copy()
+    values[0, 0] = np.nan
+    result = compare_dumps(read(tmp_path, printed("result_norm", "MUL", values)), right)
+    assert not result.holds and result.first.wrong == 1
+
+
+def test_the_context_and_the_attentions_output_by_what_makes_them(tmp_path):
+    values = np.ones((4, 8))
+    merged, output = printed("kqv_out-0", "CONT", values), printed("kqv_out-1", "MUL_MAT", values)
+    assert set(read(tmp_path, merged + output).arrays) == {"kqv_merged_cont-0", "attn_out-1"}
+
+
+BROKEN = {
+    "values alone": "[ 1.0, 2.0 ],\n",
+    "no values": "ggml_debug: x = (f32) ADD(a{1}) = {2, 2, 1, 1}\n",
+    "a huge shape": "ggml_debug: l_out-0 = (f32) ADD(a{1}) = {99999999999, 999999999, 1, 1}\n[[[ 1.0 ],],]\n",
+    "brackets without an end": "ggml_debug: l_out-0 = (f32) ADD(a{1}) = {4, 1, 1, 1}\n" + "[" * 500 + "1.0\n",
+    "more values than the shape has": "ggml_debug: l_out-0 = (f32) ADD(a{1}) = {1, 1, 1, 1}\n[[[ 1.0, 2.0, 3.0 ],],]\n",
+    "no numbers": "hello\n",
+    "an integer's": "ggml_debug: ids = (i32) ADD(a{1}) = {2, 2, 1, 1}\n[[[ 1, 2 ],],]\n",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_texts_that_are_odd(tmp_path, right, case):
+    path = tmp_path / "log.txt"
+    path.write_text(BROKEN[case])
+    found = eval_callback.read(path)
+    assert all(len(shown.at) <= 1 for shown in found.values())
+    try:
+        assert not compare_dumps(dumps.read(path), right).holds
+    except ValueError as error:
+        assert "no tensor whose name is known" in str(error) or "safetensors" in str(error)
