@@ -90,6 +90,8 @@ def command(
             listening = socket.create_server((host, port), family=family, backlog=2048)
         except OSError as error:
             raise common.Failure(f"can't listen at {host}, port {port}: {error.strerror}") from None
+    # A stream's pieces are small, and each is to leave at once. The sockets of connections inherit it.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if decoder is not None:
         with common.failures():
             decoder.tokenizer, decoder.chat_end_ids, decoder.missing_ids  # noqa: B018  what is broken is said now
