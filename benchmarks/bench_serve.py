@@ -341,12 +341,12 @@ def report(result):
         lines += [f"| {name} | {common.show_time(seconds)} |" for name, seconds in rows.items()] + [""]
     if load := result.get("crowd"):
         lines += [
-            f"A crowd of 64 clients sent {load['requests']} requests with prompts of 1 to 1,000 tokens to a small model "
-            f"of random weights, twice, {load['left']} of which hung up midway; the second time took "
+            f"A crowd of 64 clients sent {load['requests']} requests with prompts of 1 to 1,000 tokens to a small "
+            f"model of random weights, twice; {load['left']} hung up midway. The second time took "
             f"{load['seconds']:.0f} s. {load['wrong']} answers had other bits than the same request by `generate`, "
             f"alone. Resident memory grew by {100 * load['grown']:.1f} % from the end of the first time to the end of "
-            f"the second; {load['reserved']:.0f} bytes stayed reserved. {load['reused']:,.0f} prompt tokens weren't read "
-            "anew.",
+            f"the second; {load['reserved']:.0f} bytes stayed reserved. {load['reused']:,.0f} prompt tokens weren't "
+            "read anew.",
             "",
         ]
     return "\n".join([*lines, *common.target_lines(result["targets"])]) + "\n"
