@@ -188,6 +188,8 @@ def test_commands_say_the_arithmetic(tmp_path):
         dumps[compute] = validate.read(tmp_path / f"{compute}.safetensors")
         assert dumps[compute].metadata["compute"] == compute
     assert not same_bits(*(dump.arrays["logits"] for dump in dumps.values()))
+    notes = validate.compare(dumps["int16"], dumps["float32"]).notes
+    assert "the dumps say that they were computed in other arithmetics: int16 and float32" in notes
     refused = run("validate", "--model", path, "--self-test")
     assert refused.exit_code == 2 and "--self-test is of --compute float32" in refused.stderr
     info = re.sub(" +", " ", CliRunner().invoke(main, ["info", path], prog_name="llorch").stdout)

@@ -110,6 +110,11 @@ def compare_dumps(
     of = theirs.metadata.get("model_sha256"), ours.metadata.get("model_sha256")
     if all(of) and of[0] != of[1]:
         notes.append(f"the dumps say that they are of different weights: {dumps.names_of([str(sha) for sha in of])}")
+    computed = theirs.metadata.get("compute"), ours.metadata.get("compute")
+    if all(computed) and computed[0] != computed[1]:
+        notes.append(
+            f"the dumps say that they were computed in other arithmetics: {' and '.join(map(shown, computed))}"
+        )
     if passed := [name for read in reads.values() for name in read.passed]:
         again = dumps.names_of([*dict.fromkeys(passed)], 12)
         notes.append(f"not compared, another tensor is read for the same and has other values: {again}")
