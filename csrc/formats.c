@@ -105,15 +105,29 @@ static void read_mxfp4(const uint8_t *b, ll_block *to)
 
 /* ---- K-quants: 256 values, in sub-blocks of 16 or 32 with scales of their own ----------------------- */
 
+/* Bits [first, first + bits) of 32 bytes, moved up by `up`, as values; or beside the bits that the values have. Eight bytes at
+ * a time, as no vector of SSE2 shifts bytes. */
+static inline void take_bits(const uint8_t *from, unsigned first, unsigned bits, unsigned up, int beside, uint8_t *q)
+{
+    const uint64_t fields = (((uint64_t)1 << bits) - 1) * 0x0101010101010101;
+    for (int j = 0; j < 32; j += 8) {
+        uint64_t x, y = 0;
+        memcpy(&x, from + j, sizeof x);
+        if (beside)
+            memcpy(&y, q + j, sizeof y);
+        y |= (x >> first & fields) << up;
+        memcpy(q + j, &y, sizeof y);
+    }
+}
+
 /* 16 bytes: scale and minimum, 4 bits each; 64 bytes: q, 2 bits; d; dmin. Bits i of 32 bytes are 32 values. */
 static void read_q2_k(const uint8_t *b, ll_block *to)
 {
     to->d = u16(b + 80), to->m = u16(b + 82);
     for (int s = 0; s < 16; s++)
         to->sc[s] = b[s] & 15, to->mn[s] = b[s] >> 4;
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 32; j++)
-            to->q[32 * i + j] = b[16 + i / 4 * 32 + j] >> 2 * (i % 4) & 3;
+    for (unsigned i = 0; i < 8; i++)
+        take_bits(b + 16 + i / 4 * 32, 2 * (i % 4), 2, 0, 0, to->q + 32 * i);
 }
 
 /* 32 bytes: a bit that is 0 where 4 is taken off; 64 bytes: 2 bits; 12 bytes: scales and 32; d. */
@@ -123,9 +137,10 @@ static void read_q3_k(const uint8_t *b, ll_block *to)
     to->d = u16(b + 108);
     for (int s = 0; s < 16; s++)
         to->sc[s] = (uint8_t)((s < 8 ? packed[s] & 15 : packed[s - 8] >> 4) | (packed[8 + s % 4] >> 2 * (s / 4) & 3) << 4);
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 32; j++)
-            to->q[32 * i + j] = (uint8_t)((b[32 + i / 4 * 32 + j] >> 2 * (i % 4) & 3) + 4 * (b[j] >> i & 1));
+    for (unsigned i = 0; i < 8; i++) {
+        take_bits(b + 32 + i / 4 * 32, 2 * (i % 4), 2, 0, 0, to->q + 32 * i);
+        take_bits(b, i, 1, 2, 1, to->q + 32 * i);
+    }
 }
 
 /* Scales and minima, 6 bits each, of 12 bytes. */
@@ -143,9 +158,8 @@ static void read_q4_k(const uint8_t *b, ll_block *to)
 {
     to->d = u16(b), to->m = u16(b + 2);
     six_bits(b + 4, to);
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 32; j++)
-            to->q[32 * i + j] = b[16 + i / 2 * 32 + j] >> 4 * (i % 2) & 15;
+    for (unsigned i = 0; i < 8; i++)
+        take_bits(b + 16 + i / 2 * 32, 4 * (i % 2), 4, 0, 0, to->q + 32 * i);
 }
 
 /* The same with 32 bytes of fifth bits before q. */
@@ -153,9 +167,10 @@ static void read_q5_k(const uint8_t *b, ll_block *to)
 {
     to->d = u16(b), to->m = u16(b + 2);
     six_bits(b + 4, to);
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 32; j++)
-            to->q[32 * i + j] = (uint8_t)((b[48 + i / 2 * 32 + j] >> 4 * (i % 2) & 15) | (b[16 + j] >> i & 1) << 4);
+    for (unsigned i = 0; i < 8; i++) {
+        take_bits(b + 48 + i / 2 * 32, 4 * (i % 2), 4, 0, 0, to->q + 32 * i);
+        take_bits(b + 16, i, 1, 4, 1, to->q + 32 * i);
+    }
 }
 
 /* 128 bytes: 4 bits; 64 bytes: 2 more; 16 signed scales of 16 values each; d. */
@@ -163,10 +178,9 @@ static void read_q6_k(const uint8_t *b, ll_block *to)
 {
     to->d = u16(b + 208);
     memcpy(to->sc, b + 192, 16);
-    for (int i = 0; i < 8; i++) {
-        const uint8_t *low = b + i / 4 * 64 + i % 2 * 32, *high = b + 128 + i / 4 * 32;
-        for (int j = 0; j < 32; j++)
-            to->q[32 * i + j] = (uint8_t)((low[j] >> (i % 4 / 2 * 4) & 15) | (high[j] >> 2 * (i % 4) & 3) << 4);
+    for (unsigned i = 0; i < 8; i++) {
+        take_bits(b + i / 4 * 64 + i % 2 * 32, i % 4 / 2 * 4, 4, 0, 0, to->q + 32 * i);
+        take_bits(b + 128 + i / 4 * 32, 2 * (i % 4), 2, 4, 1, to->q + 32 * i);
     }
 }
 
