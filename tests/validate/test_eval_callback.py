@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from helpers import rng
 from ladders import IDS, llama, of_llama_cpp
+from random_models import LLAMA, llama_metadata, llama_tensors, write_gguf
 
-from llorch.validate.ladder import dumps, eval_callback, selftest
+from llorch.models.llama import FAMILY
+from llorch.validate.ladder import dumps, eval_callback, faults, selftest
 from llorch.validate.ladder.compare import compare_dumps
+from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.faults.change import as_ggml
+from llorch.validate.ladder.network import Kernels
+from llorch.validate.ladder.sources import Model
 
 OPS = {"Qcur": "MUL_MAT", "Qcur_rope": "ROPE", "Kcur": "ROPE", "kqv_out": "CONT", "l_out": "ADD"}
 
@@ -143,3 +150,62 @@ def test_texts_that_are_odd(tmp_path, right, case):
         assert not compare_dumps(dumps.read(path), right).holds
     except ValueError as error:
         assert "no tensor whose name is known" in str(error) or "safetensors" in str(error)
+
+
+# ---- the 8-bit activations that llama.cpp has ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_1", "Q4_0", "Q8_0"])
+def test_products_beside_quantised_weights_are_ggmls(kind):
+    """Against ggml's own formula, block by block in whole numbers: scales, minima and sums by themselves."""
+    gguf = pytest.importorskip("gguf")
+
+    x = rng(1).standard_normal((3, 64)).astype(np.float32)
+    w = rng(2).standard_normal((5, 64)).astype(np.float32)
+    quant = gguf.GGMLQuantizationType[kind]
+    w = gguf.quants.dequantize(gguf.quants.quantize(w, quant), quant)
+    wide, blocks = w.T.astype(np.float64), x.reshape(3, 2, 32)
+    scale = np.abs(blocks).max(-1) / np.float32(127)
+    whole = np.round(blocks * (np.float32(127) / np.abs(blocks).max(-1))[..., None]).astype(np.int64)
+    exact = scale.astype(np.float16).astype(np.float64)
+    minimum = w.reshape(5, 2, 32).min(-1).astype(np.float64) * (kind in ("Q4_1", "Q5_1"))
+    above = w.reshape(5, 2, 32) - minimum[..., None]
+    sums = (whole.sum(-1) * scale).astype(np.float16).astype(np.float64)
+    wanted = np.einsum("obk,tbk,tb->to", above, whole, exact) + sums @ minimum.T.reshape(2, 5)
+    fewer, more = as_ggml(x.astype(np.float64), wide, kind)
+    found = fewer @ wide + (0 if more is None else more)
+    assert np.abs(found - wanted).max() < 1e-6 and (more is not None) == (kind in ("Q4_1", "Q5_1"))
+    assert np.abs(x @ wide - wanted).max() > 1e-3  # the control
+
+
+def test_blocks_of_256_beside_k_quants():
+    x = rng(3).standard_normal((2, 512))
+    fewer, more = as_ggml(x, np.zeros((512, 4)), "Q6_K")
+    steps = fewer.reshape(2, 2, 256) / (np.abs(x.reshape(2, 2, 256)).max(-1, keepdims=True) / 127)
+    assert more is None and np.abs(steps - np.round(steps)).max() < 1e-4
+    assert np.abs(fewer - x).max() <= np.abs(x).max() / 127 * 0.51
+    assert as_ggml(x[:, :96], np.zeros((96, 4)), "Q6_K")[0] is not None
+
+
+def test_llama_cpps_activations_are_named(tmp_path):
+    """A Llama in Q4_1 whose products are ggml's, in every block: by its name, and nothing of the kind beside floats."""
+    gguf = pytest.importorskip("gguf")
+    entries = LLAMA | {"hidden_size": 96, "intermediate_size": 64}
+    config, tensors = llama_tensors(entries)
+    quant = gguf.GGMLQuantizationType.Q4_1
+
+    def quantise(name, values):
+        return (gguf.quants.quantize(values, quant), quant) if values.ndim == 2 else (values, None)
+
+    write_gguf(
+        tmp_path / "m.gguf", FAMILY, config, tensors, "llama", llama_metadata(config), quantise=quantise
+    )  # fmt: skip
+    model = Model(tmp_path / "m.gguf")
+    faulty = model.network.copy()
+    for block in faulty.blocks:
+        block.beside = as_ggml
+    right = selftest.right_dump(model.network, IDS)
+    result = compare_dumps(Dump(faulty.run(IDS, Kernels()), {}, "theirs"), right, model.network)
+    assert result.first.tensor.name == "h.0.attn.q" and result.diagnosis.key == "inputs-ggml-q8_0"
+    assert "as llama.cpp has them" in result.diagnosis.says and "every" in result.diagnosis.where
+    assert "inputs-ggml-q8_0" not in {fault.key for fault in faults.of(llama().network)}

@@ -293,7 +293,9 @@ class Block:
     None for what the scores' options say. split : of the output (T, W) of a fused projection, into the tensors that its
     "heads" steps make; None for the columns that they name. heads : how many heads there are, None for as many as the
     graph has. groups : of H heads and G of keys and values, which of the latter each head has; None for the graph's
-    order. entering : what is made of what goes into a linear layer, None for nothing.
+    order. entering : what is made of what goes into a linear layer, None for nothing. formats : the names of weights'
+    formats in the file, where they are known. beside : the same as entering by a weight (in, out) and its format: what
+    goes into the layer, and what is added to its output, None for nothing.
     """
 
     steps: tuple[Step, ...]
@@ -306,6 +308,8 @@ class Block:
     heads: int | None = None
     groups: Callable[[int, int], Array] | None = None
     entering: Callable[[Array], Array] | None = None
+    formats: Mapping[str, str] = field(default_factory=dict)
+    beside: Callable[[Array, Array, str], tuple[Array, Array | None]] | None = None
 
     def copy(self) -> Block:
         changed = {name: dict(options) for name, options in self.changed.items()}
@@ -332,6 +336,10 @@ class Block:
         x = x if self.entering is None else self.entering(x)
         blocks = self.blocks.get(f"{step.weight}.weight")
         wide = weight if conv1d else weight.T
+        if self.beside is not None:
+            x, more = self.beside(x, wide, self.formats.get(f"{step.weight}.weight", ""))
+            y = a.linear(x, wide, bias)
+            return y if more is None else y + more
         if blocks is not None and blocks.values is weight:  # a weight that was changed is of values alone
             return a.linear_int16(x, wide, blocks, bias)
         return a.linear(x, wide, bias)
@@ -370,26 +378,32 @@ class Network:
         tensors: Mapping[str, Array],
         kept: Mapping[str, str] | None = None,
         stored: Mapping[str, Blocks] | None = None,
+        formats: Mapping[str, str] | None = None,
     ) -> Network:
         """tensors: float32, by the names of the graph's parameters. kept: the types they were in, where not float32.
-        stored: the blocks of those that 16-bit integers are multiplied with."""
-        stored = stored or {}
+        stored: the blocks of those that 16-bit integers are multiplied with. formats: the names of all formats."""
+        stored, formats = stored or {}, formats or {}
         outer = {parameter.name: tensors[parameter.name] for parameter in graph.parameters if parameter.name in tensors}
         around = {name: stored[name] for name in outer if name in stored}
         for parameter in graph.parameters:
             if parameter.optional and parameter.name not in outer:
                 outer[parameter.name] = outer[parameter.optional]
                 around |= {parameter.name: around[parameter.optional]} if parameter.optional in around else {}
+                if parameter.optional in formats:
+                    formats = {**formats, parameter.name: formats[parameter.optional]}
         blocks = []
         for layer, steps in enumerate(graph.blocks):
             names = {p.name: graph.prefix(layer) + p.name for p in graph.block_parameters}
             weights = {name: tensors[full] for name, full in names.items() if full in tensors}
-            blocks.append(Block(steps, weights, {name: stored[full] for name, full in names.items() if full in stored}))
+            mine, own = ({n: of[full] for n, full in names.items() if full in of} for of in (stored, formats))
+            blocks.append(Block(steps, weights, mine, formats=own))
         before = Block(graph.before, outer, around)
         for step in graph.before:
             if step.op == "embedding":
                 before.change(step.name, factor=factor_of(step, (kept or {}).get(f"{step.weight}.weight", "float32")))
-        return cls(family, config, graph, before, blocks, Block(graph.after, outer, around, taps=before.taps))
+        return cls(
+            family, config, graph, before, blocks, Block(graph.after, outer, around, taps=before.taps, formats=formats)
+        )
 
     @property
     def weights(self) -> Trace:

@@ -109,8 +109,9 @@ class Model:
     def network(self) -> Network:
         entries = loading.find(self.source, self.family, self.graph).entries
         kept = {name: loading.PLAIN.get(entry.format, "float32") for name, entry in entries.items()}
+        formats = {name: entry.format for name, entry in entries.items()}
         stored = {name: Blocks(*found, self.tensors[name]) for name, found in self.blocks.items()}
-        return Network.of(self.family.name, self.config, self.graph, self.tensors, kept, stored)
+        return Network.of(self.family.name, self.config, self.graph, self.tensors, kept, stored, formats)
 
     @property
     def sha256(self) -> str:

@@ -333,6 +333,55 @@ def eight_bits(x: Array) -> Array:
     return found
 
 
+def eight_bits_of_256(x: Array) -> Array:
+    """As llama.cpp has activations beside K-quants: blocks of 256 of a row, 8-bit integers times a scale by which the
+    value that is furthest from 0 is -127. In float32, as there."""
+    blocks = x.astype(np.float32).reshape(len(x), -1, 256)
+    at = np.abs(blocks).argmax(axis=-1, keepdims=True)
+    most = np.take_along_axis(blocks, at, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = np.float32(-127) / most
+        whole = np.where(most != 0, np.minimum(np.round(blocks * factor), 127), 0.0)
+        scale = np.where(most != 0, 1 / factor, 0.0)
+    found: Array = (whole.astype(np.float64) * scale).reshape(x.shape).astype(x.dtype)
+    return found
+
+
+MINIMA = "Q4_1", "Q5_1"  # whose blocks have a minimum, times which goes the sum of the activations beside them
+K_QUANTS = "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"
+EIGHT_BITS = "Q8_0", "Q4_0", "Q5_0", "MXFP4", *MINIMA, *K_QUANTS
+
+
+def as_ggml(x: Array, weight: Array, format: str) -> tuple[Array, Array | None]:
+    """What goes into a product as llama.cpp's CPU code has it beside a weight (in, out) of a format: in blocks of 8-bit
+    integers, or in its 16-bit type; and what is added to the output.
+
+    Beside weights with a minimum a block has its own sum, rounded to float16, by which the minimum is multiplied: not
+    the sum of its rounded values. The minimum is the least of the weights in the block, as their quants begin at 0.
+    """
+    if format == "F16":
+        return float16(x), None
+    if format == "BF16":
+        return bfloat16(x), None
+    if format in K_QUANTS and x.shape[1] % 256 == 0:
+        return eight_bits_of_256(x), None
+    if format not in EIGHT_BITS or x.shape[1] % 32:
+        return x, None
+    blocks = x.astype(np.float32).reshape(len(x), -1, 32)  # whose halves are rounded as there
+    most = np.abs(blocks).max(axis=-1)
+    scale = most / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = np.where(most[..., None] > 0, np.round(blocks * (np.float32(127) / most)[..., None]), 0.0)
+    exact = float16(scale).astype(np.float64)
+    fewer = (whole * exact[..., None]).reshape(x.shape).astype(x.dtype)
+    if format not in MINIMA:
+        return fewer, None
+    sums = whole.sum(axis=-1)
+    minima = weight.reshape(-1, 32, weight.shape[1]).min(axis=1).astype(np.float64)
+    more: Array = ((float16((sums * scale).astype(np.float32)) - sums * exact) @ minima).astype(x.dtype)
+    return fewer, more
+
+
 def eight_bits_by_row(x: Array) -> Array:
     """8-bit integers times a scale for the row."""
     most = np.abs(x).max(axis=-1, keepdims=True)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 
 from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.faults.change import (
+    EIGHT_BITS,
     ROUNDED,
     Fault,
     Part,
+    as_ggml,
     bfloat16,
     eight_bits,
     eight_bits_by_row,
@@ -50,10 +52,16 @@ def of(part: Part) -> Iterator[Fault]:
                     f"{step.name or 'output'}-{name}", f"{what} is {name}", step.name, change, faint=True, grid=rounding
                 )
     place = "head-" if part.where == "after" else ""
+    formats = {*(part.network.after if part.where == "after" else part.network.blocks[0]).formats.values()}
+    of_ggml = not formats.isdisjoint(EIGHT_BITS) and part.where != "before"
+    if of_ggml and (linear := part.of_op("linear")):
+        says = "what goes into linear layers is rounded to blocks of 8 bits, as llama.cpp has them beside each format"
+        change = setting(part, beside=as_ggml)
+        yield from part.fault(f"{place}inputs-ggml-q8_0", says, linear[0].name, change, faint=bool(place))
     if part.where != "before":
         for name, (words, fewer) in INTO_PRODUCTS.items():
             linear = part.of_op("linear")
-            if linear:
+            if linear and not (name == "q8_0" and of_ggml):
                 says = f"what goes into linear layers is rounded to {words}"
                 change = setting(part, entering=fewer)
                 yield from part.fault(f"{place}inputs-{name}", says, linear[0].name, change, faint=bool(place))
