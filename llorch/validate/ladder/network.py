@@ -395,8 +395,9 @@ class Network:
         for layer, steps in enumerate(graph.blocks):
             names = {p.name: graph.prefix(layer) + p.name for p in graph.block_parameters}
             weights = {name: tensors[full] for name, full in names.items() if full in tensors}
-            mine, own = ({n: of[full] for n, full in names.items() if full in of} for of in (stored, formats))
-            blocks.append(Block(steps, weights, mine, formats=own))
+            of_ints = {name: stored[full] for name, full in names.items() if full in stored}
+            own = {name: formats[full] for name, full in names.items() if full in formats}
+            blocks.append(Block(steps, weights, of_ints, formats=own))
         before = Block(graph.before, outer, around)
         for step in graph.before:
             if step.op == "embedding":
