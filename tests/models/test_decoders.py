@@ -31,7 +31,7 @@ from llorch import validate
 from llorch.models import registry
 from llorch.receipts import digests
 from llorch.testing import use_isa
-from llorch.validate.ladder.network import Float64, Specified
+from llorch.validate.ladder.network import Float64, Kernels, Specified
 from llorch.validate.ladder.sources import Model
 
 
@@ -191,7 +191,7 @@ def test_gguf_has_the_bits_of_safetensors(tmp_path, name, switch):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gguf_blocks_have_the_bits_of_their_values(tmp_path, name):
-    """Also where one weight is queries, keys and values, or gate and up."""
+    """Also where one weight is queries, keys and values, or gate and up; and by 16-bit integers those of the graph."""
     gguf = pytest.importorskip("gguf")
     kind = gguf.GGMLQuantizationType.Q8_0
 
@@ -207,6 +207,9 @@ def test_gguf_blocks_have_the_bits_of_their_values(tmp_path, name):
     ids = ids_of()
     assert_same_bits(file.forward(ids), write(tmp_path / "values", name, "wide", tensors=values).forward(ids))
     assert not same_bits(file.forward(ids), write(tmp_path / "raw", name, "wide").forward(ids))
+    integers = llorch.CausalLM.from_pretrained(file.path, compute="int16").forward(ids)
+    assert_same_bits(integers, Model(file.path, "int16").network.run(ids, Kernels())["logits"])
+    assert not same_bits(integers, file.forward(ids))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,6 +25,8 @@ from llorch.cli import main
 from llorch.files.tensor import BLOCKS as SIZES
 from llorch.models import llama
 from llorch.models.encoder_engine import Encoder
+from llorch.models.gpt2 import FAMILY as GPT2_FAMILY
+from llorch.models.gpt2 import GPT2Config
 from llorch.testing import use_isa
 
 gguf = pytest.importorskip("gguf")
@@ -247,6 +249,30 @@ def test_a_layer_that_is_stored_by_its_inputs(tmp_path):
             rows = llorch.quantize(values.T, "Q8_0")
             wanted = llorch.dequantize(rows, "Q8_0", values.T.shape)
             assert_same_bits(packed.column(5), wanted[5])
+
+
+@pytest.mark.parametrize("compute", ["float32", "int16"])
+def test_gpt2_whose_matrices_are_turned(tmp_path, compute):
+    """(in, out) for the graph, (out, in) in GGUF."""
+    entries = {"vocab_size": 61, "n_positions": 160, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    config, number = GPT2Config.from_dict(entries), gguf.GGMLQuantizationType.Q4_0
+    metadata = {"block_count": 2, "context_length": 160, "embedding_length": 64, "feed_forward_length": 256}
+    metadata |= {"attention.head_count": 4, "attention.layer_norm_epsilon": 1e-5}
+
+    def quantise(name, values):
+        whole = values.ndim > 1 and name != "wpe.weight"
+        return (gguf.quants.quantize(values, number), number) if whole else (values, None)
+
+    path = write_gguf(
+        tmp_path / "m.gguf", GPT2_FAMILY, config, gpt2_tensors(entries), "gpt2",
+        {f"gpt2.{key}": value for key, value in metadata.items()}, quantise,
+    )  # fmt: skip
+    model, ids = load(path, compute=compute), ids_of(24) % 61
+    assert (model.dtype, model.compute) == ("q4_0", compute)
+    got = model.forward(ids)
+    assert same_bits(got, load(path, dtype="float32").forward(ids)) == (compute == "float32")
+    assert_same_bits(model.step([ids[:9], ids], [model.new_cache(), model.new_cache()])[1], got[-1])
+    assert validate.run_ladder(path, ids=ids[:5].tolist(), peer=False, compute=compute).holds
 
 
 def test_an_encoder(tmp_path):
