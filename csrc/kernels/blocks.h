@@ -143,6 +143,17 @@ LL_INLINE blocks_group blocks_at(const char *panel, size_t k, size_t K, int form
     return (blocks_group){head, head + ll_head_bytes(format, values / LL_RUN), index * most, values};
 }
 
+/* How far ahead of what is widened the weight is called for, in bytes: what lies there is widened after these values have
+ * met all rows. */
+#define BLOCKS_NEXT 8192
+
+/* Calls for a run's bytes. */
+LL_INLINE void blocks_call(const char *run, int format)
+{
+    for (size_t line = 0; line < ll_run_bytes(format); line += 64)
+        __builtin_prefetch(run + BLOCKS_NEXT + line, 0, 2);
+}
+
 /* ---- panels into the cache --------------------------------------------------------------------------- */
 
 /* Values [k, k + kc) of a panel as float32 [kc][16]; k is a multiple of LL_BLOCK. */
@@ -153,6 +164,7 @@ LL_INLINE void blocks_widen(const char *panel, size_t K, size_t k, size_t kc, fl
         const blocks_group g = blocks_at(panel, k, K, format);
         for (; k < end && k < g.first + g.values; k += LL_RUN, to += LL_RUN * LL_PANEL) {
             const size_t run = (k - g.first) / LL_RUN;
+            blocks_call(g.runs + run * ll_run_bytes(format), format);
             for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
                 const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
                 vf D[2], M[2];

@@ -21,7 +21,7 @@
 #include "pack.h"
 
 /* As linear.h has them; integers of 16 bits take half the room. */
-#define INTEGERS_DEPTH 512
+#define INTEGERS_DEPTH 1024
 #define INTEGERS_ROWS (LL_VL == 16 ? 516 : 120)
 
 /* ---- rows of x ----------------------------------------------------------------------------------------- */
@@ -114,6 +114,7 @@ LL_INLINE void integers_fetch(const char *panel, size_t K, size_t k, size_t kc, 
         const blocks_group g = blocks_at(panel, k, K, format);
         for (; k < end && k < g.first + g.values; k += LL_RUN) {
             const size_t run = (k - g.first) / LL_RUN;
+            blocks_call(g.runs + run * ll_run_bytes(format), format);
             for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
                 const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
                 for (size_t s = 0; s < subs; s++) {
