@@ -13,7 +13,7 @@ from llorch.text.batch import CHUNK, Request, Sequence
 from llorch.text.protocol import context_of
 from llorch.text.sampling import SamplingParameters
 
-ROWS = 64  # positions whose logits are looked at together
+LOGITS = 1 << 24  # at a time: the more positions together, the fewer times the weights are read
 EQUAL, OTHER, UNKNOWN = 0, 1, 2
 
 
@@ -132,5 +132,6 @@ def _logits(model: Any, tokens: list[int], prompt: int) -> Any:
     cache = model.new_cache(len(tokens))
     for first in range(0, prompt - 1, CHUNK):
         model.step([tokens[first : min(first + CHUNK, prompt - 1)]], [cache])
-    for first in range(prompt - 1, len(tokens), ROWS):
-        yield model.forward(tokens[first : first + ROWS], cache)
+    rows = max(16, min(CHUNK, LOGITS // model.config.vocab_size))
+    for first in range(prompt - 1, len(tokens), rows):
+        yield model.forward(tokens[first : first + rows], cache)
