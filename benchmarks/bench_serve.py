@@ -248,7 +248,7 @@ def crowd(folder, options):
             await asyncio.gather(*(work() for _ in range(64)))
         return answers
 
-    with serving(folder, "--memory", 0.2, "--queue", 64) as (pid, address):
+    with serving(folder, "--memory", 0.05, "--queue", 64) as (pid, address):
         asyncio.run(run(address))  # memory is as large as it becomes
         before = resident(pid)
         start = time.perf_counter()
