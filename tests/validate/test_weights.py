@@ -14,6 +14,7 @@ from encoders import write_file as write_encoder_file
 from helpers import rng
 from random_models import LLAMA, interleaved, llama_metadata, random_tensors, save, write_gguf
 
+import llorch
 from llorch.cli import main
 from llorch.models import llama
 from llorch.validate.weights import formats, relations
@@ -413,6 +414,21 @@ def test_the_grid_of_a_block(kind):
     assert not fit(Values(x + 3 * grid.half.astype(np.float32), "F32"), b).holds
 
 
+@pytest.mark.parametrize("kind", list(formats.LAYOUTS))
+@pytest.mark.parametrize("uneven", [False, True])
+def test_a_quantiser_stays_within_the_bound(kind, uneven):
+    """Of weights whose sub-blocks are alike, and of some that differ by e^6, which K-quants' scales can't all say."""
+    x = rng(6).standard_normal((16, 512)) * 0.02
+    x *= np.exp(2 * rng(7).standard_normal((16, 32))).repeat(16, axis=1) if uneven else 1
+    x = x.astype(np.float32)
+    raw = llorch.quantize(x, kind)
+    y = Values(llorch.dequantize(raw, kind, x.shape), kind, raw)
+    found = fit(Values(x, "F32"), y)
+    assert found.holds and 0.5 < found.worst <= 1.02  # a value beyond the range may be cut off by 1.01 of its bound
+    assert not fit(Values(x * np.float32(1.3), "F32"), y).holds
+    assert not fit(Values(np.roll(x, 1, axis=1), "F32"), y).holds
+
+
 def test_orders_in_words():
     n = np.arange(12)
     assert relations.describe(n[::-1], "rows") == "rows in reverse order"
@@ -420,6 +436,16 @@ def test_orders_in_words():
     assert relations.describe(n.reshape(3, 4)[[2, 0, 1]].ravel(), "rows", [4]) == "heads in the order 2, 0, 1"
     inside = (n.reshape(3, 4)[:, [0, 2, 1, 3]]).ravel()
     assert relations.describe(inside, "rows", [4]) == "in each head, rows in the order 0, 2, 1, 3"
+
+
+def test_names_that_a_terminal_would_obey(tmp_path):
+    """In another engine's file, and in a model's: they are shown escaped."""
+    given = folder(tmp_path / "hf", "llama")
+    evil = dict(made("llama")[2]) | {"\x1b[2J\u202ename": np.zeros(3, np.float32)}
+    np.savez(tmp_path / "own.npz", **evil)
+    for other in (tmp_path / "own.npz", folder(tmp_path / "wrong", "llama", tensors=evil)):
+        found = CliRunner().invoke(main, ["compare-weights", str(given), str(other)])
+        assert r"\x1b[2J\u202ename" in found.output and "\x1b[2J" not in found.output and "\u202e" not in found.output
 
 
 def test_the_command(tmp_path):
