@@ -131,7 +131,7 @@ def command(
     server.run(sockets=[listening])
     if state.cut:
         common.echo(
-            f"{counted(state.cut, 'answer')} had not ended within {shutdown_seconds} s and were cut off", err=True
+            f"cut off, as it had not ended within {shutdown_seconds} s: {counted(state.cut, 'answer')}", err=True
         )
 
 
