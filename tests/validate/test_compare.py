@@ -1,13 +1,16 @@
 """`compare` reads anybody's dump: names, layouts, parts, and what is no dump at all."""
 
+import base64
 import contextlib
 import json
 import re
+import struct
 import subprocess
 import sys
 import time
 import tracemalloc
 import zipfile
+import zlib
 
 import ml_dtypes
 import numpy as np
@@ -22,9 +25,11 @@ from llorch.validate.kernels import determinism
 from llorch.validate.ladder import dumps, faults, rungs, selftest
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
+from llorch.validate.ladder.layouts import align
 from llorch.validate.ladder.names import Names, canonical
 from llorch.validate.ladder.network import Kernels
 from llorch.validate.report import json as as_json
+from llorch.validate.report.picture import picture
 
 E, H, D, N = 128, 4, 32, 4
 NAMES = Names.of(embedded().graph)
@@ -854,3 +859,38 @@ def test_no_control_character_reaches_the_terminal_or_the_page(files, tmp_path):
 
 def test_control_characters_would_be_seen():
     assert controls(EVIL) == {"\x1b", "\x07", "\u202e", "\u2028", "\x9b"} and controls("a\nb é") == set()
+
+
+# ---- the picture of a tensor -----------------------------------------------------------------------------------
+
+
+def pixels(svg):
+    """Of the PNG in it, (rows, columns, 3)."""
+    data = base64.b64decode(svg.split("data:image/png;base64,")[1].split('"')[0])
+    columns, rows = struct.unpack(">II", data[16:24])
+    body = data[data.index(b"IDAT") + 4 : -16]
+    return (
+        np.frombuffer(zlib.decompress(body), np.uint8).reshape(rows, 1 + 3 * columns)[:, 1:].reshape(rows, columns, 3)
+    )
+
+
+@pytest.mark.parametrize("name, at, place", [("h.1.ln_2", (3, 5), (3, 5)), ("h.1.attn.v", (2, 4, 7), (4, 2 * 32 + 7))])
+def test_the_picture_shows_where_the_error_sits(name, at, place):
+    theirs = copied(right())
+    theirs.arrays[name][at] += np.float32(0.5)
+    row = next(row for row in compare_dumps(theirs, right()).rows if row.tensor.name == name)
+    read = align(theirs, right())[0][name]
+    found = pixels(picture(read, row.tensor, right().arrays[name], row.allowed))
+    red = found[..., 0].astype(int) - found[..., 2]
+    assert found.shape[:2] == (len(right().ids), 128)
+    assert np.unravel_index(red.argmax(), red.shape) == place and (red > 0).sum() == 1
+
+
+def test_a_wide_tensors_picture_keeps_its_largest_error():
+    theirs = copied(right())
+    theirs.arrays["logits"][2, 1001] += np.float32(9)
+    read = align(theirs, right())[0]["logits"]
+    tensor = next(row.tensor for row in compare_dumps(theirs, right()).rows if row.tensor.name == "logits")
+    found = pixels(picture(read, tensor, right().arrays["logits"], 1e-3))
+    red = found[..., 0].astype(int) - found[..., 2]
+    assert found.shape[1] < 1024 and (red > 0).sum() == 1 and abs(red[2].argmax() - 1001 * 960 // 1024) <= 1

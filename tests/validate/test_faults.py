@@ -1,6 +1,9 @@
 """Every fault is found at its place and by its name; also bugs planted in another implementation, transformers."""
 
+import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -18,6 +21,13 @@ from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.layouts import align
 from llorch.validate.ladder.network import Float64, Kernels
+
+_SPEC = importlib.util.spec_from_file_location(
+    "false_diagnoses", Path(__file__).parents[2] / "tools" / "false_diagnoses.py"
+)
+false_diagnoses = importlib.util.module_from_spec(_SPEC)
+sys.modules["false_diagnoses"] = false_diagnoses
+_SPEC.loader.exec_module(false_diagnoses)
 
 FAULTS = faults.by_key(network())
 N = 4
@@ -283,3 +293,73 @@ def test_lining_up_hides_no_fault():
         moved = {f"transformer.{name}": values[None] for name, values in theirs.arrays.items() if values.ndim}
         assert compare_dumps(Dump(moved, {}, "theirs"), right()).first.tensor.name == plain
     assert align(right(), right())[1] == []
+
+
+# ---- numbers, two at once, and what mustn't be named ---------------------------------------------------------------
+
+
+def told(name, *done):
+    """What is said of a small model of a family with faults in blocks, by their keys; of a solved one also a value."""
+    network = specimens.specimen(FAMILIES[name])
+    known, numbers = faults.by_key(network), {one.key: one for one in faults.solvable(network)}
+    faulty = network
+    for key, layers, *value in done:
+        fault = numbers[key].of(*value) if value else known[key]
+        faulty = fault.inject(faulty, *layers)
+    ours = selftest.right_dump(network, specimens.IDS)
+    return compare_dumps(Dump(faulty.run(specimens.IDS, Kernels()), {}, "theirs"), ours, network).diagnosis
+
+
+@pytest.mark.parametrize(
+    "name, key, value, says",
+    [
+        ("Llama", "eps", 0.00271, "eps is 0.00271, not 0.01"),
+        ("Llama", "scale", 0.4321, "scores are multiplied by 0.4321, not 0.353553"),
+        ("Llama", "rope-base", 54321.0, "the rotation's base is 54321, not 1000"),
+        ("Llama", "rope-offset", -2.0, "positions of the rotation are 2 too low"),
+        ("Gemma 2", "softcap", 2.75, "the softcap of scores is 2.75, not 2"),
+        ("Gemma 2", "output-factor", 0.97, "the block's output is multiplied by 0.97"),
+        ("Mistral", "window-5", 7, "the window has 7 positions, not 5"),
+        ("BERT", "mlp.c_fc-offset", 0.0123, "0.0123 is added to mlp.c_fc"),
+        ("GPT-2", "attn.v-order-of-heads", (0, 2, 1, 3, 4, 5),
+         "heads of attn.v are in another order: 1 and 2 are exchanged"),
+    ],
+)  # fmt: skip
+def test_a_number_or_an_order_is_solved_for_and_told(name, key, value, says):
+    """Values that no list has."""
+    found = told(name, (key, (1, 2), value))
+    assert found.says == says
+    assert found.layers == (1, 2) or name in ("Gemma 2", "Mistral")  # where layers differ
+    assert found.distance < 1e-5 < found.healthy
+
+
+def test_two_faults_are_both_named_and_what_each_explains():
+    found = told("Llama", ("groups-tiled", (1,)), ("activation-gelu", (2,)))
+    assert (found.key, found.layers) == ("groups-tiled", (1,))
+    assert found.left_of == "logits" and 0 < found.left < 1 and "of the distance of logits" in found.rest
+    assert (found.then.key, found.then.layers) == ("activation-gelu", (2,))
+
+
+def test_two_faults_of_one_tensor_are_both_named():
+    found = told("Qwen2", ("attn-q-no-bias", (1,)), ("attn.q-factor", (1,), 1.07))
+    assert {found.key, found.then.key} == {"attn-q-no-bias", "attn.q-factor"} and found.left_of == "h.1.attn.q"
+    assert told("Qwen2", ("attn-q-no-bias", (1,))).then is None
+
+
+def test_what_was_not_done_is_not_named():
+    """A sample of tools/false_diagnoses.py; docs/validator.md has what all of it found."""
+    pairs = list(false_diagnoses.pairs(9, seed=7))
+    engines = [case for _, case in false_diagnoses.engines(6, seed=7)]
+    assert [case for case in (*pairs, *engines) if case.outcome == "wrong"] == []
+    assert sum(case.outcome == "both named" for case in pairs) > 4
+
+
+def test_a_false_diagnosis_would_be_seen():
+    """The negative control: another fault than the one that is named was made."""
+    network = specimens.specimen(FAMILIES["Llama"])
+    known = faults.by_key(network)
+    ours = selftest.right_dump(network, specimens.IDS)
+    theirs = Dump(known["rope-pairs"].inject(network, 0).run(ours.ids, Kernels()), {}, "theirs")
+    found = compare_dumps(theirs, ours, network)
+    assert false_diagnoses.judged("Llama", [known["rope-pairs"]], found).outcome == "named"
+    assert false_diagnoses.judged("Llama", [known["rope-none"]], found).outcome == "wrong"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from llorch._text import shown
-from llorch.validate.ladder import dumps, layouts, rungs
-from llorch.validate.ladder.diagnose import Diagnosis, diagnose
-from llorch.validate.ladder.distance import Aligned, Array
+from llorch.validate.ladder import dumps, faults, layouts, rungs
+from llorch.validate.ladder.diagnose import Diagnosis, diagnose, in_heads
+from llorch.validate.ladder.distance import Aligned, Array, comparable, relative
 from llorch.validate.ladder.dumps import Dump
-from llorch.validate.ladder.network import Float64, Network, Progress, silent
+from llorch.validate.ladder.faults import Fault
+from llorch.validate.ladder.network import Float64, Kernels, Network, Progress, silent
 from llorch.validate.ladder.rows import Row, measure
 from llorch.validate.ladder.rungs import Tensor
 from llorch.validate.ladder.sources import Model
@@ -92,8 +93,10 @@ def compare_dumps(
     network: Network | None = None,
     names: Mapping[str, str] | None = None,
     progress: Progress = silent,
+    *,
+    further: bool = True,
 ) -> Comparison:
-    """`compare` for what is in memory; faults are tried in `network`, if there is one."""
+    """`compare` for what is in memory; faults are tried in `network`, if there is one. further: also a second one."""
     _ = ours.graph  # whose errors come first: what isn't llorch's has neither
     wanted = rungs.tensors(ours, len(ours.ids))
     _check_ours(ours, wanted)
@@ -139,7 +142,13 @@ def compare_dumps(
     elif first is not None and network is None:
         notes.append("no model was given (--model), so no fault was tried")
     elif first is not None and network is not None:
-        diagnosis, tried = diagnose(network, ours, reads, rows, first, progress)
+        diagnosis, tried, nearer = diagnose(network, ours, reads, rows, first, progress)
+        if further and first.tensor.name in _computed(network):
+            if diagnosis is not None:
+                diagnosis, more = _then(network, ours, reads, rows, first, diagnosis)
+            else:
+                diagnosis, more = _both(network, ours, reads, rows, first, nearer)
+            tried += more
     return Comparison(theirs.name, ours.name, rows, first, diagnosis, unknown, notes, tried)
 
 
@@ -149,6 +158,123 @@ def _check_ours(ours: Dump, wanted: Sequence[Tensor]) -> None:
             raise ValueError(f"{ours.name} has no tensor {tensor.name}: it must be a dump that llorch wrote")
         if (shape := ours.shape(tensor.name)) != tensor.shape:
             raise ValueError(f"{ours.name}: {tensor.name} has shape {shown(shape)}, it must be {tensor.shape}")
+
+
+# ---- two faults --------------------------------------------------------------------------------------------------
+
+PAIRED = 4  # faults that bring a tensor nearer, to each of which another is tried
+EXACT = 1e-5  # relative: two faults together must give their tensor but for float32's noise
+
+
+def _computed(network: Network) -> set[str]:
+    """The tensors of the graph: not what is made of its logits."""
+    graph = network.graph
+    inside = {rungs.block_name(i, step.name) for i, steps in enumerate(graph.blocks) for step in steps}
+    return inside | {step.name for step in (*graph.before, *graph.after)}
+
+
+@dataclass(frozen=True)
+class _Faulty:
+    """A model with a fault, what it dumps, and the rows of theirs beside that."""
+
+    network: Network
+    dump: Dump
+    rows: list[Row]
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        ours: Dump,
+        reads: Mapping[str, Aligned],
+        right: Sequence[Row],
+        fault: Fault,
+        layers: tuple[int, ...],
+    ) -> _Faulty:
+        """right: the rows beside a model without the fault."""
+        faulty = fault.inject(network, *layers)
+        ladder = {row.tensor.name: row.tensor for row in right}
+        made = {name: in_heads(values, ladder[name]) for name, values in faulty.run(ours.ids, Kernels()).items()}
+        trace = dict(ours.arrays) | made
+        computed = _computed(network) | {"ids"}  # nothing is said of what is made of the logits
+        computed -= {name for name, values in made.items() if values.shape != ladder[name].shape}
+        rows = [
+            _row(one, reads, trace, ladder) if one.name in computed else Row(one, "absent") for one in ladder.values()
+        ]
+        return cls(faulty, Dump(trace, ours.metadata, ours.name), rows)
+
+    def keeps(self, right: Sequence[Row]) -> bool:
+        """Whether what agrees with a model without the faults agrees with this one."""
+        pairs = zip(right, self.rows, strict=True)
+        return not any(before.status == "ok" and after.status == "diverges" for before, after in pairs)
+
+    def next_after(self, name: str) -> Row | None:
+        """The first that diverges from this one on."""
+        places = [row.tensor.name for row in self.rows]
+        return next((row for row in self.rows[places.index(name) :] if row.status == "diverges"), None)
+
+
+def _then(
+    network: Network,
+    ours: Dump,
+    reads: Mapping[str, Aligned],
+    rows: Sequence[Row],
+    first: Row,
+    found: Diagnosis,
+) -> tuple[Diagnosis, int]:
+    """The diagnosis with what it leaves, and another fault that is in theirs besides, if one gives the rest."""
+    if found.fault is None or found.key == faults.FRESH:
+        return found, 0
+    faulty = _Faulty.of(network, ours, reads, rows, found.fault, found.layers)
+    second = faulty.next_after(first.tensor.name)
+    if second is None or second.tensor.name == first.tensor.name or not reads[second.tensor.name].fits:
+        return found, 0
+    last = [row for row in faulty.rows if row.status != "absent" and not row.tensor.whole][-1].tensor
+    left = _distance(reads, last, faulty.dump) / max(_distance(reads, last, ours), 1e-300)
+    then, tried, _ = diagnose(faulty.network, faulty.dump, reads, faulty.rows, second)
+    if then is None and found.fault.rounds:  # whose noise is as large as what it does
+        return found, tried
+    if then is not None and (then.distance > EXACT or then.key in (found.key, faults.FRESH) or then.fault is None):
+        then = None
+    elif then is not None and then.fault is not None:
+        both = _Faulty.of(faulty.network, faulty.dump, reads, rows, then.fault, then.layers)
+        then = then if both.keeps(rows) else None
+    return replace(found, left=left, left_of=last.name, then=then), tried
+
+
+def _both(
+    network: Network,
+    ours: Dump,
+    reads: Mapping[str, Aligned],
+    rows: Sequence[Row],
+    first: Row,
+    nearer: Sequence[tuple[Fault, tuple[int, ...]]],
+) -> tuple[Diagnosis | None, int]:
+    """Two faults of one tensor that give it together, the one that explains more of it first; None if none do."""
+    tried = 0
+    for fault, layers in nearer[:PAIRED] if math.isfinite(_distance(reads, first.tensor, ours)) else ():
+        faulty = _Faulty.of(network, ours, reads, rows, fault, layers)
+        second = faulty.next_after(first.tensor.name)
+        if second is None or second.tensor.name != first.tensor.name:
+            continue
+        then, count, _ = diagnose(faulty.network, faulty.dump, reads, faulty.rows, second)
+        tried += count
+        if then is None or then.fault is None or then.distance > EXACT or then.key in (fault.key, faults.FRESH):
+            continue
+        # A second one that gives it alone needs no first, and was refused as what would be wrong with it is right.
+        alone = _Faulty.of(network, ours, reads, rows, then.fault, then.layers)
+        both = _Faulty.of(faulty.network, faulty.dump, reads, rows, then.fault, then.layers)
+        if _distance(reads, first.tensor, alone.dump) > 10 * EXACT and both.keeps(rows):
+            healthy, left = (_distance(reads, first.tensor, dump) for dump in (ours, faulty.dump))
+            where = f"in block {layers[0]}" if layers else ""
+            diagnosis = Diagnosis(fault.key, fault.says, layers, where, left, healthy, value=fault.value, fault=fault)
+            return replace(diagnosis, left=left / healthy, left_of=first.tensor.name, then=then), tried
+    return None, tried
+
+
+def _distance(reads: Mapping[str, Aligned], tensor: Tensor, dump: Dump) -> float:
+    theirs, mine, _ = comparable(reads[tensor.name], tensor, dump.arrays[tensor.name])
+    return relative(theirs, mine)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------

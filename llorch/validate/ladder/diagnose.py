@@ -31,6 +31,7 @@ from llorch.validate.ladder.network import (
     silent,
 )
 from llorch.validate.ladder.rows import Row, measure
+from llorch.validate.ladder.rungs import Tensor
 
 EXPLAINED = 0.1  # a fault must bring their tensor this much nearer to the oracle
 NEAR = 1e-2  # and be no further from it than this, relative
@@ -50,7 +51,9 @@ class Diagnosis:
 
     key, says : the fault. layers : blocks it was tried in. where : "in block 0 and every one after it". distance,
     healthy : of their tensor from the faulty and from the right oracle, relative L2. also : other faults that give it
-    as well, which a longer prompt or a fuller dump might tell apart. value : of a number that was solved for.
+    as well, which a longer prompt or a fuller dump might tell apart. value : of a number that was solved for. fault,
+    alike : the fault itself, and the others. left : what it leaves of the distance of the tensor left_of, the last that
+    there is. then : another fault that gives the next tensor that diverges, in a model that has this one.
     """
 
     key: str
@@ -63,6 +66,19 @@ class Diagnosis:
     also_keys: tuple[str, ...] = ()
     value: float | None = None
     fault: Fault | None = None
+    alike: tuple[Fault, ...] = ()
+    left: float = 0.0
+    left_of: str = ""
+    then: Diagnosis | None = None
+
+    @property
+    def rest(self) -> str:
+        """How much of what is wrong it explains, in words; "" where it explains all."""
+        if not self.left_of:
+            return ""
+        share = max(0.0, 1 - self.left)
+        another = "" if self.then is not None else ": something else is wrong too, and no known fault gives it"
+        return f"It explains {share:.0%} of the distance of {self.left_of}{another}"
 
 
 @dataclass(frozen=True)
@@ -150,12 +166,12 @@ class _Bench:
                     if len(span) > 1 and isinstance(one, Fault) and one.grid is None:
                         apart += [(one, (layer,)) for layer in inside]
                     elif len(span) > 1 and isinstance(one, Solved):
-                        apart += [(one, (layer,)) for layer in inside if self._exact(one, (layer,))]
+                        apart += [(one, (layer,)) for layer in inside if self.exact(one, (layer,))]
         healthy = self.healthy[self.first.name]
         own_step_is_right = math.isfinite(healthy) and self.alone <= EXPLAINED * healthy
         for stage in (together, apart):
             for exact in (False,) if own_step_is_right else (True, False):
-                chosen = [(one, layers) for one, layers in stage if self._exact(one, layers) == exact]
+                chosen = [(one, layers) for one, layers in stage if self.exact(one, layers) == exact]
                 plain = [(one, layers) for one, layers in chosen if isinstance(one, Fault)]
                 solved = [(one, layers) for one, layers in chosen if isinstance(one, Solved)]
                 if plain or solved:
@@ -165,7 +181,8 @@ class _Bench:
         """Whether a fault that first shows there may be the cause."""
         return self.places.get(shows, -1) <= self.places[self.first.name]
 
-    def _exact(self, one: Fault | Solved, layers: tuple[int, ...]) -> bool:
+    def exact(self, one: Fault | Solved, layers: tuple[int, ...]) -> bool:
+        """Whether its own tensor is the one that diverges."""
         shows = rungs.block_name(layers[0], one.shows) if layers else one.shows
         return shows == self.first.name or (isinstance(one, Fault) and one.decoding)
 
@@ -229,7 +246,7 @@ class _Bench:
 
     def values(self, one: Solved, layers: tuple[int, ...]) -> Iterable[object]:
         """What a number may be: solved from its own tensor, or searched by what it makes of another."""
-        if self._exact(one, layers):
+        if self.exact(one, layers):
             if self.reads[self.first.name].fits:
                 with np.errstate(all="ignore"):
                     yield from one.solve(self.evidence())
@@ -254,11 +271,16 @@ class _Bench:
         shows = rungs.block_name(min(layers), fault.shows) if layers else fault.shows
         if shows == self.first.name and not fault.late:
             faulty = fault.inject(self.network, *layers)
-            found = self._in_heads(self.first.name, self.local(faulty, a, self.known)[self.kind])
+            found = in_heads(self.local(faulty, a, self.known)[self.kind], self.first)
         else:
             found = self.part(fault, layers, a)[self.first.name]
         distance = self.distance(self.first.name, found)
         return distance if math.isfinite(distance) else 1e300
+
+    def _beside(self) -> list[str]:
+        """Their other tensors of the block that has the first divergence, but for copies of those."""
+        names = [name for name, tensor in self.tensors.items() if tensor.layer == self.first.layer]
+        return [n for n in names if n != self.first.name and n in self.reads and not self.tensors[n].checked_against]
 
     def rounded_later(self, fault: Fault, layers: Sequence[int]) -> bool | None:
         """Of a rounding whether the same tensors of these blocks have it too, None for other faults and where nothing
@@ -290,10 +312,12 @@ class _Bench:
             distance = self.distance("generated", found)
             return _Trial(fault, layers, distance, distance if distance <= self.enough else math.inf)
         name = self.first.name
-        exact = self._exact(fault, layers)
+        exact = self.exact(fault, layers)
         explained, enough = EXPLAINED, self.enough
         if fault.grid is not None and exact:
-            if not self._on(fault.grid, name):
+            beside = [self._on(fault.grid, other) for other in self._beside()] if fault.in_block else []
+            others = all(beside) if fault.every else not (len(beside) > 1 and all(beside))
+            if not self._on(fault.grid, name) or not others:
                 return _Trial(fault, layers, math.inf, math.inf)
             # Noise of float32 takes a few values to the other side: enough that all are such values.
             explained, enough = HALF, min(NEAR, HALF * self.healthy[name])
@@ -324,7 +348,7 @@ class _Bench:
         faulty = fault.inject(self.network, *layers)
         start, x = self.begin(layers[0] if layers else -1 if fault.shows in self.before else len(self.network.blocks))
         for part in faulty.parts(self.ids, a, start, x):
-            yield {name: self._in_heads(name, values) for name, values in part.items()}
+            yield {name: in_heads(values, self.tensors[name]) for name, values in part.items()}
 
     def follows(self, fault: Fault, alone: tuple[int, ...], every: tuple[int, ...]) -> tuple[float, float] | None:
         """What the fault in one block, and in every one, leaves unexplained of the first tensors behind the divergence
@@ -353,18 +377,19 @@ class _Bench:
         """Whether a distance from it says something: it is there, and no whole numbers."""
         return name in self.reads and not self.tensors[name].whole
 
-    def _in_heads(self, name: str, values: Array) -> Array:
-        """q, k, v and the cache of another number of heads in the shape of the model's own."""
-        if self.tensors[name].axes not in ("HTD", "GTD") or values.shape == self.tensors[name].shape:
-            return values
-        H, T, D = self.tensors[name].shape
-        return merge_heads(values).reshape(T, H, D).transpose(1, 0, 2)
-
     def _share(self, name: str, values: Array) -> float:
         """The distance from these values in units of that from the right ones, or of NOISE, if that is more."""
         distance = self.distance(name, values)
         healthy = max(self.healthy[name], NOISE)
         return distance / healthy if math.isfinite(healthy) else (0.0 if distance < NEAR else math.inf)
+
+
+def in_heads(values: Array, tensor: Tensor) -> Array:
+    """q, k, v and the cache of another number of heads in the shape of the model's own."""
+    if tensor.axes not in ("HTD", "GTD") or values.shape == tensor.shape:
+        return values
+    H, T, D = tensor.shape
+    return merge_heads(values).reshape(T, H, D).transpose(1, 0, 2)
 
 
 def diagnose(
@@ -374,18 +399,23 @@ def diagnose(
     rows: Sequence[Row],
     first: Row,
     progress: Progress = silent,
-) -> tuple[Diagnosis | None, int]:
-    """The fault that gives their first diverging tensor, None if no known one does; and how many were tried."""
+) -> tuple[Diagnosis | None, int, list[tuple[Fault, tuple[int, ...]]]]:
+    """The fault that gives their first diverging tensor, None if no known one does; how many were tried; and where none
+    gives it, those that bring it nearer, the nearest first."""
     bench = _Bench(network, ours, reads, rows, first)
     name, trials = first.tensor.name, []
     stages = list(bench.stages())
     size = sum(len(stage.faults) + len(stage.solved) for stage in stages)
     healthy, tried, done = bench.healthy[name], 0, 0
 
+    nearer: list[_Trial] = []
+
     def attempt(fault: Fault, layers: tuple[int, ...]) -> None:
         nonlocal tried
         trial = bench.attempt(fault, layers)
         tried += 1
+        if trial.distance < PROMISING * healthy and bench.exact(fault, layers) and fault.grid is None:
+            nearer.append(trial)
         if trial.whole < math.inf and trial.distance < math.inf:
             trials.append(trial)
 
@@ -408,7 +438,8 @@ def diagnose(
             attempt(fault, layers)
     progress(size, size)
     if not trials:
-        return None, tried
+        nearer.sort(key=lambda trial: trial.distance)
+        return None, tried, [(trial.fault, trial.layers) for trial in nearer]
     # One that gives the rest of that part of the model too comes before one that gives the first tensor alone.
     trials.sort(key=lambda trial: (trial.whole > EXPLAINED, max(trial.whole, trial.distance)))
     best = trials[0]
@@ -431,8 +462,10 @@ def diagnose(
             tuple(other.values()),
             best.fault.value,
             best.fault,
+            tuple(trial.fault for trial in alike),
         ),
         tried,
+        [],
     )
 
 

@@ -64,16 +64,22 @@ def _number(x: float, whole: bool) -> str:
     return f"{x:.6g}"
 
 
+def limits(tensor: Tensor, ours: Array, finite: Array, tolerance: float) -> Array:
+    """What each value may be off: the tolerance, times the root mean square of a row where that is more than 1."""
+    limit: Array = np.full(ours.shape, tolerance)
+    if tensor.rung.scaled and tolerance and ours.ndim:
+        squares = np.where(finite, ours, 0.0) ** 2
+        count = np.maximum(finite.sum(axis=-1, keepdims=True), 1)
+        limit = limit * np.maximum(1.0, np.sqrt(squares.sum(axis=-1, keepdims=True) / count))
+    return limit
+
+
 def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None = None, against: str = "") -> Row:
     """The row of one array beside what it should be, in the tensor's shape."""
     tolerance = tensor.tolerance if tolerance is None else tolerance
     theirs, ours, finite = distance.comparable(read, tensor, want)
     d = distance.differences(theirs, ours)
-    limit = np.full(d.shape, tolerance)
-    if tensor.rung.scaled and tolerance and d.ndim:
-        squares = np.where(finite, ours, 0.0) ** 2
-        count = np.maximum(finite.sum(axis=-1, keepdims=True), 1)
-        limit = limit * np.maximum(1.0, np.sqrt(squares.sum(axis=-1, keepdims=True) / count))
+    limit = limits(tensor, ours, finite, tolerance)
     wrong = d > limit
     if not d.size:
         return Row(tensor, "ok", read.source, read.note, against, tolerance=tolerance)

@@ -183,7 +183,7 @@ def inject(network: Network, ours: Dump, fault: faults.Fault | None, layers: tup
         return Injection(CONTROL, CONTROL, (), "all agree", found, "", comparison.holds, True)
     faulty = fault.inject(network, *layers)
     theirs = Dump(dump_of(faulty, ours, layers, decoding=fault.decoding), {}, "theirs")
-    comparison = compare_dumps(theirs, ours, network)
+    comparison = compare_dumps(theirs, ours, network, further=False)
     wanted = fault.shows if not layers else rungs.block_name(layers[0], fault.shows)
     if comparison.first is None:
         return Injection(fault.key, fault.says, layers, wanted, "all agree", "", fault.faint, False)

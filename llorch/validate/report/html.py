@@ -19,6 +19,7 @@ from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.run import Ladder, error, versions
 from llorch.validate.ladder.rungs import Tensor
 from llorch.validate.ladder.sources import Model, trace_float64
+from llorch.validate.report.picture import picture
 
 STYLE = """
 :root { --ink: #1c2127; --soft: #5d6873; --line: #dde2e7; --page: #fff; --card: #f6f8fa; --theirs: #1f6feb;
@@ -255,6 +256,15 @@ def said(first: Row | None, found: Diagnosis | None, tried: int) -> str:
             f"{found.healthy:.1e} apart (relative L2); {tried} trials.</p>"
         )
         lines += [f"<p>This data can't tell it from: {escape(says)}</p>" for says in found.also]
+        if found.left_of:
+            lines.append(f"<p>{escape(found.rest)}</p>")
+        if (then := found.then) is not None:
+            where = f", {then.where}" if then.where else ""
+            lines.append(f"<p><strong>Besides: {escape(then.says + where)}</strong></p>")
+            lines.append(
+                f"<p>The two give their tensor to {then.distance:.1e}, the first alone to {then.healthy:.1e}.</p>"
+            )
+            lines += [f"<p>This data can't tell the second from: {escape(says)}</p>" for says in then.also]
     elif tried:
         lines.append(f"<p>None of the {tried} faults tried in the oracle gives their tensor.</p>")
     return "\n".join(lines)
@@ -356,6 +366,18 @@ def of_comparison(
         entries.setdefault(key, value)
     base = "float64" if model is not None else "llorch"
     unknown = f"<p>{escape(dumps.names_of(result.unknown, 200))}</p>" if result.unknown else ""
+    where, view = "", ""
+    shown_row = result.first or max(
+        (row for row in result.rows if row.worst and row.allowed),
+        key=lambda row: row.absolute / row.allowed,
+        default=None,
+    )
+    if shown_row is not None and shown_row.tensor.name in reads:
+        tensor = shown_row.tensor
+        where = (
+            f"Where the error sits in {tensor.name}, the {'first that diverges' if result.first else 'furthest off'}"
+        )
+        view = picture(reads[tensor.name], tensor, ours.arrays[tensor.name], shown_row.allowed or tensor.loose or 1e-5)
     return page(
         "llorch compare",
         lead,
@@ -363,6 +385,7 @@ def of_comparison(
         result.holds,
         [
             ("Largest error of each tensor", plot(points, "theirs", base)),
+            (where, view),
             ("Worst elements", worst_elements(points)),
             ("The ladder", rows_of(points, "theirs - llorch")),
             ("Their tensors that are none of the ladder's", unknown),

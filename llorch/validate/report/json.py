@@ -11,6 +11,7 @@ from typing import Any
 
 from llorch.validate.kernels.suites import COMMAND, KernelReport, machine
 from llorch.validate.ladder.compare import Comparison
+from llorch.validate.ladder.diagnose import Diagnosis
 from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.run import Ladder, TensorResult
 from llorch.validate.ladder.selftest import Injection
@@ -87,6 +88,22 @@ def of_row(row: Row) -> dict[str, Any]:
     return found
 
 
+def of_diagnosis(found: Diagnosis) -> dict[str, Any]:
+    return {
+        "fault": found.key,
+        "says": found.says,
+        "value": found.value,
+        "layers": found.layers,
+        "where": found.where,
+        "relative_l2": found.distance,
+        "relative_l2_without": found.healthy,
+        "also": found.also_keys,
+        "leaves": found.left,
+        "leaves_of": found.left_of,
+        "besides": None if found.then is None else of_diagnosis(found.then),
+    }
+
+
 def of_comparison(result: Comparison) -> dict[str, Any]:
     found = result.diagnosis
     return {
@@ -94,17 +111,7 @@ def of_comparison(result: Comparison) -> dict[str, Any]:
         "theirs": result.theirs,
         "ours": result.ours,
         "first_divergence": of_row(result.first) if result.first else None,
-        "diagnosis": None
-        if found is None
-        else {
-            "fault": found.key,
-            "says": found.says,
-            "layers": found.layers,
-            "where": found.where,
-            "relative_l2": found.distance,
-            "relative_l2_without": found.healthy,
-            "also": found.also_keys,
-        },
+        "diagnosis": None if found is None else of_diagnosis(found),
         "trials": result.tried,
         "notes": result.notes,
         "unknown": result.unknown,

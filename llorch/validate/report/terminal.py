@@ -139,6 +139,16 @@ def show_divergence(comparison: Comparison, console: Console) -> None:
         )
         for says in found.also:
             console.print(Text(f"  This data can't tell it from: {says}"))
+        if found.left_of:
+            console.print(Text(f"  {found.rest}"))
+        if (then := found.then) is not None:
+            where = f", {then.where}" if then.where else ""
+            console.print(Text(f"  Besides: {then.says}{where}", style="bold"))
+            console.print(
+                Text(f"  The two give their tensor to {then.distance:.1e}, the first alone to {then.healthy:.1e}.")
+            )
+            for says in then.also:
+                console.print(Text(f"  This data can't tell the second from: {says}"))
     elif comparison.tried:
         console.print(Text(f"  None of the {comparison.tried} faults tried in the oracle gives their tensor."))
     console.print()

@@ -26,7 +26,7 @@ class Fault:
     decoding : it shows only where new tokens come one by one. layers : the blocks that can have it, None for all.
     value : of a number that was solved for, None for a fault without one. late : a later step changes what the dump
     shows of it. faint : it may be lost in the tolerances. grid : a rounding that leaves all values of the tensor as
-    they are.
+    they are. every : it is of all tensors of the block.
     """
 
     key: str
@@ -40,6 +40,12 @@ class Fault:
     late: bool = False
     faint: bool = False
     grid: Callable[[Array], Array] | None = None
+    every: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it is of fewer bits."""
+        return self.key.endswith(("float16", "q8_0", "int8")) or "float16-" in self.key
 
     def inject(self, network: Network, *layers: int) -> Network:
         """A network with the fault in these blocks, or outside them; the given one stays as it is."""

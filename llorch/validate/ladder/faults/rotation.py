@@ -242,7 +242,7 @@ def solvable(part: Part) -> Iterator[Solved]:
     right = " or ".join(f"{one:g}" for one in bases)
     listed = {
         "rope-base": (
-            lambda value: f"the rotation's base is {value:.6g}, not {right}",
+            lambda value: f"the rotation's base is {value:.5g}, not {right}",
             base,
             lambda e: [b for b in [_base(e, first)] if b],
             (rope.base * 3.7, rope.base / 7),

@@ -40,7 +40,9 @@ def of(part: Part) -> Iterator[Fault]:
         if part.where == "block":
             first = shown[0].name
             says = f"activations are rounded to {name}"
-            yield from part.fault(f"activations-{name}", says, first, tap(part, "*", rounded(name)), grid=rounding)
+            yield from part.fault(
+                f"activations-{name}", says, first, tap(part, "*", rounded(name)), grid=rounding, every=True
+            )
             all_weights = every_weight(part, rounding)
             first = next(step.name for step in part.steps if step.weight)
             yield from part.fault(f"weights-{name}", f"weights were rounded to {name}", first, all_weights)
