@@ -250,7 +250,7 @@ class _Bench:
             if self.reads[self.first.name].fits:
                 with np.errstate(all="ignore"):
                     yield from one.solve(self.evidence())
-        elif one.near is not None and len(layers) >= 1 and self.reads[self.first.name].fits:
+        elif one.near is not None and math.isfinite(self.healthy[self.first.name]):
             near = math.log(one.near)
             reach = math.log(SEARCH)
             grid = np.linspace(near - reach, near + reach, 11)
