@@ -55,7 +55,7 @@ class Shown:
 
 def looks_like(beginning: bytes) -> bool:
     """Whether a file that begins so may be such a text: every other has a zero byte in its first eight."""
-    return b"\\0" not in beginning[:64]
+    return b"\0" not in beginning[:64]
 
 
 def read(path: Path) -> dict[str, Shown]:
