@@ -205,7 +205,11 @@ def test_llama_cpps_activations_are_named(tmp_path):
     for block in faulty.blocks:
         block.beside = as_ggml
     right = selftest.right_dump(model.network, IDS)
-    result = compare_dumps(Dump(faulty.run(IDS, Kernels()), {}, "theirs"), right, model.network)
-    assert result.first.tensor.name == "h.0.attn.q" and result.diagnosis.key == "inputs-ggml-q8_0"
-    assert "as llama.cpp has them" in result.diagnosis.says and "every" in result.diagnosis.where
+    wrong = faulty.run(IDS, Kernels())
+    norms = {f"attn_norm-{i}": wrong[f"h.{i}.ln_1"] for i in (0, 1)}
+    text = read(tmp_path, text_of(of_llama_cpp(wrong, len(IDS)) | norms))
+    for theirs in (Dump(wrong, {}, "theirs"), text):
+        result = compare_dumps(theirs, right, model.network)
+        assert result.first.tensor.name == "h.0.attn.q" and result.diagnosis.key == "inputs-ggml-q8_0"
+        assert "as llama.cpp has them" in result.diagnosis.says and "every" in result.diagnosis.where
     assert "inputs-ggml-q8_0" not in {fault.key for fault in faults.of(llama().network)}

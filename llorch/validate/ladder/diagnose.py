@@ -220,10 +220,11 @@ class _Bench:
         for name in self.good:
             tensor, read = self.tensors[name], self.reads[name]
             if read.fits and not read.last and not tensor.whole:
+                values = self.ours[name] if read.partial else read.values  # those agree, as far as theirs are known
                 if (tensor.layer, tensor.part) == (layer, part):
-                    found[tensor.kind if layer is not None else name] = read.values.astype(np.float64)
+                    found[tensor.kind if layer is not None else name] = values.astype(np.float64)
                 elif name == self.into_first():
-                    found["x"] = read.values.astype(np.float64)
+                    found["x"] = values.astype(np.float64)
         return found
 
     def into_first(self) -> str:
@@ -291,6 +292,8 @@ class _Bench:
 
     def _on(self, rounding: Callable[[Array], Array], name: str) -> bool:
         """Whether all values of their tensor are as this rounding leaves them."""
+        if self.reads[name].partial:  # to four decimals
+            return False
         values = self.reads[name].values.astype(np.float64)
         values = values[np.isfinite(values)]
         return bool((rounding(values) == values).all())
