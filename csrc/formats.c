@@ -196,15 +196,13 @@ void ll_block_read(const void *block, int format, ll_block *b)
 
 /* ---- values --------------------------------------------------------------------------------------------- */
 
-/* Twice the 4-bit float, so that its exponent's power is a float32 also where the value is too large. */
 static void mxfp4_values(const ll_block *b, float *y)
 {
-    static const float twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* zero has no sign */
     const uint64_t u = (uint64_t)(b->d - 128 + 1023) << 52;
     double power;
     memcpy(&power, &u, sizeof power);
     for (int j = 0; j < 32; j++)
-        y[j] = (float)power * twice[b->q[j]];
+        y[j] = (float)power * ll_mxfp4_twice[b->q[j]];
 }
 
 /* D of sub-block s; and M. */

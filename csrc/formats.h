@@ -39,6 +39,11 @@ static const ll_format ll_formats[LL_FORMATS] __attribute__((unused)) = {
     [LL_MXFP4] = {"MXFP4", 32, 17, 4, 0, 32, 0, 0},
 };
 
+/* What a 4-bit float of MXFP4 is, twice: so its exponent's power is a float32 also where the value is too large. Zero has no
+ * sign. */
+static const float ll_mxfp4_twice[16] __attribute__((unused)) = {0,  1,  2,  3,  4,  6,  8,  12,
+                                                                 0, -1, -2, -3, -4, -6, -8, -12};
+
 /* The most values of a block, and the least of a sub-block. */
 #define LL_BLOCK_VALUES 256
 #define LL_SUB_VALUES 16

@@ -55,12 +55,11 @@ LL_INLINE vi blocks_pair(const char *run, unsigned j, int format)
 /* Integer i of a run, less the offset, as float32; of MXFP4 the number in its table. */
 LL_INLINE vf blocks_integer(const char *run, unsigned i, int format)
 {
-    static const float twice[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}; /* as formats.c has it */
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high, j = i / 2, odd = i % 2 * 16;
     const unsigned at = low * (j % (16 / low)); /* in the word, or in its upper half */
     const vi word = vi_load(run + j / (16 / low) * BLOCKS_LINE);
     if (format == LL_MXFP4)
-        return vf_lookup(twice, blocks_move(word, odd + at, 0));
+        return vf_lookup(ll_mxfp4_twice, blocks_move(word, odd + at, 0));
     vi bits = vi_and_or(blocks_move(word, odd, 0), vi_set1((int32_t)(((1u << low) - 1) << at)),
                         vi_set1((int32_t)((150 - at) << 23)));
     if (high) {
