@@ -5,7 +5,8 @@
     python benchmarks/bench_quantised.py --quick                 # fewer repetitions, prints only
     python benchmarks/bench_quantised.py --tiny --quick          # a small Llama of random weights: a minute or two
     python benchmarks/bench_quantised.py --part formats --format Q4_0 --format Q8_0 --json some.json
-    python benchmarks/bench_quantised.py --part layers --from some.json       # joins what earlier runs measured
+    python benchmarks/bench_quantised.py --part layers --json more.json
+    python benchmarks/bench_quantised.py --quick --from some.json --from more.json --docs DIR    # joins these two
     LLORCH_ISA=avx2 python benchmarks/bench_quantised.py         # beside a llama.cpp that was built without AVX-512
 
 SmolLM2-135M's Q4_1 file, and what llama.cpp's llama_model_quantize makes of it in the other formats; where a row of 576
@@ -403,18 +404,23 @@ def away_panel(axis, result):
     axis.set_xlim(low, max(found) * 100)
     common.group_axis(axis, ticks)
     axis.set_title("from float32's logits", loc="left", fontweight="bold", fontsize=11)
-    axis.set_xlabel("root mean square, standard deviations")
+    axis.set_xlabel("rms, standard deviations")
 
 
 def plot(result, path):
     panels = len(WORKLOADS) + 1 + bool(result["layers"])
     height = max(7.0, 2.2 + 0.9 * len(result["formats"]))
-    drawn, axes = common.figure(panels, (3.6 * panels, height), [1] * panels)
+    drawn, axes = common.figure(
+        panels, (3.8 * panels, height), [1] * (len(WORKLOADS) + 1) + [1.4] * bool(result["layers"])
+    )
     for axis, (workload, (title, _)) in zip(axes, WORKLOADS.items(), strict=False):
         bars = speed_panel(axis, result, workload, title)
     away_panel(axes[len(WORKLOADS)], result)
     if result["layers"]:
         common.share_panel(axes[-1], list(result["layers"].values()), COLOURS, label="label")
+        axes[-1].set_xlim(0, 1.6)
+        axes[-1].set_title("one row on one layer", loc="left", fontweight="bold", fontsize=11)
+        axes[-1].set_xlabel("weights read, of the memory's peak")
     common.save(drawn, result, bars, path, top=1 - 0.35 / height)
 
 
@@ -454,7 +460,7 @@ def add_arguments(parser):
 
 def main():
     options = common.arguments(__doc__, add_arguments)
-    options.part = options.part or PARTS
+    options.part = options.part or (() if options.earlier else PARTS)
     result = common.describe(options.quick, **models.versions(models.PACKAGES)) | {"threads": options.threads}
     result |= {name: {} for name in PARTS}
     for file in options.earlier:
