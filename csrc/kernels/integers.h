@@ -108,13 +108,13 @@ LL_INLINE size_t integers_panel(size_t kc) { return kc / 2 * LL_PANEL + 2 * kc /
 
 LL_INLINE void integers_fetch(const char *panel, size_t K, size_t k, size_t kc, float *to, int format)
 {
-    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub;
+    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub, next = blocks_next(k, kc, K, format);
     float *D_to = to + kc / 2 * LL_PANEL, *M_to = D_to + kc / sub * LL_PANEL;
     for (size_t end = k + kc; k < end; ) {
         const blocks_group g = blocks_at(panel, k, K, format);
         for (; k < end && k < g.first + g.values; k += LL_RUN) {
             const size_t run = (k - g.first) / LL_RUN;
-            blocks_call(g.runs + run * ll_run_bytes(format), format);
+            blocks_call(g.runs + run * ll_run_bytes(format), next, format);
             for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
                 const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
                 for (size_t s = 0; s < subs; s++) {
@@ -270,11 +270,12 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
         const size_t block_end = ll_least(block + block_tiles, tile_end);
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
         const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
+        const size_t depth = block_end - block == 1 ? BLOCKS_DEPTH : INTEGERS_DEPTH;
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
             const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
             size_t k = 0;
             do {
-                const size_t kc = ll_least(INTEGERS_DEPTH, K - k);
+                const size_t kc = ll_least(depth, K - k);
                 for (size_t p = 0; p < panels; p++)
                     integers_fetches[w->format]((const char *)w->data + (panel + p) * bytes, K, k, kc,
                                                 room + p * integers_panel(kc));
@@ -297,7 +298,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         part.at.sums += R * LL_PANEL;
                     }
                 }
-                k += INTEGERS_DEPTH;
+                k += depth;
             } while (k < K);
         }
     }

@@ -129,7 +129,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t block_end = ll_least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
         const int direct = w->packed && !in_blocks && (count == 1 || w->format == LL_F32);
-        const size_t depth = count == 1 && direct ? K : LINEAR_DEPTH;
+        const size_t depth = count > 1 ? LINEAR_DEPTH : direct ? K : in_blocks ? BLOCKS_DEPTH : LINEAR_DEPTH;
         const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
             const size_t panels = ll_least(PACK_GROUP, panel_end - panel);

@@ -14,9 +14,6 @@
 #include "blocks.h"
 #include "table.h"
 
-/* Panels that are packed together: a row of the weight is some cache lines. */
-#define PACK_GROUP 4
-
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
 LL_NOINLINE size_t LL_SYMBOL(pack_tiles)(size_t M) { return tile_count(M); }
