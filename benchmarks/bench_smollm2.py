@@ -40,7 +40,8 @@ def contenders(source, folder):
         return file() if format == "Q4_1" else model_files.quantise(file(), folder / f"{format}.gguf", format)
 
     found = [
-        Contender("llorch, float32", "llorch", file, 1e-4, common.SKY, "float32", "float32"),
+        Contender("llorch, float32", "llorch", file, 1e-4, common.SKY, "file"),
+        Contender("llorch, int16", "llorch", file, 0.02, common.GREEN, "file/int16"),
         Contender("llorch, bfloat16", "llorch", file, 0.5, common.BLUE, "bfloat16", "bfloat16"),
         Contender("transformers, float32", "transformers", hugging_face, 1e-3, common.RED, None, "float32"),
     ]
@@ -63,15 +64,15 @@ def kernels(source, options):
     """A step beside its kernels by themselves; {} without llorch among the engines."""
     if options.engine and not any("llorch, float32".startswith(one) for one in options.engine):
         return {}
-    with models.Engine("llorch", source(), options.threads, "float32") as engine:
+    with models.Engine("llorch", source(), options.threads, "file") as engine:
         return engine.ask("kernels", models.DEPTH, 15 if options.quick else 101)
 
 
 def targets(result):
     rivals = [f"llama.cpp, {format}" for format in LLAMA_CPP]
     best = max(rivals, key=lambda name: models.rate(result, "prefill 512", name) or 0)
-    title = "prefill 512, float32, beside the fastest of llama.cpp"
-    found = [models.ratio_target(result, title, "prefill 512", "llorch, float32", "prefill 512", best, 1.15)]
+    title = "prefill 512, int16, beside the fastest of llama.cpp"
+    found = [models.ratio_target(result, title, "prefill 512", "llorch, int16", "prefill 512", best, 1.15)]
     step, small = result["kernels"], result["small_step"]["median_s"] * 1e6
     load = result["loading"].get("llorch, float32")
     found.append(
@@ -91,7 +92,7 @@ def targets(result):
         }
     )
     speed = load["bytes"] / load["median_s"] / 1e9 if load else None
-    found.append(common.at_least("loading the Q4_1 file as float32", speed, 1.0, "GB/s"))
+    found.append(common.at_least("loading the Q4_1 file", speed, 1.0, "GB/s"))
     return found
 
 
@@ -120,8 +121,9 @@ def kernel_table(step):
 def report(result):
     note = (
         f"{result['model']}, {result['threads']} threads, tokens per second; decoding starts behind {models.DEPTH} "
-        "tokens. llorch reads the Q4_1 file, and keeps its values as float32, or rounded to bfloat16; transformers has "
-        "those values in float32. llama.cpp's F16, Q8_0 and Q4_0 are made from the Q4_1 file by its own quantiser, "
+        "tokens. llorch reads the Q4_1 file and computes with its values, by float32 or by activations of 16-bit "
+        "integers, or keeps them rounded to bfloat16; transformers has those values in float32. llama.cpp's F16, Q8_0 "
+        "and Q4_0 are made from the Q4_1 file by its own quantiser, "
         "which rounds once more: other weights."
     )
     lines = common.head_lines(result, note) + models.table(result) + models.limit_table(result)
