@@ -259,7 +259,7 @@ def test_the_engine_has_the_bits_of_the_values(tmp_path, format):
         assert not same_bits(wanted, write_folder(tmp_path / f"raw {name}", name, "wide").forward(ids_of()))
 
 
-@pytest.mark.weights
+@pytest.mark.llama_cpp
 def test_beside_llama_cpp(tmp_path):
     """SmolLM2 in Q8_0 and Q4_0 as its own quantiser makes it, byte for byte; and it runs a file of K-quants."""
     llama_cpp = pytest.importorskip("llama_cpp")

@@ -150,6 +150,7 @@ def ggml():
     return quantize
 
 
+@pytest.mark.llama_cpp
 @pytest.mark.parametrize("format", BLOCKS)
 def test_beside_llama_cpp(format):
     """The same bytes, or of a K-quant no more error than its own search leaves."""
