@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import common
@@ -32,20 +33,13 @@ import models
 
 import llorch
 from llorch import receipts
-from llorch.models.llama import FAMILY, LlamaConfig
+from llorch.models.llama import FAMILY
 from llorch.models.shapes import write_random
 from llorch.text.batch import Batch, Request, Sequence
 from llorch.text.sampling import SamplingParameters
 
-SMALL = LlamaConfig(
-    vocab_size=1024,
-    hidden_size=128,
-    intermediate_size=256,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=2048,
-    tie_word_embeddings=True,
+SMALL = replace(
+    model_files.TINY, hidden_size=128, intermediate_size=256, num_hidden_layers=2, max_position_embeddings=2048
 )
 STREAMS, DEPTH, NEW = 16, 64, 64
 OURS, BATCH = "llorch serve", "llorch, generate_batch"

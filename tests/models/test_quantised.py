@@ -2,10 +2,7 @@
 are loaded; the memory that loading takes."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import encoders
@@ -15,7 +12,7 @@ from click.testing import CliRunner
 from families import ids_of, made, write, write_file
 from gpt2_models import random_tensors as gpt2_tensors
 from gpt2_models import save as gpt2_save
-from helpers import assert_same_bits, num_threads, same_bits
+from helpers import assert_same_bits, num_threads, number_from, same_bits
 from random_models import LLAMA, llama_metadata, llama_tensors, save, write_gguf
 from weight_blocks import BLOCKS, blocks
 
@@ -322,16 +319,5 @@ def test_loading_takes_the_memory_of_the_file(tmp_path):
     path = quantised(tmp_path / "m.gguf", mixed, entries | {"num_attention_heads": 16})
     tiny = quantised(tmp_path / "tiny.gguf", mixed)
 
-    def share(what):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", MEMORY, tiny, path, what],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        return float(done.stdout)
-
-    assert share("streamed") <= 1.05
-    assert share("twice") > 1.5
+    assert number_from(MEMORY, tiny, path, "streamed") <= 1.05
+    assert number_from(MEMORY, tiny, path, "twice") > 1.5
