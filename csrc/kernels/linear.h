@@ -7,10 +7,10 @@
  *           at the very end.
  * Edges:    K = 0 gives the bias. A NaN or infinity stays in its own row (of x) or column (of weight).
  * Cost:     weight is read from memory once for every LINEAR_ROWS rows of x, y is written once. x is copied into tiles
- *           [K][R] first, so that a tile reads one sequence; weights that are not packed, or have 16 bits and meet several
- *           tiles, go through a buffer of panels in the second cache. Few rows (one tile) widen 16 bits in registers, and
- *           read a plain weight as it lies, strip by strip. A tile takes more panels when it has fewer rows, so that
- *           there are always enough chains.
+ *           [K][R] first, so that a tile reads one sequence; weights that are not packed, are blocks, or have 16 bits and
+ *           meet several tiles, go through a buffer of panels in the second cache. Few rows (one tile) widen 16 bits in
+ *           registers, and read a plain weight as it lies, strip by strip. A tile takes more panels when it has fewer
+ *           rows, so that there are always enough chains.
  * Oracle:   llorch.reference.linear. Tests: tests/kernels/test_linear.py.
  */
 #include "blocks_row.h"
@@ -93,7 +93,7 @@ static void (*const linear_rows[LL_FORMATS])(const ll_linear_args *, const float
 
 /* ---- a range of tiles on a range of panels --------------------------------------------------------- */
 
-/* A part of the weight, widened or packed; then the sums. One tile on a packed weight needs neither. */
+/* A part of the weight, widened or packed; then the sums. One tile on packed floats needs neither, nor one row on blocks. */
 #define LINEAR_ROOM (PACK_GROUP * LINEAR_DEPTH * LL_PANEL)
 
 static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
