@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import llorch
 from llorch import GPT2, _progress
 from llorch.files import Reader, open_model
+from llorch.models import loading
 from llorch.models.gpt2 import GPT2Config, shapes
 
 TENSORS = random_tensors(TINY)
@@ -320,6 +321,8 @@ def test_configuration():
 def test_progress(monkeypatch, tmp_path, capsys):
     """A bar after a second, at a terminal; nothing before, nothing elsewhere."""
     console = pytest.importorskip("rich.console")
+    # More threads could leave this one, which draws, too few tensors for a second of this clock.
+    monkeypatch.setattr(loading, "READERS", 1)
     model = save(tmp_path / "model", TINY, TENSORS)
     clock = iter(range(10**6))
     monkeypatch.setattr(_progress.time, "monotonic", lambda: next(clock) / 2)
@@ -327,6 +330,7 @@ def test_progress(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(console.Console, "is_terminal", True)
+    monkeypatch.setattr(console.Console, "is_dumb_terminal", False)
     GPT2.from_pretrained(model)
     assert "loading model" in capsys.readouterr().err
     monkeypatch.setattr(_progress.time, "monotonic", lambda: 0)
