@@ -98,7 +98,7 @@ def compare_dumps(
 ) -> Comparison:
     """`compare` for what is in memory; faults are tried in `network`, if there is one. further: also a second one."""
     _ = ours.graph  # whose errors come first: what isn't llorch's has neither
-    wanted = rungs.tensors(ours, len(ours.ids))
+    wanted = ours.tensors
     _check_ours(ours, wanted)
     reads, unknown = layouts.align(theirs, ours, names)
     if not reads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ def comparable(read: Aligned, tensor: Tensor, ours: Array) -> tuple[Array, Array
     if read.last and ours.ndim >= 2:
         ours = ours[..., -1:, :]
     with np.errstate(all="ignore"):  # what float64 can't hold is infinite
-        theirs, mine = read.values.astype(np.float64), ours.astype(np.float64)
+        theirs, mine = (a.astype(np.float64, copy=False) for a in (read.values, ours))
     if not read.fits:  # ours may be a faulty oracle's, whose shape is theirs but for axes of 1
         lean = [tuple(n for n in a.shape if n != 1) for a in (theirs, mine)]
         if lean[0] == lean[1]:
@@ -73,7 +74,9 @@ def comparable(read: Aligned, tensor: Tensor, ours: Array) -> tuple[Array, Array
 def differences(theirs: Array, ours: Array) -> Array:
     """|theirs - ours|: 0 where both are the same infinity or NaN, infinite where one alone isn't finite."""
     with np.errstate(invalid="ignore", over="ignore"):
-        d = np.abs(theirs - ours)
+        d: Array = np.abs(theirs - ours)
+        if np.isfinite(d.sum()):
+            return d
     same = (theirs == ours) | (np.isnan(theirs) & np.isnan(ours))
     return np.where(same, 0.0, np.where(np.isnan(d), np.inf, d))
 
@@ -82,6 +85,11 @@ def relative(theirs: Array, ours: Array) -> float:
     """The root of the sum of squares of the differences, to that of ours (finite ones); infinite for other shapes."""
     if theirs.shape != ours.shape:
         return float("inf")
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart, mine = (theirs - ours).reshape(-1), ours.reshape(-1)
+        squares, whole = float(apart @ apart), float(mine @ mine)
+    if 0 < whole < math.inf and 0 <= squares < math.inf:
+        return math.sqrt(squares / whole)
     with np.errstate(over="ignore"):
         size = float(np.sqrt(np.sum(np.square(ours, where=np.isfinite(ours), out=np.zeros(ours.shape)))))
         distance = float(np.sqrt(np.sum(np.square(differences(theirs, ours)))))

@@ -26,9 +26,10 @@ from llorch.files.tensor import Entry, Reader
 from llorch.models.config import ModelConfig
 from llorch.models.graph import Graph
 from llorch.models.registry import Family, families
-from llorch.validate.ladder import eval_callback
+from llorch.validate.ladder import eval_callback, rungs
 from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.eval_callback import Shown
+from llorch.validate.ladder.rungs import Tensor
 
 if TYPE_CHECKING:
     from llorch.validate.ladder.network import Trace
@@ -112,6 +113,11 @@ class Dump:
             raise ValueError(
                 f"{self.name} has no configuration in its metadata: it must be a dump that llorch wrote"
             ) from None
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The ladder of a dump of llorch. The errors are config's and ids'."""
+        return rungs.tensors(self, len(self.ids))
 
     @property
     def ids(self) -> list[int]:

@@ -28,8 +28,8 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     names: theirs to the ladder's, before anything is guessed. ValueError for one that isn't there, isn't the ladder's,
     or is given twice.
     """
-    layers, T = len(ours.graph.blocks), len(ours.ids)
-    wanted = {tensor.name: tensor for tensor in rungs.tensors(ours, T)}
+    layers = len(ours.graph.blocks)
+    wanted = {tensor.name: tensor for tensor in ours.tensors}
     given = dict(names or {})
     known = {*wanted, *(block_name(i, kind) for i in range(layers) for kind in (FUSED, GATE_UP))}
     theirs_to_ours = Names.of(ours.graph)
@@ -439,6 +439,8 @@ def _line_up(
         distance = relative(*comparable(read, tensor, ours)[:2])
         if best is None or distance < 0.5 * best[0]:
             best = distance, read
+        if distance == 0:
+            break
     if best is None:
         return Aligned(values, source, fits=False, partial=shown is not None)
     return best[1]

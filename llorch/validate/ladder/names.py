@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llorch.models.graph import Graph, Parameter, Step
 from llorch.validate.ladder.rungs import block_name, kinds
@@ -90,6 +91,7 @@ LAYER = tuple(
 )
 
 
+@lru_cache(4096)
 def squashed(name: str) -> str:
     """Without case and punctuation; "" for one with letters or digits of another script, which is no engine's name."""
     return re.sub(r"[^a-z0-9]", "", name.lower()) if name.isascii() else ""

@@ -358,7 +358,8 @@ class Block:
 class Network:
     """A model as settings. before, after : what isn't in a block; they share weights and taps.
 
-    family : its name. later : what is added to the positions of tokens behind the prompt, 0 in a right model.
+    family : its name. later : what is added to the positions of tokens behind the prompt, 0 in a right model. listed :
+    what was derived from it, which must not be changed then.
     """
 
     family: str
@@ -368,6 +369,7 @@ class Network:
     blocks: list[Block]
     after: Block
     later: int = 0
+    listed: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(

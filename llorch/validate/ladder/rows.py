@@ -79,30 +79,33 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
     tolerance = tensor.tolerance if tolerance is None else tolerance
     theirs, ours, finite = distance.comparable(read, tensor, want)
     d = distance.differences(theirs, ours)
-    limit = limits(tensor, ours, finite, tolerance)
-    wrong = d > limit
     if not d.size:
         return Row(tensor, "ok", read.source, read.note, against, tolerance=tolerance)
-    with np.errstate(over="ignore"):
-        worst = np.where(wrong, d / np.maximum(limit, 1e-300), 0) if wrong.any() else d
+    worst, count, sums = d, 0, ""
+    if read.total is not None or not d.max() <= tolerance:  # which no limit is below
+        limit = limits(tensor, ours, finite, tolerance)
+        wrong = d > limit
+        count = int(wrong.sum())
+        with np.errstate(over="ignore"):
+            worst = np.where(wrong, d / np.maximum(limit, 1e-300), 0) if count else d
+        sums = "" if count or read.total is None else _sums(read.total, ours, limit)
     at = np.unravel_index(int(np.argmax(worst)), d.shape)
-    unit = np.where(finite, distance.ulp(ours), 1.0)
+    unit = float(distance.ulp(ours[at])) if finite[at] else 1.0
     with np.errstate(invalid="ignore", over="ignore"):
-        in_ulp = float(d[at] / unit[at])
-    sums = "" if wrong.any() or read.total is None else _sums(read.total, ours, limit)
+        in_ulp = float(d[at] / unit)
     return Row(
         tensor,
-        "diverges" if wrong.any() or sums else "ok",
+        "diverges" if count or sums else "ok",
         read.source,
         read.note,
         against,
         float(d[at]),
         in_ulp,
-        distance.relative(theirs, ours),
+        distance.relative(theirs, ours) if d[at] else 0.0,
         tuple(int(i) for i in at),
         float(theirs[at]),
         float(ours[at]),
-        int(wrong.sum()),
+        count,
         int(np.isfinite(read.values).sum()) if read.partial else d.size,
         tolerance,
         sums,

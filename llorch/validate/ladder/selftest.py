@@ -167,7 +167,7 @@ def dump_of(network: Network, ours: Dump, layers: tuple[int, ...], *, decoding: 
     start, x = -1, None
     if layers and layers[0]:
         start, x = layers[0], ours.arrays[rungs.block_name(layers[0] - 1)]
-        before = [t.name for t in rungs.tensors(ours, len(ours.ids))]
+        before = [t.name for t in ours.tensors]
         trace = {name: ours.arrays[name] for name in before[: before.index(rungs.block_name(start - 1)) + 1]}
     for part in network.parts(ours.ids, Kernels(), start, x):
         trace |= part

@@ -39,14 +39,20 @@ def _parts(network: Network) -> Iterator[Part]:
 
 def of(network: Network) -> list[Fault]:
     """The faults that a model of this configuration can have, but for those that are solved for."""
-    makers = (outside.of, norms.of, rounding.of, linear.of, rotation.of, attention.of, feed_forward.of)
-    return [fault for part in _parts(network) for make in makers for fault in make(part)]
+    if "faults" not in network.listed:
+        makers = (outside.of, norms.of, rounding.of, linear.of, rotation.of, attention.of, feed_forward.of)
+        network.listed["faults"] = [fault for part in _parts(network) for make in makers for fault in make(part)]
+    found: list[Fault] = network.listed["faults"]
+    return found
 
 
 def solvable(network: Network) -> list[Solved]:
     """The faults that have a number or an order."""
-    makers = (norms.solvable, rotation.solvable, attention.solvable, outside.solvable, numbers.solvable)
-    return [one for part in _parts(network) for make in makers for one in make(part)]
+    if "solvable" not in network.listed:
+        makers = (norms.solvable, rotation.solvable, attention.solvable, outside.solvable, numbers.solvable)
+        network.listed["solvable"] = [one for part in _parts(network) for make in makers for one in make(part)]
+    found: list[Solved] = network.listed["solvable"]
+    return found
 
 
 def injected(network: Network) -> list[Fault]:
