@@ -33,6 +33,11 @@ A step's operation is one of `OPERATIONS`; what it needs beyond inputs and weigh
     scale       x * factor. factor, rounded to float32
     divide      x / divisor. divisor, rounded to float32; x * (1 / divisor) has other bits
     softcap     cap * tanh(x / cap). cap
+    pool        one row of those of all positions. by: "mean", or "cls" and "last" for that of the first and the last
+    normalize   a row divided by its length
+
+The last two are what llorch.text makes of an encoder's hidden state: no family has them, the validator puts them behind
+its graph.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,6 +49,7 @@ OPERATIONS = frozenset(
     (
         *("embedding", "layer_norm", "rms_norm", "linear", "heads", "columns", "rope", "cache", "scores", "attend"),
         *("activation", "add", "multiply", "scale", "divide", "softcap", "row"),
+        *("pool", "normalize"),
     )
 )
 GIVEN = ("ids", "positions", "token_types")  # what goes into a graph

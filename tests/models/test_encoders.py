@@ -468,12 +468,12 @@ def test_labels_are_counted_as_transformers_does():
 
 
 def test_the_ladder_holds(tiny):
-    """llorch and its oracle, tensor by tensor, up to the last hidden state."""
+    """llorch and its oracle, tensor by tensor, up to the last hidden state and what is pooled of it."""
     found = validate.run_ladder(tiny[1].path, ids=text_of(20)[0].tolist(), peer=False)
     assert found.holds and found.generated == []
     names = [result.tensor.name for result in found.tensors]
     assert names[0] == "ids" and {"embed", "h.0.attn.scores", "h.1.residual"} < set(names)
-    assert names[-1] == last_of(tiny[1])
+    assert names[-2:] == [last_of(tiny[1]), "pooled"]
     steps = {
         f"h.{i}.{step.name}"
         for i, block in enumerate(tiny[1].graph.blocks)

@@ -57,7 +57,7 @@ SHOWN = {
     "llama": {"pairs", "keys-values", "gate-up", "heads", "no-norm-weight", "activation", "backwards"},
     "gemma3": {"pairs", "one-plus", "no-norm-weight", "no-embed-scale", "no-scale"},
     "olmo2": {"keys-values", "bfloat16"},
-    "bert": {"transposed", "no-types", "eps"},
+    "bert": {"transposed", "no-types", "eps", "padding"},
     "nomic_bert": {"transposed", "keys-values", "gate-up"},
 }
 

@@ -42,6 +42,7 @@ ROUGH = 2e-5  # relative: what matrix products in float32 may add to a distance
 LARGE = 200_000  # parameters of a block from which a look in float32 comes first
 STATISTICAL = 0.2  # for the one fault whose values nobody can know: a head that was never loaded
 PROMISING = 0.9  # what the best of a few numbers must leave of the distance for others between them to be looked at
+PADDED = 8, 16, 32, 64, 128, 256, 512  # lengths that texts are padded to
 SEARCH = 100.0  # how far a number is searched on both sides of the right one, in its multiples
 
 
@@ -194,7 +195,17 @@ class _Bench:
         tensors = full
         if read.last:
             tensors = {key: values[..., -1:, :] if values.ndim >= 2 else values[-1:] for key, values in full.items()}
-        return Evidence(theirs, mine, finite, self.first.name, tensors, self.part_of_first(self.network), self.network)
+        return Evidence(
+            theirs,
+            mine,
+            finite,
+            self.first.name,
+            tensors,
+            self.part_of_first(self.network),
+            self.network,
+            self.first.layer,
+            self.ids,
+        )
 
     def right_of_theirs(self) -> Trace:
         """What a right model makes of their own tensors, up to the first that diverges."""
@@ -251,6 +262,8 @@ class _Bench:
             if self.reads[self.first.name].fits:
                 with np.errstate(all="ignore"):
                     yield from one.solve(self.evidence())
+        elif one.padding:
+            yield from self.paddings()
         elif one.near is not None and math.isfinite(self.healthy[self.first.name]):
             near = math.log(one.near)
             reach = math.log(SEARCH)
@@ -264,6 +277,13 @@ class _Bench:
                         lambda log: self.quick(one.of(math.exp(log)), layers), grid[best] - step, grid[best] + step, 24
                     )
                 )
+
+    def paddings(self) -> Iterable[int]:
+        """How many tokens of padding there may be: as many as they dumped, or what fills a usual length."""
+        if (told := max(read.padded for read in self.reads.values())) > 0:
+            return [told]
+        T, context = len(self.ids), self.network.config.context
+        return sorted({-T % length for length in PADDED if -T % length and T + -T % length <= context})
 
     def quick(self, fault: Fault, layers: tuple[int, ...]) -> float:
         """The distance of the first tensor alone: of a fault that shows first in it made of their own tensors before

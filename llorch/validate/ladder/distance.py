@@ -24,7 +24,7 @@ class Aligned:
     there. fits : False if no reading has llorch's shape; values are as they came then. passed : other tensors of theirs
     for the same, which have other values. unread : the shape of one with more values than any reading could take; it
     isn't read, values are empty. partial : some of the values are known alone, to four decimals; the others are NaN.
-    total : the sum of all, where it is known.
+    total : the sum of all, where it is known. padded : positions of padding behind the prompt's, which were left out.
     """
 
     values: Array
@@ -36,6 +36,7 @@ class Aligned:
     unread: tuple[int, ...] | None = None
     partial: bool = False
     total: float | None = None
+    padded: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from llorch.models.graph import Graph
 from llorch.models.registry import Family, families
 from llorch.validate.ladder import eval_callback, rungs
 from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.endings import Ending
 from llorch.validate.ladder.eval_callback import Shown
 from llorch.validate.ladder.rungs import Tensor
 
@@ -101,7 +102,16 @@ class Dump:
     def graph(self) -> Graph:
         """As config."""
         family, config = self._family_and_config
-        return family.graph(config)
+        graph = family.graph(config)
+        said = self.metadata.get("embedding")
+        if said is None:
+            return graph
+        try:
+            return Ending.read(said).behind(graph)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ValueError(
+                f"{self.name} has an entry embedding in its metadata that isn't llorch's: {shown(said)}"
+            ) from None
 
     @cached_property
     def _family_and_config(self) -> tuple[Family, ModelConfig]:
@@ -141,7 +151,8 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
     import dataclasses
 
     text = model.text(trace["generated"]) if "generated" in trace else None
-    return {
+    ending = {} if model.ending is None else {"embedding": model.ending.written()}
+    return ending | {
         "format": "llorch-ladder",
         "version": VERSION,
         "source": source,

@@ -91,7 +91,7 @@ def _which(
     # Of queries and keys what has a name of its own in the dump isn't meant by the other.
     names = [name for name in names if name not in certain or wanted[name].kind == "attn.context"] or names
     fallback = next((name for name in names if wanted[name].kind == "attn.context"), names[-1] if names else None)
-    most = [most_values(wanted[name], ours.config.context) * _times(wanted[name], ours.graph) for name in names]
+    most = [most_values(wanted[name], ours.config.context) * _times(wanted[name], ours) for name in names]
     size = max(most, default=0)
     if math.prod(theirs.shape(source)) > size:
         return fallback
@@ -205,9 +205,13 @@ def most_values(tensor: Tensor, context: int) -> int:
     return max(size, context + rungs.NEW_TOKENS) if tensor.axes == "N" else size
 
 
-def _times(tensor: Tensor, graph: Graph) -> int:
-    """How many times its heads may be there: once for each query of a group."""
-    return graph.sizes["H"] // graph.sizes["G"] if tensor.axes == "GTD" else 1
+def _times(tensor: Tensor, ours: Dump) -> int:
+    """How many times its heads may be there: once for each query of a group. Of an encoder, how many times as long its
+    text may be with padding."""
+    sizes = ours.graph.sizes
+    if not ours.graph.decodes and "T" in tensor.axes:
+        return -(-ours.config.context // len(ours.ids))
+    return sizes["H"] // sizes["G"] if tensor.axes == "GTD" else 1
 
 
 def _cached(tensor: Tensor) -> bool:
@@ -222,7 +226,7 @@ def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor])
     fused = piece.name.endswith(FUSED)
     parts = [_parts(name) for name in whole]
     size = math.prod(piece.shape) // len(whole)
-    if size > sum(most_values(wanted[name], ours.config.context) * _times(wanted[name], graph) for name in parts[0]):
+    if size > sum(most_values(wanted[name], ours.config.context) * _times(wanted[name], ours) for name in parts[0]):
         shape = piece.shape[1:] if stacked else piece.shape
         empty = np.empty((0,) * 9)  # a shape that no tensor of the ladder has
         yield from ((n, Aligned(empty, piece.source, fits=False, unread=shape)) for names in parts for n in names)
@@ -238,7 +242,7 @@ def _read(piece: _Piece, theirs: Dump, ours: Dump, wanted: Mapping[str, Tensor])
         if fused:
             split = _thirds(name, array, graph, ours.arrays, wanted)
         elif name.endswith(GATE_UP):
-            split = _gate_up(name, array, ours.arrays, wanted)
+            split = _gate_up(name, array, graph, ours.arrays, wanted)
         for found, part in split:
             if found == "logits" and ours.shape("ids") != (1,) and part.ndim and part.size == part.shape[-1]:
                 found = "last_logits"
@@ -255,12 +259,14 @@ def _parts(name: str) -> list[str]:
 
 
 def _gate_up(
-    name: str, values: Array, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
+    name: str, values: Array, graph: Graph, ours: Mapping[str, Array], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Array]]:
     """Gate and up of one array: (T, 2 F), first the one and then the other, or in turns, which is much nearer then."""
     gate, up = _parts(name)
     T, F = wanted[gate].shape
     s = values.reshape([n for n in values.shape if n != 1] or [1])
+    if not graph.decodes and s.ndim == 2 and s.shape[0] > T and s.shape[1] == 2 * F:
+        s = s[:T]  # without padding
     if s.size != 2 * T * F or (s.ndim == 2 and s.shape not in ((T, 2 * F), (2 * F, T))):
         yield gate, values  # no reading: two tensors of a shape that doesn't fit
         yield up, values
@@ -305,6 +311,8 @@ def _thirds(
     s: Array = values.reshape([n for n in values.shape if n != 1] or [1])
     if s.shape == (W, T) and T != W:
         s = s.T
+    if not graph.decodes and s.ndim == 2 and s.shape[0] > T and s.shape[1] == W:
+        s = s[:T]  # without padding
     parts: Sequence[Array]
     if s.size == W:
         parts = np.split(s.reshape(W), np.cumsum(widths)[:-1])
@@ -400,6 +408,23 @@ def _readings(values: Array, tensor: Tensor, graph: Graph) -> Iterator[tuple[Arr
         yield s.reshape(shape), "flat, row by row", False
 
 
+def _padded(values: Array, tensor: Tensor, graph: Graph) -> Iterator[tuple[Array, str, bool, int]]:
+    """Of an encoder, whose positions see what comes behind them: the readings of a text with padding, without that;
+    and how much there was."""
+    if graph.decodes or not {*"TS"} & {*tensor.axes}:
+        return
+    T = tensor.shape[tensor.axes.index("T")]
+    for longer in sorted({n for n in values.shape if n > T}):
+        shape = tuple(longer if axis in "TS" else n for axis, n in zip(tensor.axes, tensor.shape, strict=True))
+        if math.prod(shape) != values.size:
+            continue
+        for array, note, last in _readings(values, replace(tensor, shape=shape), graph):
+            if not last:
+                cut = array[tuple(slice(T) if axis in "TS" else slice(None) for axis in tensor.axes)]
+                words = f"the first {T} of {longer} positions: the others are padding"
+                yield cut, f"{note}, {words}" if note else words, False, longer - T
+
+
 def _once(s: Array, T: int, G: int, D: int, graph: Graph) -> Iterator[tuple[Array, str, bool]]:
     """Heads of keys or values that are there once for each query of their group, with the same bits."""
     H = graph.sizes["H"]
@@ -432,8 +457,9 @@ def _line_up(
 ) -> Aligned:
     """The reading that stands first, unless another is much nearer to ours."""
     best: tuple[float, Aligned] | None = None
-    for array, note, last in _readings(values, tensor, graph):
-        read = Aligned(array, source, note, last, partial=shown is not None)
+    readings = ((*found, 0) for found in _readings(values, tensor, graph))
+    for array, note, last, more in (*readings, *_padded(values, tensor, graph)):
+        read = Aligned(array, source, note, last, partial=shown is not None, padded=more)
         if shown is not None and array.size == math.prod(shown.shape):
             read.total = shown.total
         distance = relative(*comparable(read, tensor, ours)[:2])

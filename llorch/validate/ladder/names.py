@@ -64,6 +64,8 @@ GLOBAL = {
     "last_logits": "last_logits logits_last final_logits",
     "argmax": "argmax next_token next_id",
     "probs": "probs probabilities softmax",
+    "pooled": "pooled pooling mean_pooled pooled_output result_pooled sentence_embedding text_embedding",
+    "sentence_embedding": "sentence_embedding text_embedding result_norm_embd normalized embeddings_normalized",
     "generated": "generated generated_ids new_ids new_tokens generated_tokens",
 }
 # Names that stand for one tensor or for another, by the version or the moment: llama.cpp calls queries and keys the
@@ -137,9 +139,17 @@ class Names:
         return cls(
             len(graph.blocks),
             _aliases(KINDS, inside) | found | {squashed(k): k for k in inside if k} | _product(graph),
-            _aliases(GLOBAL, outside) | around | {squashed(k): k for k in outside},
+            _aliases(GLOBAL, outside) | around | {squashed(k): k for k in outside} | _hidden(graph, outside),
             either,
         )
+
+
+def _hidden(graph: Graph, outside: Collection[str]) -> dict[str, str]:
+    """What Hugging Face, sentence-transformers and llama.cpp call an encoder's last hidden state."""
+    if graph.decodes:
+        return {}
+    last = "ln_f" if "ln_f" in outside else block_name(len(graph.blocks) - 1)
+    return {squashed(name): last for name in ("last_hidden_state", "token_embeddings", "result_embd")}
 
 
 def _product(graph: Graph) -> dict[str, str]:
@@ -181,6 +191,8 @@ def canonical(name: str, names: Names) -> str | None:
         if number > layers:
             return None
         found = "embed" if number == 0 else "ln_f" if number == layers else block_name(number - 1)
+        if number == layers > 0 and found not in names.outside.values():  # of an encoder without a norm there
+            return block_name(layers - 1)
         return found if 0 < number < layers or found in names.outside.values() else None
     for i, pattern in enumerate(LAYER):
         if match := pattern.fullmatch(plain):

@@ -24,6 +24,7 @@ from llorch.models.graph import Graph, Rope, Step
 from llorch.reference._gate import ACTIVATIONS as SPECIFIED_ACTIVATIONS
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.endings import Ending
 from llorch.validate.ladder.rungs import block_name
 
 Trace = dict[str, Array]
@@ -63,6 +64,8 @@ class Arithmetic(Protocol):
     def scores(self, q: Array, k: Array, scale: float) -> Array: ...
     def attend(self, scores: Array, v: Array) -> Array: ...
     def softmax(self, x: Array) -> Array: ...
+    def mean(self, x: Array) -> Array: ...
+    def normalize(self, x: Array) -> Array: ...
 
 
 class Specified:
@@ -119,6 +122,14 @@ class Specified:
     def softmax(self, x: Array) -> Array:
         return reference.softmax(x)
 
+    def mean(self, x: Array) -> Array:
+        """Of all rows: (T, E) to (E,)."""
+        y: Array = reference.mean_pool(x, [len(x)])[0]
+        return y
+
+    def normalize(self, x: Array) -> Array:
+        return reference.normalize(x)
+
 
 class Kernels(Specified):
     """The same bits by llorch's kernels, for where an oracle's time is too long."""
@@ -161,6 +172,13 @@ class Kernels(Specified):
 
     def softmax(self, x: Array) -> Array:
         return llorch.softmax(x)
+
+    def mean(self, x: Array) -> Array:
+        y: Array = llorch.mean_pool(np.ascontiguousarray(x), [len(x)])[0]
+        return y
+
+    def normalize(self, x: Array) -> Array:
+        return llorch.normalize(x)
 
 
 class Float64:
@@ -230,6 +248,14 @@ class Float64:
         y: Array = e / e.sum(axis=-1, keepdims=True)
         return y
 
+    def mean(self, x: Array) -> Array:
+        y: Array = x.mean(axis=0)
+        return y
+
+    def normalize(self, x: Array) -> Array:
+        y: Array = x / np.maximum(np.sqrt((x * x).sum(axis=-1, keepdims=True)), 1e-12)
+        return y
+
 
 class Rough(Float64):
     """Float64 but for its matrix products, which are NumPy's in float32: ten times as fast on a large model, whose
@@ -269,12 +295,13 @@ def weigh(scores: Array, exp: Callable[[Array], Array]) -> Array:
 @dataclass
 class State:
     """What a tap may look at: the tensors of this part of the graph so far, by the names of its steps ("x" is what came
-    in), the settings of the part, the arithmetic."""
+    in), the settings of the part, the arithmetic, and how many of the positions are padding's."""
 
     tensors: Trace
     block: Block
     network: Network
     arithmetic: Arithmetic
+    padding: int = 0
 
 
 NOTHING: Mapping[str, Array] = MappingProxyType({})
@@ -293,8 +320,9 @@ class Block:
     None for what the scores' options say. split : of the output (T, W) of a fused projection, into the tensors that its
     "heads" steps make; None for the columns that they name. heads : how many heads there are, None for as many as the
     graph has. groups : of H heads and G of keys and values, which of the latter each head has; None for the graph's
-    order. entering : what is made of what goes into a linear layer, None for nothing. formats : the names of weights'
-    formats in the file, where they are known. beside : the same as entering by a weight (in, out) and its format: what
+    order. padded : whether positions of padding count, of a network that has them. entering : what is made of what goes
+    into a linear layer, None for nothing. formats : the names of weights' formats in the file, where they are known.
+    beside : the same as entering by a weight (in, out) and its format: what
     goes into the layer, and what is added to its output, None for nothing.
     """
 
@@ -307,6 +335,7 @@ class Block:
     split: Split | None = None
     heads: int | None = None
     groups: Callable[[int, int], Array] | None = None
+    padded: bool = False
     entering: Callable[[Array], Array] | None = None
     formats: Mapping[str, str] = field(default_factory=dict)
     beside: Callable[[Array, Array, str], tuple[Array, Array | None]] | None = None
@@ -358,8 +387,10 @@ class Block:
 class Network:
     """A model as settings. before, after : what isn't in a block; they share weights and taps.
 
-    family : its name. later : what is added to the positions of tokens behind the prompt, 0 in a right model. listed :
-    what was derived from it, which must not be changed then.
+    family : its name. later : what is added to the positions of tokens behind the prompt, 0 in a right model. padding :
+    how many tokens of padding stand behind the prompt, which change nothing in a right model, as an encoder's tensors
+    are those of the prompt. pad : their id. ending : what stands behind the
+    family's graph, for a dump's metadata. listed : what was derived from it, which must not be changed then.
     """
 
     family: str
@@ -369,6 +400,9 @@ class Network:
     blocks: list[Block]
     after: Block
     later: int = 0
+    padding: int = 0
+    pad: int = 0
+    ending: Ending | None = None
     listed: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -418,6 +452,12 @@ class Network:
         """Outside the blocks, before and after them."""
         return self.before.taps
 
+    @property
+    def padding_id(self) -> int:
+        """The token of padding: that whose position is the row before that of position 0, where there is one."""
+        first = next((step.options["first"] for step in self.before.steps if step.options.get("first")), 0)
+        return first - 1 if first else self.pad
+
     def copy(self) -> Network:
         """A network whose settings can be changed without changing this one's; arrays are shared."""
         before, after = self.before.copy(), self.after.copy()
@@ -431,14 +471,17 @@ class Network:
         prompt: int | None = None,
         until: str | None = None,
         known: Mapping[str, Array] = NOTHING,
+        padding: int = 0,
     ) -> Trace:
-        """ids and what comes before the blocks; `prompt` of the tokens are the prompt's (None: all). The others: as
-        `block` has them."""
+        """ids and what comes before the blocks; `prompt` of the tokens are the prompt's (None: all). padding :
+        how many of the last ones are padding. The others: as `block` has them."""
         positions = np.arange(len(ids))
         if prompt is not None:
             positions[prompt:] += self.later
+        if padding and any(step.options.get("first") for step in self.before.steps):
+            positions[-padding:] = -1  # the row before that of position 0 is padding's
         given = {"ids": ids, "positions": positions, "token_types": np.zeros(len(ids), np.int64)}
-        return self._walk(self.before, given, a, until, known)
+        return self._walk(self.before, given, a, until, known, padding)
 
     def block(
         self,
@@ -448,15 +491,23 @@ class Network:
         positions: Array | None = None,
         until: str | None = None,
         known: Mapping[str, Array] = NOTHING,
+        padding: int = 0,
     ) -> Trace:
         """The tensors of block `layer` on x (T, E), by the names of its steps; its output is "", x itself "x". until:
         the last one that is wanted, None for all. known: tensors that are taken as they are, not computed."""
-        return self._walk(self.blocks[layer], self._given(x, positions), a, until, known)
+        return self._walk(self.blocks[layer], self._given(x, positions), a, until, known, padding)
 
-    def head(self, x: Array, a: Arithmetic, until: str | None = None, known: Mapping[str, Array] = NOTHING) -> Trace:
+    def head(
+        self,
+        x: Array,
+        a: Arithmetic,
+        until: str | None = None,
+        known: Mapping[str, Array] = NOTHING,
+        padding: int = 0,
+    ) -> Trace:
         """What comes after the blocks, of the last one's output x (T, E); then what is made of logits, if any. The
         others: as `block` has them."""
-        t = self._walk(self.after, self._given(x, None), a, until, known)
+        t = self._walk(self.after, self._given(x, None), a, until, known, padding)
         if not self.graph.decodes or until is not None:
             return t
         state = State(t, self.after, self, a)
@@ -469,9 +520,17 @@ class Network:
     def _given(self, x: Array, positions: Array | None) -> Trace:
         return {"x": x, "positions": np.arange(len(x)) if positions is None else positions}
 
-    def _walk(self, part: Block, given: Trace, a: Arithmetic, until: str | None, known: Mapping[str, Array]) -> Trace:
+    def _walk(
+        self,
+        part: Block,
+        given: Trace,
+        a: Arithmetic,
+        until: str | None,
+        known: Mapping[str, Array],
+        padding: int,
+    ) -> Trace:
         """The tensors of a part of the graph, by the names of its steps, and what was given."""
-        state = State(dict(given), part, self, a)
+        state = State(dict(given), part, self, a, padding)
         with np.errstate(all="ignore"):
             for step in part.steps:
                 if step.name in known:
@@ -495,7 +554,8 @@ class Network:
             case "layer_norm" | "rms_norm":
                 return part.norm(x, step.name, a)
             case "linear":
-                return part.linear(x, step, self._conv1d(f"{step.weight}.weight", part), a)
+                conv1d = self._conv1d(f"{step.weight}.weight", part)
+                return part.linear(x, step, conv1d, a) if x.ndim > 1 else part.linear(x[None], step, conv1d, a)[0]
             case "heads":
                 return self._heads(part, step, x, options)
             case "columns":
@@ -510,7 +570,7 @@ class Network:
             case "cache":
                 return x
             case "scores":
-                return self._scores(part, x, t[step.inputs[1]], options, a)
+                return self._scores(part, x, t[step.inputs[1]], options, a, state.padding)
             case "attend":
                 v = t[step.inputs[1]]
                 return merge_heads(a.attend(x, part.shared(v, len(x))))
@@ -526,6 +586,10 @@ class Network:
                 return y
             case "softcap":
                 return a.softcap(x, options["cap"])
+            case "pool":
+                return pooled(x if part.padded else x[: len(x) - state.padding], options["by"], a)
+            case "normalize":
+                return a.normalize(x)
         raise ValueError(f"step {step.name} has the operation {step.op}, which the validator doesn't know")
 
     def _conv1d(self, name: str, part: Block) -> bool:
@@ -543,7 +607,9 @@ class Network:
         columns = x[:, first * D : (first + count) * D]
         return columns.reshape(len(x), heads, columns.shape[1] // heads).transpose(1, 0, 2)
 
-    def _scores(self, part: Block, q: Array, k: Array, options: Mapping[str, Any], a: Arithmetic) -> Array:
+    def _scores(
+        self, part: Block, q: Array, k: Array, options: Mapping[str, Any], a: Arithmetic, padding: int
+    ) -> Array:
         """(H, T, D), (G, S, D) to (H, T, S); -inf where query t may not see position s."""
         scale, T = options["scale"], q.shape[1]
         s = a.scores(q, part.shared(k, len(q)), 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
@@ -552,6 +618,8 @@ class Network:
         if options.get("position_bias") is not None:
             s = s + position_bias(self.weights, options, T).astype(a.dtype)
         seen = visible(T, options["causal"], options["window"]) if part.visible is None else part.visible(T)
+        if padding and not part.padded:
+            seen = seen & (np.arange(T) < T - padding)
         return np.where(seen, s, a.dtype(-np.inf))
 
     def parts(
@@ -566,6 +634,9 @@ class Network:
 
         start: the first block to compute, with its input x; -1 begins at the embeddings.
         """
+        if self.padding:
+            yield from self._parts_of_padded(ids, a, start)
+            return
         tokens = np.asarray(ids, np.int64)
         positions = np.arange(len(tokens))
         if start < 0 or x is None:
@@ -583,6 +654,29 @@ class Network:
         named += ["last_logits", "argmax", "probs"] if self.graph.decodes else []
         yield {name: t[name] for name in named}
 
+    def with_padding(self, ids: Sequence[int] | Array, a: Arithmetic) -> Iterator[tuple[tuple[Step, ...], Trace]]:
+        """The steps of each part and their tensors, those of padding too."""
+        tokens = np.concatenate([np.asarray(ids, np.int64), np.full(self.padding, self.padding_id, np.int64)])
+        t = self.embed(tokens, a, padding=self.padding)
+        positions = t["positions"]
+        yield self.before.steps, t
+        x = t[self.before.steps[-1].name]
+        for layer, block in enumerate(self.blocks):
+            t = self.block(layer, x, a, positions, padding=self.padding)
+            yield block.steps, t
+            x = t[block.steps[-1].name]
+        yield self.after.steps, self.head(x, a, padding=self.padding)
+
+    def _parts_of_padded(self, ids: Sequence[int] | Array, a: Arithmetic, start: int) -> Iterator[Trace]:
+        """`parts`, cut to the prompt. What padding has in a block comes from the embeddings on."""
+        T, last = len(ids), len(self.blocks)
+        for place, (steps, t) in enumerate(self.with_padding(ids, a), -1):
+            if place < start:
+                continue
+            named = (lambda name, place=place: block_name(place, name)) if 0 <= place < last else str
+            cut = {named(s.name): _of_prompt(t[s.name], s.axes, T) for s in steps if s.rung}
+            yield cut if place >= 0 else {"ids": np.asarray(ids, np.int64)} | cut
+
     def run(
         self, ids: Sequence[int] | Array, a: Arithmetic, progress: Progress = silent, prompt: int | None = None
     ) -> Trace:
@@ -598,6 +692,33 @@ class Network:
             if key in taps and not (key == "*" and value.dtype.kind != "f"):
                 value = taps[key](value, state)
         state.tensors[name] = value
+
+
+def _of_prompt(values: Array, axes: str, T: int) -> Array:
+    """The first T positions along all axes that are such."""
+    return values[tuple(slice(T) if axis in "TS" else slice(None) for axis in axes)]
+
+
+def pooled(x: Array, by: str, a: Arithmetic) -> Array:
+    """(T, E) to (E,): "mean", "cls", "last" as a graph has it; "max" and "sum", and "inner" for the mean without the
+    first and the last position."""
+    y: Array
+    match by:
+        case "mean":
+            return a.mean(x)
+        case "cls":
+            y = x[0]
+        case "last":
+            y = x[-1]
+        case "max":
+            y = x.max(axis=0)
+        case "sum":
+            y = x.sum(axis=0)
+        case "inner":
+            return a.mean(x[1:-1])
+        case _:
+            raise ValueError(f"pooling by {by} isn't known")
+    return y
 
 
 def split_heads(x: Array, heads: int) -> tuple[Array, Array, Array]:

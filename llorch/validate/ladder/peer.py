@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +14,10 @@ from llorch.files import Reader
 from llorch.files.tensor import Entry
 from llorch.models import loading
 from llorch.models.graph import Parameter, Step
+from llorch.text.sentence_files import MODULES
 from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.endings import tensors_of
 from llorch.validate.ladder.network import Trace
 from llorch.validate.ladder.rungs import block_name
 from llorch.validate.ladder.sources import Model
@@ -53,7 +56,9 @@ class Peer:
             self.module = made.from_pretrained(model.path, attn_implementation="eager").float().eval()
         finally:
             transformers.utils.logging.set_verbosity(before)
-        self.model, self.graph = model, model.graph
+        self.model, self.graph = model, model.stored
+        # How an embedding is made of the hidden state; and tokens of padding behind the prompt, without a mask.
+        self.ending, self.normalises, self.padding = model.ending, True, 0
         self.modules = dict(self.module.named_modules())
         self._found: dict[tuple[str, int, int | None], Any] = {}
         self.parameters: dict[str, Parameter] = {name: p for name, _, p in self.graph.all_parameters()}
@@ -112,6 +117,42 @@ class Peer:
         name = next((name for name, one in self.modules.items() if one is module and module is not None), "")
         return name.rpartition(".")[0] + "." if "." in name else ""
 
+    def embedding(self, hidden: Any) -> Trace:
+        """What is made of the hidden state (1, T, E) of a text: by sentence-transformers' modules where it is installed
+        and the folder is its own, else by the functions of torch that those call."""
+        import torch
+
+        if self.ending is None or self.model.sentences is None:
+            return {}
+        steps = self.ending.behind(self.graph).after[len(self.graph.after) :]
+        made: dict[str, Any] = {}
+        right = self.normalises and self.ending == self.model.ending
+        if right and self._of_sentences is not None:
+            mask = torch.ones(hidden.shape[:2], dtype=torch.int64)
+            features = {"token_embeddings": hidden, "attention_mask": mask}
+            ends = [step for step, then in zip(steps, (*steps[1:], None), strict=True)
+                    if then is None or then.op != "activation"]  # fmt: skip
+            for step, module in zip(ends, self._of_sentences, strict=True):
+                features = module(features)
+                made[step.name] = features["sentence_embedding"]
+        else:
+            weights = {name: torch.from_numpy(array) for name, array in tensors_of(self.model.sentences).items()}
+            x = hidden
+            for step in steps:
+                x = x if step.op == "normalize" and not self.normalises else _by_torch(step, x, weights)
+                made[step.name] = x
+        return {name: values.detach().float().numpy()[0].copy() for name, values in made.items()}
+
+    @cached_property
+    def _of_sentences(self) -> list[Any] | None:
+        """The modules behind the transformer, None without sentence-transformers."""
+        folder = self.model.folder
+        if not (folder / MODULES).is_file() or importlib.util.find_spec("sentence_transformers") is None:
+            return None
+        from sentence_transformers import SentenceTransformer
+
+        return list(SentenceTransformer(str(folder), device="cpu"))[1:]
+
     def block(self, layer: int) -> Any:
         """None for a family whose files have other names than the modules."""
         return self.named(self.graph.prefix(layer)[:-1])
@@ -126,6 +167,22 @@ class Peer:
                 first, count = one.options["first"] * unit, one.options["count"] * unit
                 found.append((self.of_weight(self.graph.prefix(layer) + step.weight, first, count), count))
         return found if len(found) > 1 and all(module is not None for module, _ in found) else []
+
+
+def _by_torch(step: Step, x: Any, weights: Mapping[str, Any]) -> Any:
+    """A step behind the hidden state (1, T, E), as sentence-transformers has it."""
+    import torch
+
+    match step.op:
+        case "pool":
+            first = 0 if step.options["by"] == "cls" else -1
+            return x.sum(1) / x.shape[1] if step.options["by"] == "mean" else x[:, first]
+        case "linear":
+            return torch.nn.functional.linear(x, weights[f"{step.weight}.weight"], weights.get(f"{step.weight}.bias"))
+        case "normalize":
+            return torch.nn.functional.normalize(x, p=2, dim=1)
+    name = step.options["function"]
+    return getattr(torch, name)(x) if name in ("tanh", "sigmoid") else getattr(torch.nn.functional, name)(x)
 
 
 def trace_transformers(model: Model, ids: Sequence[int], change: Callable[[Peer], object] | None = None) -> Trace:
@@ -143,7 +200,9 @@ def trace_transformers(model: Model, ids: Sequence[int], change: Callable[[Peer]
     peer = held.module
     if change is not None:
         change(held)
-    graph, T = model.graph, len(ids)
+    pad = model.network.padding_id if held.padding else 0
+    ids = [*ids, *[pad] * held.padding]
+    graph, T = held.graph, len(ids)
     trace: Trace = {}
     scores: list[Any] = []
     products: list[Any] = []
@@ -251,6 +310,7 @@ def trace_transformers(model: Model, ids: Sequence[int], change: Callable[[Peer]
         if not graph.decodes:
             end = graph.after[-1].name if graph.after else block_name(len(graph.blocks) - 1, graph.blocks[-1][-1].name)
             trace[end] = numpy(out.last_hidden_state)
+            trace |= held.embedding(out.last_hidden_state)
             return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T) if tensor.name in trace}
         last = out.logits[0, -1]
         trace["last_logits"] = last.numpy().copy()

@@ -7,7 +7,7 @@ of its modules.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -246,6 +246,28 @@ def _types(peer: Peer, layer: None) -> str:
     return "sum"
 
 
+def _padding(peer: Peer, layer: None) -> str:
+    if peer.graph.decodes:
+        raise ValueError(f"a {peer.model.family.name} doesn't see what comes behind a position")
+    peer.padding = 5
+    return "attn.context"
+
+
+def _pooling(peer: Peer, layer: None) -> str:
+    if peer.ending is None:
+        raise ValueError(f"a {peer.model.family.name} makes no embedding of a text")
+    other = "mean" if peer.ending.pooling == "cls" else "cls"
+    peer.ending = replace(peer.ending, pooling=other)
+    return "pooled"
+
+
+def _not_normalised(peer: Peer, layer: None) -> str:
+    if peer.ending is None or None not in peer.ending.after:
+        raise ValueError("the embedding of this model isn't divided by its length")
+    peer.normalises = False
+    return "sentence_embedding"
+
+
 def _embedding(peer: Peer, layer: None) -> str:
     step = next(one for one in peer.graph.before if one.op == "embedding")
     module = peer.of_weight(step.weight)
@@ -272,6 +294,9 @@ PLANTS: dict[str, Plant] = {
         Plant("bfloat16", "the block's matrices are rounded to bfloat16", _bfloat16),
         Plant("backwards", "the rotation turns the other way", _backwards, in_block=False),
         Plant("no-types", "the embeddings of the types of tokens are left out", _types, in_block=False),
+        Plant("padding", "5 tokens of padding stand behind the prompt, and no mask", _padding, in_block=False),
+        Plant("pooling", "the first position for the mean, or the mean for another", _pooling, in_block=False),
+        Plant("not-normalised", "the embedding isn't divided by its length", _not_normalised, in_block=False),
         Plant("no-embed-scale", "the embedding isn't scaled", _embedding, in_block=False),
     )
 }

@@ -2,7 +2,7 @@
 
 It is read from the graph of a model's family: each step that stands on a rung is a tensor of the ladder. What comes
 before and after a graph is the same for every family: the prompt's ids, and what is made of the logits, where there are
-any: an encoder's ladder ends with its hidden state.
+any. An encoder's ladder ends with the embedding of the text, or with its hidden state (llorch.validate.ladder.endings).
 docs/validator.md has the table.
 """
 
@@ -55,11 +55,17 @@ RUNGS = (
     Rung("last_logits", 9, "logits of the last position", EXACT, scaled=False),
     Rung("argmax", 10, "argmax", EXACT),
     Rung("probs", 11, "probabilities", 1e-6, scaled=False),
+    Rung("pooling", 8, "pooling", 1e-4),
+    Rung("embedding", 9, "embedding of the text", 1e-5),
     Rung("generated", 12, f"text of {NEW_TOKENS} greedy tokens", EXACT),
 )
 _NAMED = {rung.name: rung for rung in RUNGS}
 # Names that graphs have for parts of a rung, and their tolerances where those aren't the rung's.
-_PARTS: dict[str, tuple[str, float | None]] = {"rotation": ("qkv", None), "final_norm": ("logits", 1e-4)}
+_PARTS: dict[str, tuple[str, float | None]] = {
+    "rotation": ("qkv", None),
+    "final_norm": ("logits", 1e-4),
+    "dense": ("embedding", 1e-4),
+}
 
 
 @dataclass(frozen=True)

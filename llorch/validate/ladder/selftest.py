@@ -83,6 +83,8 @@ def right_dump(network: Network, ids: Sequence[int]) -> Dump:
         "model_type": dumps.family_named(network.family).model_types[0],
         "llorch": llorch.__version__,
     }
+    if network.ending is not None:
+        about["embedding"] = network.ending.written()
     return Dump(trace, about, "ours")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import llorch
 from llorch import reference
 from llorch.files import Reader
+from llorch.files.folder import find_model
 from llorch.files.tensor import BLOCKS
 from llorch.models import loading, registry
 from llorch.models.encoder_engine import Encoder
@@ -19,8 +20,9 @@ from llorch.text import tokenizer_files
 from llorch.text.causal_lm import CausalLM
 from llorch.text.inputs import inputs_of
 from llorch.text.tokenizer import Tokenizer
-from llorch.validate.ladder import rungs
+from llorch.validate.ladder import endings, rungs
 from llorch.validate.ladder.distance import Array
+from llorch.validate.ladder.endings import Ending
 from llorch.validate.ladder.network import (
     Blocks,
     Float64,
@@ -52,14 +54,24 @@ class Model:
     def __init__(self, path_or_hub_id: str | Path = "shakespeare-1m", compute: str = "float32") -> None:
         loading.check_choices(None, compute)
         self.asked = compute
-        self.source = registry.open_known(path_or_hub_id)
+        self.source = registry.open_known(endings.transformer_of(path_or_hub_id))
         self.path = self.source.path
         self.family = registry.family_of(self.source)
         self.config = registry.config_of(self.source, self.family)
+        self.folder = find_model(path_or_hub_id)  # where sentence-transformers' modules.json would be
+        encodes = self.family.kind == "encoder"
+        self.sentences = endings.sentences_of(path_or_hub_id, self.source) if encodes else None
+        self.ending = None if self.sentences is None else Ending.of(self.sentences)
+
+    @cached_property
+    def stored(self) -> Graph:
+        """Of what the transformer's files have."""
+        return self.family.graph(self.config)
 
     @cached_property
     def graph(self) -> Graph:
-        return self.family.graph(self.config)
+        """With an encoder's embedding of the text."""
+        return self.stored if self.ending is None else self.ending.behind(self.stored)
 
     @cached_property
     def engine(self) -> CausalLM | Encoder:
@@ -80,9 +92,9 @@ class Model:
         """Every array of the file as float32, by its name in Hugging Face's files without the family's prefix, and with
         matrices in their layout; rows in the order of the graph's steps, and vectors as those take them."""
         reader, kind = Reader(), self.source.kind
-        parameters = {name: parameter for name, _, parameter in self.graph.all_parameters()}
+        parameters = {name: parameter for name, _, parameter in self.stored.all_parameters()}
         found = {}
-        for name, entry in loading.find(self.source, self.family, self.graph).entries.items():
+        for name, entry in loading.find(self.source, self.family, self.stored).entries.items():
             if entry.format in BLOCKS:
                 values = reference.dequantize(reader.read(entry), entry.format, entry.shape)
             else:
@@ -90,15 +102,15 @@ class Model:
             parameter = parameters[name]
             values = loading.whole(loading.arranged(values, parameter, self.graph, kind), parameter, kind)
             found[name] = values.T if kind == "gguf" and parameter.conv1d else values
-        return found
+        return found | ({} if self.sentences is None else endings.tensors_of(self.sentences))
 
     @cached_property
     def blocks(self) -> dict[str, tuple[Array, str]]:
         """Of the matrices that 16-bit integers are multiplied with, rows of blocks and their format, as `tensors` has
         their values."""
         reader, found = Reader(), {}
-        parameters = {name: parameter for name, _, parameter in self.graph.all_parameters()}
-        for name, entry in loading.find(self.source, self.family, self.graph).entries.items():
+        parameters = {name: parameter for name, _, parameter in self.stored.all_parameters()}
+        for name, entry in loading.find(self.source, self.family, self.stored).entries.items():
             if self.asked == "int16" and entry.format.lower() in loading.INTEGERS and len(entry.shape) == 2:
                 rows = reader.rows(entry, 0, entry.shape[0])
                 arranged = loading.arranged(rows, parameters[name], self.graph, self.source.kind)
@@ -107,11 +119,15 @@ class Model:
 
     @cached_property
     def network(self) -> Network:
-        entries = loading.find(self.source, self.family, self.graph).entries
+        entries = loading.find(self.source, self.family, self.stored).entries
         kept = {name: loading.PLAIN.get(entry.format, "float32") for name, entry in entries.items()}
         formats = {name: entry.format for name, entry in entries.items()}
         stored = {name: Blocks(*found, self.tensors[name]) for name, found in self.blocks.items()}
-        return Network.of(self.family.name, self.config, self.graph, self.tensors, kept, stored, formats)
+        network = Network.of(self.family.name, self.config, self.graph, self.tensors, kept, stored, formats)
+        pad = self.source.config.get("pad_token_id", 0)
+        network.ending = self.ending
+        network.pad = pad if isinstance(pad, int) and 0 <= pad < self.config.vocab_size else 0
+        return network
 
     @property
     def sha256(self) -> str:
@@ -124,7 +140,9 @@ class Model:
             if self.graph.decodes:
                 ids = self.tokenizer.encode(prompt)
             else:  # which is trained with special tokens around a text
-                (ids,) = inputs_of(self.source, self.config.context, 0)([prompt]).ids
+                assert self.sentences is not None
+                length, lower = self.sentences.max_seq_length, self.sentences.lower
+                (ids,) = inputs_of(self.source, self.config.context, 0, length=length, lower=lower)([prompt]).ids
         except FileNotFoundError:
             if prompt != PROMPT or self.config.vocab_size < max(HELLO):
                 raise
@@ -174,8 +192,10 @@ def trace_engine(model: Model, ids: Sequence[int]) -> Trace:
         trace[name] = values.copy()
 
     if isinstance(engine, Encoder):
-        engine.forward(ids, trace=keep)
+        hidden = engine.forward(ids, trace=keep)
         _add_scores(trace, model)
+        if model.sentences is not None:
+            trace |= endings.by_kernels(hidden, model.sentences)
         return {tensor.name: trace[tensor.name] for tensor in rungs.tensors(model, T)}
     count = rungs.new_tokens(model.config, T)
     cache = engine.new_cache(T + max(count - 1, 0))

@@ -10,6 +10,7 @@ import numpy as np
 from llorch.models import loading
 from llorch.models.registry import Family
 from llorch.models.shapes import random_tensors
+from llorch.validate.ladder.endings import Ending, Linear
 from llorch.validate.ladder.network import Network
 
 # Entries of config.json, for those families that have them.
@@ -52,6 +53,7 @@ SWITCHES: dict[str, Any] = {
 }
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SCALED |= {"original_max_position_embeddings": 16}
+ENDING = Ending("mean", (Linear(40, True, "tanh"), None))  # of encoders
 IDS = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 58)
 
 
@@ -69,10 +71,13 @@ def specimen(family: Family) -> Network:
             except ValueError:  # a family that has another rule, or none
                 continue
             entries[name] = value
-    graph = family.graph(config)
+    ending = ENDING if family.kind == "encoder" else None
+    graph = family.graph(config) if ending is None else ending.behind(family.graph(config))
     parameters = {name: parameter for name, _, parameter in graph.all_parameters()}
     tensors = {}
     for name, values in random_tensors(graph).items():
         arranged = loading.arranged(values, parameters[name], graph, "hf")
         tensors[name] = np.ascontiguousarray(loading.whole(arranged, parameters[name], "hf"))
-    return Network.of(family.name, config, graph, tensors)
+    network = Network.of(family.name, config, graph, tensors)
+    network.ending = ending
+    return network

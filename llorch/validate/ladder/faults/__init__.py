@@ -5,13 +5,24 @@ and in which tensor it first shows. Those with a number or an order are solved f
 
     change           what a fault is, and how one is made
     norms, linear, rotation, attention, feed_forward, outside    faults, by the operation that they change
+    pooling          padding, and the embedding of a text
     rounding         fewer bits, anywhere
     numbers          a constant factor or offset, another order, of any tensor
 """
 
 from collections.abc import Iterator
 
-from llorch.validate.ladder.faults import attention, feed_forward, linear, norms, numbers, outside, rotation, rounding
+from llorch.validate.ladder.faults import (
+    attention,
+    feed_forward,
+    linear,
+    norms,
+    numbers,
+    outside,
+    pooling,
+    rotation,
+    rounding,
+)
 from llorch.validate.ladder.faults.change import OUTSIDE, Evidence, Fault, Part, Solved, bfloat16, float16
 from llorch.validate.ladder.faults.outside import FRESH
 from llorch.validate.ladder.network import Network
@@ -40,7 +51,7 @@ def _parts(network: Network) -> Iterator[Part]:
 def of(network: Network) -> list[Fault]:
     """The faults that a model of this configuration can have, but for those that are solved for."""
     if "faults" not in network.listed:
-        makers = (outside.of, norms.of, rounding.of, linear.of, rotation.of, attention.of, feed_forward.of)
+        makers = (outside.of, norms.of, rounding.of, linear.of, rotation.of, attention.of, feed_forward.of, pooling.of)
         network.listed["faults"] = [fault for part in _parts(network) for make in makers for fault in make(part)]
     found: list[Fault] = network.listed["faults"]
     return found
@@ -49,7 +60,14 @@ def of(network: Network) -> list[Fault]:
 def solvable(network: Network) -> list[Solved]:
     """The faults that have a number or an order."""
     if "solvable" not in network.listed:
-        makers = (norms.solvable, rotation.solvable, attention.solvable, outside.solvable, numbers.solvable)
+        makers = (
+            norms.solvable,
+            rotation.solvable,
+            attention.solvable,
+            outside.solvable,
+            pooling.solvable,
+            numbers.solvable,
+        )
         network.listed["solvable"] = [one for part in _parts(network) for make in makers for one in make(part)]
     found: list[Solved] = network.listed["solvable"]
     return found

@@ -24,9 +24,9 @@ class Fault:
     key : short name. says : the diagnosis. shows : the kind of tensor in which it first shows. change : makes the
     mistake in a network's settings, in block `layer` (ignored outside the blocks). in_block : whether it is in a block.
     decoding : it shows only where new tokens come one by one. layers : the blocks that can have it, None for all.
-    value : of a number that was solved for, None for a fault without one. late : a later step changes what the dump
-    shows of it. faint : it may be lost in the tolerances. grid : a rounding that leaves all values of the tensor as
-    they are. every : it is of all tensors of the block.
+    value : of a number that was solved for, None for a fault without one. late : more than the step itself changes
+    what the dump shows of it. faint : it may be lost in the tolerances. grid : a rounding that leaves all values of the
+    tensor as they are. every : it is of all tensors of the block.
     """
 
     key: str
@@ -70,8 +70,9 @@ class Fault:
 @dataclass(frozen=True)
 class Evidence:
     """What a number is solved from: theirs, their first wrong tensor in float64, in llorch's shape; right, what a right
-    model makes of their own tensors before it; finite, where it counts. name : of the tensor. tensors : all of the
-    right model in that part of it, cut to the last position where theirs is. part : its settings."""
+    model makes of their own tensors before it; finite, where it counts. name, layer : of the tensor, and its block.
+    tensors : all of the right model in that part of it, cut to the last position where theirs is. part : its settings.
+    ids : of the prompt."""
 
     theirs: Array
     right: Array
@@ -80,6 +81,8 @@ class Evidence:
     tensors: Trace
     part: Block
     network: Network
+    layer: int | None
+    ids: list[int]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ class Solved:
 
     made : the fault of a value. solve : the values that their tensor asks for, where that is the one in which the fault
     first shows; none if it can't be. near : what a search begins with where it is another tensor, None for no search.
-    samples : values for the self-test. The others: as Fault has them.
+    samples : values for the self-test. padding : it is of tokens of padding, so many, of which what is usual is tried
+    where nothing tells the number. The others: as Fault has them.
     """
 
     key: str
@@ -100,6 +104,7 @@ class Solved:
     in_block: bool = True
     layers: tuple[int, ...] | None = None
     faint: bool = False
+    padding: bool = False
 
     def of(self, value: Any) -> Fault:
         fault = self.made(value)
@@ -199,6 +204,7 @@ class Part:
         near: float | None = None,
         only: Callable[[Step], bool] | None = None,
         faint: bool = False,
+        padding: bool = False,
     ) -> list[Solved]:
         """As fault, with a number."""
         shows = self.shown(step)
@@ -208,9 +214,9 @@ class Part:
             return []
 
         def made(value: Any) -> Fault:
-            return Fault(key, says(value), shows, change(value))
+            return Fault(key, says(value), shows, change(value), late=padding)
 
-        return [Solved(key, shows, made, solve, tuple(samples), near, inside, layers, faint)]
+        return [Solved(key, shows, made, solve, tuple(samples), near, inside, layers, faint, padding)]
 
 
 # ---- how ---------------------------------------------------------------------------------------------------------
