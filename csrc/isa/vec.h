@@ -60,6 +60,8 @@
 
 #define LL_INLINE static inline __attribute__((always_inline, unused))
 #define LL_NOINLINE static __attribute__((noinline, unused))
+/* What is in memory stays there: no value is kept in a register from before to after. */
+#define LL_MEMORY() __asm__ volatile("" ::: "memory")
 
 /* Before a loop: n times its body. Not under a sanitizer: its checks would be repeated with it, which takes compilers many
  * minutes, and where the loops stay loops it sees every index of a register, too. */
@@ -68,8 +70,13 @@
 #define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll 1)
 #elif defined(__clang__)
 #define LL_UNROLL_BY(n) LL_PRAGMA(clang loop unroll_count(n))
+#define LL_UNROLL_ALL LL_PRAGMA(clang loop unroll(full))
 #else
 #define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll n)
+#endif
+/* A loop of constant turns as a whole; with a count clang leaves loops within loops as they are. */
+#ifndef LL_UNROLL_ALL
+#define LL_UNROLL_ALL LL_UNROLL
 #endif
 
 #define LL_LANES 64

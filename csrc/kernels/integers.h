@@ -162,61 +162,69 @@ typedef struct integers_part {
     int minimum;
 } integers_part;
 
+/* p and y stay in memory: the exact sums take the registers, and a compiler that knew better would save and restore them. */
+LL_INLINE void integers_keep(vf *to, vf v)
+{
+    vf_store((float *)to, v);
+    LL_MEMORY();
+}
+
 LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
 {
     const size_t V = P * TILE_PANEL_VECTORS, sub = t->sub;
     const float *x = t->x, *sums = t->sums, *scales = t->scales;
     const float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
-    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], d[8], m[8];
     linear_begin(&t->at, R, V, y);
     linear_call(&t->at, R);
     for (size_t k = 0; k < t->kc; k += LL_BLOCK) {
         const size_t count = ll_least(LL_BLOCK, t->kc - k);
-        vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], d[8];
-        LL_UNROLL
+        LL_UNROLL_ALL
         for (size_t i = 0; i < R * V; i++)
-            p[i] = vf_zero();
-        for (size_t s = 0; s < count; s += sub) { /* p waits in memory: the exact sums take the registers */
+            integers_keep(p + i, vf_zero());
+        for (size_t s = 0; s < count; s += sub) {
             vi S[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
-            LL_UNROLL
+            LL_UNROLL_ALL
             for (size_t r = 0; r < R; r++) {
                 const vi first = t->minimum ? vi_zero() : vi_set1(blocks_word(sums + r));
-                LL_UNROLL
+                LL_UNROLL_ALL
                 for (size_t v = 0; v < V; v++)
                     S[r * V + v] = first;
             }
             for (size_t j = 0; j < sub / 2; j++, x += R, b += LL_PANEL) {
                 vi w[8];
-                LL_UNROLL
+                LL_UNROLL_ALL
                 for (size_t v = 0; v < V; v++)
                     w[v] = vi_load(b + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
-                LL_UNROLL
+                LL_UNROLL_ALL
                 for (size_t r = 0; r < R; r++) {
                     const vi xs = vi_set1(blocks_word(x + r));
-                    LL_UNROLL
+                    LL_UNROLL_ALL
                     for (size_t v = 0; v < V; v++)
                         S[r * V + v] = vi_dot(S[r * V + v], xs, w[v]);
                 }
             }
-            LL_UNROLL
+            LL_UNROLL_ALL
             for (size_t v = 0; v < V; v++)
                 d[v] = vf_load(D + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
-            LL_UNROLL
-            for (size_t i = 0; i < R * V; i++)
-                p[i] = vf_fma(vi_to_vf(S[i]), d[i % V], p[i]);
             if (t->minimum) {
-                LL_UNROLL
+                LL_UNROLL_ALL
                 for (size_t v = 0; v < V; v++)
-                    d[v] = vf_load(M + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
-                LL_UNROLL
+                    m[v] = vf_load(M + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
+                LL_UNROLL_ALL
                 for (size_t i = 0; i < R * V; i++)
-                    p[i] = vf_fma(vf_set1(sums[i / V]), d[i % V], p[i]);
+                    integers_keep(p + i, vf_fma(vf_set1(sums[i / V]), m[i % V],
+                                                vf_fma(vi_to_vf(S[i]), d[i % V], vf_load((const float *)(p + i)))));
+            } else {
+                LL_UNROLL_ALL
+                for (size_t i = 0; i < R * V; i++)
+                    integers_keep(p + i, vf_fma(vi_to_vf(S[i]), d[i % V], vf_load((const float *)(p + i))));
             }
             sums += R, D += LL_PANEL, M += LL_PANEL;
         }
-        LL_UNROLL
+        LL_UNROLL_ALL
         for (size_t i = 0; i < R * V; i++)
-            y[i] = vf_fma(p[i], vf_set1(scales[i / V]), y[i]);
+            integers_keep(y + i, vf_fma(vf_load((const float *)(p + i)), vf_set1(scales[i / V]), vf_load((const float *)(y + i))));
         scales += R;
     }
     linear_end(&t->at, R, V, y);
