@@ -240,7 +240,7 @@ def first_tokens(path, options):
 
 
 def receipt(path, options):
-    """Seconds to generate 256 tokens with a receipt, and to verify it, by how weights are kept: the bits are the same."""
+    """Seconds to generate 256 tokens with a receipt, and to verify it, by how weights are kept: the same bits."""
     found, made = {"new": 256, "kept": {}}, []
     for dtype in ("float32", None):
         model = llorch.CausalLM.from_pretrained(path, dtype=dtype)
