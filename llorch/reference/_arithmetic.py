@@ -9,7 +9,7 @@ Array = NDArray[Any]
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c in float32, rounded once to nearest even.
+    """a * b + c in float32, rounded once to nearest even. a and b may be of shapes that broadcast to that of c.
 
     The product of two float32 is exact in float64. The sum is rounded to odd there: where it isn't exact, the
     neighbour whose last bit is 1 is taken, and with 29 bits to spare the second rounding, to float32, can't meet a

@@ -132,8 +132,7 @@ def _heads(
         for first in range(0, D, BLOCK):
             p = np.zeros(s.shape, np.float32)
             for d in range(first, min(first + BLOCK, D)):
-                qd, kd = np.broadcast_arrays(q[:, :, d : d + 1], k[:, None, :, d])
-                p = fma(qd, kd, p)
+                p = fma(q[:, :, d : d + 1], k[:, None, :, d], p)
             s = s + p
         s = s * factor
         if cap is not None:
@@ -159,8 +158,7 @@ def _heads(
             p = np.zeros(o.shape, np.float32)
             for t in range(first, min(first + BLOCK, Tk)):
                 i = seen[t]
-                et, vt = np.broadcast_arrays(e[:, i, t : t + 1], v[:, None, t])
-                p[:, i] = fma(et, vt, p[:, i])
+                p[:, i] = fma(e[:, i, t : t + 1], v[:, None, t], p[:, i])
             o = o + p
         return o / Z
 

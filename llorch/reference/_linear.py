@@ -23,8 +23,7 @@ def dot128(a: Array, b: Array, init: Array) -> Array:
         for first in range(0, a.shape[1], BLOCK):
             p = np.zeros(y.shape, np.float32)
             for k in range(first, min(first + BLOCK, a.shape[1])):
-                column, row = np.broadcast_arrays(a[:, k : k + 1], b[k : k + 1])
-                p = fma(column, row, p)
+                p = fma(a[:, k : k + 1], b[k : k + 1], p)
             y = y + p
     return y
 
