@@ -1,3 +1,4 @@
+import ctypes
 import re
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from llorch.testing import use_isa
 # A failing example must be the same for everybody who runs the tests.
 hypothesis.settings.register_profile("llorch", deadline=None, derandomize=True, max_examples=60, database=None)
 hypothesis.settings.load_profile("llorch")
+
+# NumPy's large temporaries, of which the oracle makes millions, are kept and used again: else the C library gives
+# each back to the system and takes it anew, page by page. What was written before lies in them, where new pages have
+# zeros, so that what reads memory before it writes there shows sooner. Only glibc has the function.
+for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(parameter, 256 << 20)
 
 
 # avx512_vnni has one kernel of its own, the product of 16-bit integers, and takes the others from avx512.
