@@ -111,9 +111,10 @@ def test_environment_of_functions(host, isa, setting):
 # Results are subnormal, or hang on the rounding of the last bit: what another environment would change. Everything is
 # made here: in the host's environment NumPy's own arithmetic gives other values.
 BF16 = np.dtype(ml_dtypes.bfloat16)
-FEW, ROWS, MANY = normal(2, 200), normal(13, 200), normal(2000, 200)
+# 400 rows: a plain weight is packed for them, and they are work for eight threads
+FEW, ROWS, MANY = normal(2, 200), normal(13, 200), normal(400, 200)
 LARGE, VANISHING = FEW * np.float32(3e37), normal(200, 90, scale=1e-40)
-W, B, H = normal(200, 90, seed=1), normal(90, seed=2, scale=1e-39), normal(2000, 90, seed=3)
+W, B, H = normal(200, 90, seed=1), normal(90, seed=2, scale=1e-39), normal(400, 90, seed=3)
 W_SMALL = W * np.float32(1e-5)
 Q, K, V = normal(3, 150, 16), normal(3, 150, 16, seed=1), normal(3, 150, 16, seed=2, scale=1e-39)
 DISTANCES = normal(3, 81, seed=3)
