@@ -7,7 +7,18 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SPECIALS, Guarded, assert_same_bits, at_offset, in_threads, normal, num_threads, rng, same_bits
+from helpers import (
+    SPECIALS,
+    Guarded,
+    assert_same_bits,
+    at_offset,
+    in_threads,
+    isas,
+    normal,
+    num_threads,
+    rng,
+    same_bits,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,15 +144,16 @@ def test_kernels_on_the_independent_vectors(isa, shape):
     assert_same_bits(PackedLinear(weight)(x), VECTORS[f"linear/{shape}/y_no_bias"])
 
 
-def test_oracle(isa):
+def test_oracle():
     for M, K, N in CASES:
         x, w, b = normal(M, K), normal(K, N, seed=1), normal(N, seed=2)
-        wanted = reference.linear(x, w, b)
-        for what, weight in layouts(w):
-            assert_same_bits(llorch.linear(x, weight, b), wanted, f"{what}, {M, K, N}")
-        assert_same_bits(PackedLinear(w, b)(x), wanted, f"packed, {M, K, N}")
-        columns = np.ascontiguousarray(w.T)
-        assert_same_bits(PackedLinear(columns, b, transposed=True)(x), wanted, f"packed, transposed, {M, K, N}")
+        wanted, columns, placed = reference.linear(x, w, b), np.ascontiguousarray(w.T), layouts(w)
+        for isa in isas():
+            for what, weight in placed:
+                assert_same_bits(llorch.linear(x, weight, b), wanted, f"{isa}, {what}, {M, K, N}")
+            assert_same_bits(PackedLinear(w, b)(x), wanted, f"{isa}, packed, {M, K, N}")
+            transposed = PackedLinear(columns, b, transposed=True)
+            assert_same_bits(transposed(x), wanted, f"{isa}, packed, transposed, {M, K, N}")
 
 
 @pytest.mark.parametrize("kept", DTYPES)
