@@ -96,38 +96,37 @@ def test_sum64_is_the_text():
 
 
 def attention_of_one(q, k, v, p, *, scale=None, causal=True, window=None, softcap=None, bias=None):
-    """Sections 5 and 8 of docs/numerics.md for the query q (D,) at position p, value by value: the text, no array."""
+    """Sections 5 and 8 of docs/numerics.md for the query q (D,) at position p: the text, each chain step by step, for
+    all of its values at once (of the scores one for each key, of the result D)."""
     D = q.size
     factor = np.float32(1 / np.sqrt(np.float64(D)) if scale is None else scale)
     last = p + 1 if causal else len(k)
     seen = [t for t in range(last) if window is None or (t > p - window if causal else abs(t - p) <= window)]
 
-    def chain(pairs, y):
-        """dot128 of what is there: (index, a, b) in order; a block is what has index div 128."""
-        for block in sorted({i // 128 for i, _, _ in pairs}):
-            total = np.float32([0])
-            for i, a, b in pairs:
+    def chain(steps, values):
+        """dot128 of what is there: (index, number, array of values) in order; a block is what has index div 128."""
+        y = np.zeros(values, np.float32)
+        for block in sorted({i // 128 for i, _, _ in steps}):
+            total = np.zeros(values, np.float32)
+            for i, a, b in steps:
                 if i // 128 == block:
-                    total = reference.fma(np.float32([a]), np.float32([b]), total)
-            y = np.float32(y + total[0])
+                    total = reference.fma(np.full(values, a), b, total)
+            y = y + total
         return y
 
-    s = {}
-    for t in seen:
-        s[t] = chain([(d, q[d], k[t, d]) for d in range(D)], np.float32(0)) * factor
-        if softcap is not None:
-            s[t] = np.float32(softcap) * reference.tanh(np.float32([s[t] / np.float32(softcap)]))[0]
-        if bias is not None:
-            R = len(bias) // 2
-            s[t] = s[t] + bias[R + min(max(t - p, -R), R)]
-    m = max(s.values())
-    e = {t: reference.exp(np.float32([s[t] - m]))[0] for t in seen}
+    s = chain([(d, q[d], k[seen, d]) for d in range(D)], len(seen)) * factor
+    if softcap is not None:
+        s = np.float32(softcap) * reference.tanh(s / np.float32(softcap))
+    if bias is not None:
+        R = len(bias) // 2
+        s = s + bias[[R + min(max(t - p, -R), R) for t in seen]]
+    e = dict(zip(seen, reference.exp(s - max(s)), strict=True))
     lanes = [np.float32(0)] * 64
     for t in seen:
         lanes[t % 64] += e[t]
     for h in (32, 16, 8, 4, 2, 1):
         lanes = [lanes[j] + lanes[j + h] for j in range(h)]
-    return np.float32([chain([(t, e[t], v[t, d]) for t in seen], np.float32(0)) / lanes[0] for d in range(D)])
+    return chain([(t, e[t], v[t]) for t in seen], D) / lanes[0]
 
 
 VARIANTS = (
