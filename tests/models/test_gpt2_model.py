@@ -1,5 +1,6 @@
 """GPT-2: every logit against the oracle, every way to cut the work, transformers, and what is refused."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from gpt2_models import random_model, tensors_of
+from gpt2_models import cast, random_model, random_tensors, save, tensors_of
 from helpers import assert_same_bits, num_threads, rng, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -99,12 +100,19 @@ def test_oracle_past_a_block(tmp_path, dtype, isa):
     assert_same_bits(in_chunks(model, ids, [1] * 133), wanted)
 
 
+@functools.lru_cache(1)
+def of_size(size):
+    """Entries and tensors of a model of one layer; the types of one size come after each other, and share them."""
+    E, H = SIZES[size]
+    entries = {"vocab_size": 301, "n_positions": 64, "n_embd": E, "n_layer": 1, "n_head": H}
+    return entries, random_tensors(entries)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_the_sizes(tmp_path, size, dtype):
-    E, H = SIZES[size]
-    entries = {"vocab_size": 301, "n_positions": 64, "n_embd": E, "n_layer": 1, "n_head": H}
-    model = random_model(tmp_path / "model", entries, dtype=dtype)
+    entries, tensors = of_size(size)
+    model = llorch.GPT2.from_pretrained(save(tmp_path / "model", entries, cast(tensors, dtype)))
     ids = ids_of(model, 40)
     at_once = model.forward(ids)
     if dtype == "float32":  # the oracle has no other arithmetic for the other types
