@@ -181,10 +181,16 @@ def argmax(logits: Array) -> Any:
     v = widen(logits, "logits")
     if (v != v).any():
         raise ValueError("logits has a NaN: there is no largest value")
+    if v.ndim == 1:  # the same for one row, without an array for every comparison
+        largest = 0
+        for j in range(1, len(v)):
+            if v[j] > v[largest]:
+                largest = j
+        return largest
     most = v[..., 0]
     place = np.zeros(most.shape, np.int64)
     for j in range(1, v.shape[-1]):
         more = v[..., j] > most
         most = np.where(more, v[..., j], most)
         place = np.where(more, np.int64(j), place)
-    return int(place) if logits.ndim == 1 else place
+    return place
