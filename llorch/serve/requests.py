@@ -221,12 +221,15 @@ def _message(message: Any, place: int) -> dict[str, Any]:
         for part in content:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise Refusal(f"{where}.content may have parts of type text alone", f"{where}.content")
+            if others := part.keys() - {"type", "text"}:
+                raise Refusal(f"{where}.content has a part with {shown(min(others))}, which isn't supported",
+                              f"{where}.content", "unsupported_parameter")  # fmt: skip
             parts.append(part["text"])
         content = "".join(parts)
     if not isinstance(content, str):
         raise Refusal(f"{where}.content must be a string, it is {_kind(content)}", f"{where}.content")
-    named = {"name": message["name"]} if isinstance(message.get("name"), str) else {}
-    return {"role": role, "content": content} | named
+    name = take(message, "name", str, "a string")
+    return {"role": role, "content": content} | ({} if name is None else {"name": name})
 
 
 def _schema(body: Mapping[str, Any]) -> str | None:

@@ -2,12 +2,14 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_type_hints
 
 import httpx
 import numpy as np
@@ -22,6 +24,7 @@ import llorch
 from llorch.cli import main
 from llorch.models.gpt2 import GPT2Config
 from llorch.models.shapes import write_random
+from llorch.serve import requests
 from llorch.serve.requests import Asked
 from llorch.text.sampling import SamplingParameters, log_probabilities
 
@@ -31,6 +34,7 @@ for name in ("starlette", "uvicorn", "prometheus_client", "llguidance"):
 
 PROMPTS = ["ROMEO:", "O", "KING RICHARD III:\nNow is the winter of our discontent", "JULIET:\n" * 9, "First Citizen:"]
 TALK = [{"role": "user", "content": "Who goes there?"}]
+RIGHT = {"completions": {"prompt": "O"}, "chat/completions": {"messages": TALK}, "embeddings": {"input": "a"}}
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +309,8 @@ def test_what_is_refused_is_named(http, body, status, param, message):
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "a", "name": 5}]}, "name"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"max_tokens": 1, "max_completion_tokens": 1}, "max_completion_tokens"),
         ({"response_format": {"type": "grammar"}}, "response_format"),
@@ -313,6 +319,30 @@ def test_what_is_refused_is_named(http, body, status, param, message):
 def test_what_a_chat_is_refused_is_named(http, body, param):
     answer = post(http, "chat/completions", **{"messages": TALK} | body)
     assert answer.status_code == 400 and answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [("chat/completions", requests.CHAT), ("completions", requests.TEXT), ("embeddings", requests.EMBEDDINGS)],
+)
+def test_every_field_of_the_api_is_obeyed_or_refused(http, path, known):
+    """By the openai client's own lists of fields."""
+    kinds = {
+        "chat/completions": openai.types.chat.completion_create_params.CompletionCreateParamsNonStreaming,
+        "completions": openai.types.completion_create_params.CompletionCreateParamsNonStreaming,
+        "embeddings": openai.types.EmbeddingCreateParams,
+    }
+    fields = get_type_hints(kinds[path])
+    right = {"model": "small" if path == "embeddings" else "talk", "max_tokens": 1} | RIGHT[path]
+    if path == "embeddings":
+        del right["max_tokens"]
+    assert set(right) <= set(fields) and post(http, path, **right).status_code == 200
+    refused = fields.keys() - known
+    assert {"logit_bias", "dimensions"} & refused and len(fields) - len(refused) >= 4
+    for name in refused:
+        answer = post(http, path, **right | {name: "x"})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, name, "unsupported_parameter")
 
 
 def test_other_refusals(http):
@@ -335,7 +365,6 @@ names = st.sampled_from(
     ["model", "prompt", "messages", "stream", "n", "seed", "stop", "logprobs", "temperature", "max_tokens", "x",
      "response_format", "input", "top_k", "stream_options", "receipt"]
 )  # fmt: skip
-RIGHT = {"completions": {"prompt": "O"}, "chat/completions": {"messages": TALK}, "embeddings": {"input": "a"}}
 
 
 def body_of(path):
@@ -350,7 +379,7 @@ def body_of(path):
     ).map(lambda body: (path, body))
 
 
-@settings(max_examples=60)
+@settings(max_examples=int(os.environ.get("LLORCH_BODIES", "40")))  # .ci/run: 1,000
 @given(st.sampled_from(list(RIGHT)).flatmap(body_of))
 @example(("completions", b"[" * 10_000))
 @example(("chat/completions", b'{"a":' * 90 + b"1" + b"}" * 90))
