@@ -448,12 +448,20 @@ def diagnose(
                 attempt(fault, layers)
             done += 1
             progress(done, size)
-        if not _surely(trials):  # a number is told only where nothing without one gives their tensor
-            for solved, layers in stage.solved:
+        # A number is told only where nothing without one gives their tensor, many only where one doesn't; another
+        # tensor of the file also where what gives it doesn't give the rest.
+        sure = _surely(trials)
+        for solved, layers in sorted(stage.solved, key=lambda one: one[0].last):
+            known = [*trials]
+            wanted = not sure or (solved.spares is not None and all(trial.whole > EXPLAINED for trial in trials))
+            if wanted and not (solved.last and _surely(known)):
                 for value in bench.values(solved, layers):
                     attempt(solved.of(value), layers)
-                done += 1
-                progress(done, size)
+            if solved.last and known:
+                nearest = min(trial.distance for trial in known)
+                trials[:] = [*known, *(one for one in trials[len(known) :] if one.distance < EXPLAINED * nearest)]
+            done += 1
+            progress(done, size)
         if _surely(trials):  # one in every block: no need to look for it in each of them
             break
     if not trials:  # the one of which nothing but statistics tells comes last

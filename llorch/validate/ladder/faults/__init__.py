@@ -62,6 +62,7 @@ def solvable(network: Network) -> list[Solved]:
     if "solvable" not in network.listed:
         makers = (
             norms.solvable,
+            linear.solvable,
             rotation.solvable,
             attention.solvable,
             outside.solvable,

@@ -24,9 +24,9 @@ class Fault:
     key : short name. says : the diagnosis. shows : the kind of tensor in which it first shows. change : makes the
     mistake in a network's settings, in block `layer` (ignored outside the blocks). in_block : whether it is in a block.
     decoding : it shows only where new tokens come one by one. layers : the blocks that can have it, None for all.
-    value : of a number that was solved for, None for a fault without one. late : more than the step itself changes
-    what the dump shows of it. faint : it may be lost in the tolerances. grid : a rounding that leaves all values of the
-    tensor as they are. every : it is of all tensors of the block.
+    value : of a number that was solved for, None for a fault without one; values : of several. late : more than the
+    step itself changes what the dump shows of it. faint : it may be lost in the tolerances. grid : a rounding that
+    leaves all values of the tensor as they are. every : it is of all tensors of the block.
     """
 
     key: str
@@ -37,6 +37,7 @@ class Fault:
     decoding: bool = False
     layers: tuple[int, ...] | None = None
     value: float | None = None
+    values: tuple[float, ...] | None = None
     late: bool = False
     faint: bool = False
     grid: Callable[[Array], Array] | None = None
@@ -62,6 +63,8 @@ class Fault:
         """Whether it is the same mistake; numbers that were solved for may differ by a hundredth."""
         if self.key != other.key:
             return False
+        if self.values is not None and other.values is not None and len(self.values) == len(other.values):
+            return bool(np.allclose(self.values, other.values, rtol=0.01, atol=1e-4))
         if self.value is None or other.value is None:
             return self.says == other.says
         return abs(self.value - other.value) <= 0.01 * max(abs(self.value), abs(other.value))
@@ -92,7 +95,8 @@ class Solved:
     made : the fault of a value. solve : the values that their tensor asks for, where that is the one in which the fault
     first shows; none if it can't be. near : what a search begins with where it is another tensor, None for no search.
     samples : values for the self-test. padding : it is of tokens of padding, so many, of which what is usual is tried
-    where nothing tells the number. The others: as Fault has them.
+    where nothing tells the number. last : it has many numbers, and is tried only where nothing else gives their tensor.
+    spares : of a value, a block that can't have it. The others: as Fault has them.
     """
 
     key: str
@@ -105,17 +109,23 @@ class Solved:
     layers: tuple[int, ...] | None = None
     faint: bool = False
     padding: bool = False
+    last: bool = False
+    spares: Callable[[Any], int | None] | None = None
 
     def of(self, value: Any) -> Fault:
         fault = self.made(value)
+        layers = self.layers
+        if self.spares is not None and layers is not None:
+            layers = tuple(layer for layer in layers if layer != self.spares(value))
         number = float(value) if np.ndim(value) == 0 else None
         return replace(
             fault,
             key=self.key,
             shows=self.shows,
             in_block=self.in_block,
-            layers=self.layers,
+            layers=layers,
             value=number,
+            values=tuple(value) if np.ndim(value) == 1 and np.asarray(value).dtype.kind == "f" else None,
             faint=self.faint,
         )
 
@@ -205,6 +215,8 @@ class Part:
         only: Callable[[Step], bool] | None = None,
         faint: bool = False,
         padding: bool = False,
+        last: bool = False,
+        spares: Callable[[Any], int | None] | None = None,
     ) -> list[Solved]:
         """As fault, with a number."""
         shows = self.shown(step)
@@ -216,7 +228,7 @@ class Part:
         def made(value: Any) -> Fault:
             return Fault(key, says(value), shows, change(value), late=padding)
 
-        return [Solved(key, shows, made, solve, tuple(samples), near, inside, layers, faint, padding)]
+        return [Solved(key, shows, made, solve, tuple(samples), near, inside, layers, faint, padding, last, spares)]
 
 
 # ---- how ---------------------------------------------------------------------------------------------------------

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from llorch.models.graph import Step
-from llorch.validate.ladder.distance import Array
-from llorch.validate.ladder.faults.change import Change, Fault, Part, exchanged, setting, several, tap, weight
+from llorch.validate.ladder.distance import Array, relative
+from llorch.validate.ladder.faults.change import (
+    Change,
+    Evidence,
+    Fault,
+    Part,
+    Solved,
+    exchanged,
+    setting,
+    several,
+    tap,
+    weight,
+)
 from llorch.validate.ladder.network import Network, Split, State, Tap, merge_heads
 
 
@@ -189,3 +200,93 @@ def _columns(step: Step) -> Tap:
         return found
 
     return change
+
+
+# ---- another tensor of the file ------------------------------------------------------------------------------------
+
+Source = tuple[int, str]  # a block, and the name of a weight in it
+CHANNELS = 8  # of a matrix, that are computed to see whether it may be theirs
+NEAR = 0.1  # what the right tensor leaves of the distance of these
+
+
+def solvable(part: Part) -> Iterator[Solved]:
+    """The weight of a layer or of a norm is another tensor of the model that has its shape."""
+    if part.where != "block":
+        return
+    blocks = part.network.blocks
+    for step in part.of_op("linear", "layer_norm", "rms_norm"):
+        name = f"{step.weight}.weight"
+        if name not in part.weights:
+            continue
+        shape = part.weights[name].shape
+        others = [(i, other) for i in reversed(range(len(blocks))) for other, w in blocks[i].weights.items()
+                  if w.shape == shape and other.endswith(".weight")]  # fmt: skip
+        samples = [one for one in others if one[1] == name and one[0]] or [one for one in others if one[1] != name]
+        if not samples:
+            continue
+
+        def says(value: Source, name: str = name) -> str:
+            return f"{name} is another tensor of the model: {value[1]} of block {value[0]}"
+
+        def change(value: Source, name: str = name) -> Change:
+            return weight(part, name, lambda w: blocks[value[0]].weights[value[1]])
+
+        def solve(evidence: Evidence, step: Step = step, others: Sequence[Source] = tuple(others)) -> Iterator[Source]:
+            return _source(evidence, step, others)
+
+        def spares(value: Source, name: str = name) -> int | None:
+            return value[0] if value[1] == name else None
+
+        key = f"{step.name or 'output'}-of-another"
+        yield from part.solved(key, step.name, says, change, solve, samples[:1], spares=spares)
+
+
+def _source(evidence: Evidence, step: Step, others: Sequence[Source]) -> Iterator[Source]:
+    """The one that gives some channels of theirs, of their own input."""
+    found = _outputs(evidence, step)
+    if found is None or evidence.layer is None:
+        return
+    theirs, right, first = found
+    channels = np.unique(np.linspace(0, theirs.shape[-1] - 1, CHANNELS).astype(int))
+    graph, blocks = evidence.network.graph, evidence.network.blocks
+    own = f"{step.weight}.weight"
+    mine = evidence.part.weights[own]
+    with np.errstate(all="ignore"):
+        if step.op == "linear":
+            x = evidence.tensors[step.inputs[0]]
+            conv1d = {p.name: p.conv1d for p in graph.block_parameters}
+
+            def made(source: Source) -> Array:
+                w = blocks[source[0]].weights[source[1]]
+                at = first + channels
+                y: Array = x @ (w[:, at] if conv1d[source[1]] else w[at].T).astype(np.float64)
+                return y
+
+            bias = right[..., channels] - made((evidence.layer, own))
+            apart = [relative(theirs[..., channels], made(one) + bias) for one in others]
+        else:
+            bias = evidence.part.weights.get(f"{step.weight}.bias", np.zeros_like(mine)).astype(np.float64)
+            z = (right - bias) / mine
+            apart = [relative(theirs, z * blocks[i].weights[name] + bias) for i, name in others]
+        healthy = relative(theirs, right)
+    at = int(np.nanargmin(apart)) if not np.isnan(apart).all() else 0
+    if apart[at] < NEAR * healthy and others[at] != (evidence.layer, own):
+        yield others[at]
+
+
+def _outputs(evidence: Evidence, step: Step) -> tuple[Array, Array, int] | None:
+    """Theirs and the right ones as (T, outputs) of a layer, and the first of these; None where they are something
+    else."""
+    kind = evidence.name if evidence.layer is None else evidence.name.removeprefix(f"h.{evidence.layer}").lstrip(".")
+    shown = next(one for one in evidence.part.steps if one.name == kind)
+    theirs, right = evidence.theirs, evidence.right
+    if theirs.shape != right.shape or not np.isfinite(theirs).all():
+        return None
+    if shown is step or shown.name == step.name:
+        return theirs, right, 0
+    if shown.inputs != (step.name,) or shown.op not in ("heads", "columns"):
+        return None
+    first = shown.options["first"] * (evidence.network.graph.sizes["D"] if shown.op == "heads" else 1)
+    if shown.op == "heads":
+        theirs, right = merge_heads(theirs), merge_heads(right)
+    return theirs, right, first

@@ -273,6 +273,29 @@ def solvable(part: Part) -> Iterator[Solved]:
     for key, (says, change, solve, samples, near) in listed.items():
         yield from part.solved(key, first.name, says, change, solve, samples, near=near, only=has_table)
 
+    own, tables = speeds(rope), part.network.graph.ropes
+    if len(own) < 2:
+        return
+    uneven = own * np.where(np.arange(len(own)) % 2, 0.6, 1.3)
+    yield from part.solved(
+        "rope-frequencies", first.name,
+        lambda value: _differing(np.asarray(value), own if len(tables) == 1 else None),
+        lambda value: all_of(_angles(lambda p, r: p[:, None] * np.asarray(value))),
+        lambda e: _each(e, first), (tuple(float(f) for f in uneven),), only=has_table, last=True,
+    )  # fmt: skip
+
+
+def _differing(theirs: Array, ours: Array | None) -> str:
+    """Which frequencies are others, in words. ours : None where blocks have different ones."""
+    if ours is None:
+        first = ", ".join(f"{one:.4g}" for one in theirs[:4])
+        return f"the frequencies of the rotation are others, radians a position: {first}{', ...' * (len(theirs) > 4)}"
+    near = np.abs(theirs - ours) <= 1e-3 * np.abs(ours)
+    wrong = np.flatnonzero(~near)
+    shown = ", ".join(f"{theirs[i]:.4g} for {ours[i]:.4g} (pair {i})" for i in wrong[:3])
+    more = ", ..." if len(wrong) > 3 else ""
+    return f"{len(wrong)} of {len(ours)} frequencies of the rotation are others, radians a position: {shown}{more}"
+
 
 def _phases(evidence: Evidence, step: Step) -> tuple[Array, Array, Rope] | None:
     """By position and pair, their rotated values over ours before the rotation, as complex numbers; and how far each
@@ -396,6 +419,32 @@ def _offset(evidence: Evidence, step: Step) -> Iterable[float]:
 
     for start in dict.fromkeys((guess, float(round(guess)))):
         yield _refined(evidence, step, angles, start, 0.3)
+
+
+def _each(evidence: Evidence, step: Step) -> Iterator[tuple[float, ...]]:
+    """The frequency of each pair: of neighbouring positions, then by the phases of ever more of them, whose slope each
+    position tells more exactly. Whole turns can't be told at whole positions: it is the one that is nearest to ours."""
+    found, speed = _phases(evidence, step), _their_speeds(evidence, step)
+    if found is None or speed is None:
+        return
+    ratio, _, rope = found
+    ours, f, places = speeds(rope), speed[0], _places(evidence)
+    if len(ours) != len(f):
+        return
+    reach = 2
+    while True:
+        t = places[:reach]
+        phase = ratio[:reach] * np.exp(-1j * t * f)
+        trust = np.abs(phase) * t**2
+        total = trust.sum(axis=0)
+        with np.errstate(all="ignore"):
+            slope = (np.angle(phase) * np.abs(phase) * t).sum(axis=0) / total
+        f = f + np.where(total > 0, slope, 0.0)
+        if reach >= len(ratio):
+            break
+        reach = min(2 * reach, len(ratio))
+    turns = np.round((ours - f) / (2 * math.pi))
+    yield tuple(float(one) for one in f + 2 * math.pi * turns)
 
 
 def _magnitude(evidence: Evidence, step: Step) -> Iterable[float]:
