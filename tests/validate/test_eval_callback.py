@@ -11,7 +11,7 @@ from llorch.validate.ladder import dumps, eval_callback, faults, selftest
 from llorch.validate.ladder.compare import compare_dumps
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.faults.change import as_ggml
-from llorch.validate.ladder.network import Kernels
+from llorch.validate.ladder.network import Float64, Kernels
 from llorch.validate.ladder.sources import Model
 
 OPS = {"Qcur": "MUL_MAT", "Qcur_rope": "ROPE", "Kcur": "ROPE", "kqv_out": "CONT", "l_out": "ADD"}
@@ -213,3 +213,24 @@ def test_llama_cpps_activations_are_named(tmp_path):
         assert result.first.tensor.name == "h.0.attn.q" and result.diagnosis.key == "inputs-ggml-q8_0"
         assert "as llama.cpp has them" in result.diagnosis.says and "every" in result.diagnosis.where
     assert "inputs-ggml-q8_0" not in {fault.key for fault in faults.of(llama().network)}
+
+
+def test_the_softmax_of_scores_is_compared(tmp_path, right):
+    """kq_soft_max, with room for more positions: in whole arrays and in the text."""
+    arrays = of_llama_cpp(right.arrays, len(IDS))
+    scores = right.arrays["h.1.attn.scores"].astype(np.float64)
+    weights = np.zeros((1, *scores.shape[:2], 32), np.float32)
+    weights[0, ..., : len(IDS)] = Float64().softmax(scores)
+    arrays["kq_soft_max-1"] = weights
+    for result in (compare_dumps(Dump(arrays, {}, "theirs"), right), against(tmp_path, arrays, right)):
+        (row,) = [row for row in result.rows if row.tensor.name == "h.1.attn.weights"]
+        assert result.holds and row.source == "kq_soft_max-1" and row.note == f"the first {len(IDS)} of 32 positions"
+    weights[0, 1, 3, 2] += 0.01
+    wrong = compare_dumps(Dump(arrays, {}, "theirs"), right, llama().network)
+    assert wrong.first.tensor.name == "h.1.attn.weights" and wrong.first.worst == (1, 3, 2) and wrong.diagnosis is None
+    assert "nothing behind the attention weights diverges: no fault was tried" in wrong.notes
+    faulty = faults.by_key(llama().network)["softmax-axis"].inject(llama().network, 1)
+    made = dict(right.arrays) | selftest.dump_of(faulty, right, (1,))
+    arrays = of_llama_cpp(made, len(IDS)) | {"kq_soft_max-1": weights}
+    both = compare_dumps(Dump(arrays, {}, "theirs"), right, llama().network)
+    assert both.first.tensor.name == "h.1.attn.weights" and both.diagnosis.key == "softmax-axis"

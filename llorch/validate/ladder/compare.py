@@ -15,6 +15,7 @@ from llorch.validate.ladder.diagnose import Diagnosis, diagnose, in_heads
 from llorch.validate.ladder.distance import Aligned, Array, comparable, relative
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.faults import Fault
+from llorch.validate.ladder.names import WEIGHTS
 from llorch.validate.ladder.network import Float64, Kernels, Network, Progress, silent
 from llorch.validate.ladder.rows import Row, measure
 from llorch.validate.ladder.rungs import Tensor
@@ -98,6 +99,7 @@ def compare_dumps(
 ) -> Comparison:
     """`compare` for what is in memory; faults are tried in `network`, if there is one. further: also a second one."""
     _ = ours.graph  # whose errors come first: what isn't llorch's has neither
+    ours = layouts.with_weights(theirs, ours)
     wanted = ours.tensors
     _check_ours(ours, wanted)
     reads, unknown = layouts.align(theirs, ours, names)
@@ -135,6 +137,12 @@ def compare_dumps(
                 f"their sums can't be compared, they are of more or of other values: {dumps.names_of(unsummed, 4)}"
             )
     diagnosis, tried = None, 0
+    shown_first = first
+    if first is not None and first.tensor.name.endswith(WEIGHTS) and network is not None:  # of which no fault is told
+        made = _computed(network)
+        first = next((row for row in rows if row.status == "diverges" and row.tensor.name in made), None)
+        if first is None:
+            notes.append("nothing behind the attention weights diverges: no fault was tried")
     if first is not None and first.tensor.name == "ids":
         notes.append("the prompts differ: nothing after them can agree")
     elif first is not None and reads[first.tensor.name].unread is not None:
@@ -149,7 +157,7 @@ def compare_dumps(
             else:
                 diagnosis, more = _both(network, ours, reads, rows, first, nearer)
             tried += more
-    return Comparison(theirs.name, ours.name, rows, first, diagnosis, unknown, notes, tried)
+    return Comparison(theirs.name, ours.name, rows, shown_first, diagnosis, unknown, notes, tried)
 
 
 def _check_ours(ours: Dump, wanted: Sequence[Tensor]) -> None:

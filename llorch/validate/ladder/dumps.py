@@ -81,13 +81,15 @@ class StoredArrays(Mapping[str, Array]):
 class Dump:
     """The arrays of a file by name (bfloat16 as float32), and its metadata. name: for people, printable.
 
-    shown : of a text, what it has of each array: some of its values, the others are NaN, and their sum.
+    shown : of a text, what it has of each array: some of its values, the others are NaN, and their sum. ladder : the
+    tensors of one that has more than llorch writes, None for others.
     """
 
     arrays: Mapping[str, Array]
     metadata: dict[str, str] = field(default_factory=dict)
     name: str = "dump"
     shown: Mapping[str, Shown] = field(default_factory=dict)
+    ladder: list[Tensor] | None = None
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an array, which isn't read for it."""
@@ -127,7 +129,7 @@ class Dump:
     @cached_property
     def tensors(self) -> list[Tensor]:
         """The ladder of a dump of llorch. The errors are config's and ids'."""
-        return rungs.tensors(self, len(self.ids))
+        return rungs.tensors(self, len(self.ids)) if self.ladder is None else self.ladder
 
     @property
     def ids(self) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import ChainMap
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,7 +18,8 @@ from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Aligned, Array, comparable, relative, same_bits
 from llorch.validate.ladder.dumps import Dump, names_of
 from llorch.validate.ladder.eval_callback import Shown
-from llorch.validate.ladder.names import FUSED, GATE_UP, PRODUCT, Names, canonical
+from llorch.validate.ladder.names import FUSED, GATE_UP, PRODUCT, WEIGHTS, Names, canonical
+from llorch.validate.ladder.network import Float64
 from llorch.validate.ladder.rows import measure
 from llorch.validate.ladder.rungs import Tensor, block_name
 
@@ -52,6 +54,8 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
             found = _which(found.split("|"), source, theirs, ours, wanted, certain)
         if found is not None and source not in given and _shadowed(source, theirs):
             found = None
+        if found is not None and found.endswith(WEIGHTS) and found not in wanted:
+            found = None
         if source in theirs.shown and not theirs.shown[source].at:
             found = None  # of which nothing can be compared
         if found is None or (found.startswith("*.") and shape[:1] != (layers,)):
@@ -67,6 +71,21 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
                 chosen.passed.append(piece.source)
     _take_pairs(result, ours, wanted)
     return result, unknown
+
+
+def with_weights(theirs: Dump, ours: Dump) -> Dump:
+    """Ours with the attention weights that theirs has, the softmax of our scores."""
+    names = Names.of(ours.graph)
+    asked = {canonical(source, names) for source in theirs.arrays}
+    tensors, more = [], {}
+    for tensor in ours.tensors:
+        tensors.append(tensor)
+        name = block_name(tensor.layer or 0, WEIGHTS)
+        if tensor.axes == "HTS" and name in asked and name not in ours.arrays:
+            with np.errstate(all="ignore"):
+                more[name] = Float64().softmax(ours.arrays[tensor.name].astype(np.float64))
+            tensors.append(rungs.weights_of(tensor, name))
+    return replace(ours, arrays=ChainMap(more, ours.arrays), ladder=tensors) if more else ours  # type: ignore[arg-type]
 
 
 def _shadowed(source: str, theirs: Dump) -> bool:

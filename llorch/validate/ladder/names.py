@@ -75,6 +75,7 @@ EITHER = {
     "kcur": ("attn.k", "attn.k_norm", "attn.k_rope"),
     "kqvout": ("attn.context", "attn.c_proj"),
 }
+WEIGHTS = "attn.weights"  # the softmax of the scores: of no ladder, as llorch doesn't keep it, but in dumps
 PRODUCT = "attn.kq"  # llama.cpp's kq: scores before their scale and their mask
 LONGEST = 200  # characters: no engine has longer names, and what is looked at must not take long
 NUMBER = "[0-9]{1,5}"  # of a block: a file may have thousands of digits there, or those of another script
@@ -153,10 +154,11 @@ def _hidden(graph: Graph, outside: Collection[str]) -> dict[str, str]:
 
 
 def _product(graph: Graph) -> dict[str, str]:
-    """kq, where scores are that times a scale, and masked."""
+    """What is made of scores, or they of it: their softmax; and kq, where they are that times a scale, and masked."""
     scores = [step for step in graph.fullest if step.op == "scores"]
     plain = all(step.options["softcap"] is None and step.options.get("position_bias") is None for step in scores)
-    return {"kq": PRODUCT} if scores and plain else {}
+    softmax = dict.fromkeys(("kqsoftmax", "kqsoftmaxext", "attnweights", "attnprobs", "attnsoftmax"), WEIGHTS)
+    return (softmax if scores else {}) | ({"kq": PRODUCT} if scores and plain else {})
 
 
 def _of_weights(steps: Sequence[Step], parameters: Sequence[Parameter], known: Collection[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ docs/validator.md has the table.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from llorch.models.config import ModelConfig
@@ -243,3 +243,14 @@ def tensors(of: HasGraph, T: int) -> list[Tensor]:
     named = [{step.name for step in steps} for steps in graph.blocks]
     blocks = [make(kind, layer) for layer, own in enumerate(named) for kind in sorts.block if kind.name in own]
     return [*(make(kind, None) for kind in sorts.before), *blocks, *(make(kind, None) for kind in sorts.after)]
+
+
+def weights_of(scores: Tensor, name: str) -> Tensor:
+    """The tensor of attention weights, which is compared where a dump has it."""
+    return replace(
+        scores,
+        name=name,
+        kind=name.removeprefix(f"h.{scores.layer}."),
+        what="softmax of the scores",
+        checked_against="",
+    )

@@ -335,6 +335,7 @@ def of_comparison(
     result: Comparison, theirs: Dump, ours: Dump, model: Model | None, names: Mapping[str, str] | None = None
 ) -> str:
     """The page of `compare`. With a model, errors are distances from its float64 run; else from ours."""
+    ours = layouts.with_weights(theirs, ours)
     reads, _ = layouts.align(theirs, ours, names)
     exact = trace_float64(model, ours.ids, ours.arrays.get("generated")) if model is not None else ours.arrays
     points = []
@@ -342,12 +343,12 @@ def of_comparison(
         name, off = row.tensor.name, None
         if name in reads and reads[name].fits:
             read = reads[name]
-            want = exact[name]
+            want = exact.get(name, ours.arrays[name])
             found, right, _finite = distance.comparable(read, row.tensor, want)
             off = float(distance.differences(found, right).max(initial=0.0))
         elif name in reads:
             off = math.inf
-        noise = error(row.tensor, ours.arrays[name], exact[name]).absolute
+        noise = error(row.tensor, ours.arrays[name], exact.get(name, ours.arrays[name])).absolute
         points.append(Point(row.tensor, noise, off, row))
     wrong = sum(row.status == "diverges" for row in result.rows)
     counted = f"{result.compared} of the ladder's {len(result.rows)} tensors compared"
