@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -92,7 +92,12 @@ def names(diagnosis: Diagnosis) -> Iterator[list[Fault]]:
 
 
 def _is(fault: Fault, made: Sequence[Fault]) -> bool:
-    """Whether it is one of these, or what one of these is in one of several norms."""
+    """Whether it is one of these, or what one of these is in one of several norms; an offset before a factor is as much
+    as another one behind it."""
+    if fault.key.endswith("-offset") and fault.value is not None:
+        factors = [one.value for one in made if one.key == fault.key.removesuffix("offset") + "factor" and one.value]
+        if any(replace(fault, value=fault.value / factor).same(one) for factor in factors for one in made):
+            return True
     return any(fault.same(one) or fault.says == one.says or fault.key.endswith(f"-{one.key}") for one in made)
 
 

@@ -243,8 +243,9 @@ def solvable(part: Part) -> Iterator[Solved]:
 
 def _source(evidence: Evidence, step: Step, others: Sequence[Source]) -> Iterator[Source]:
     """The one that gives some channels of theirs, of their own input."""
+    step = next((one for one in evidence.part.steps if one.name == step.name), step)  # which may be wired otherwise
     found = _outputs(evidence, step)
-    if found is None or evidence.layer is None:
+    if found is None or evidence.layer is None or step.inputs[0] not in evidence.tensors:
         return
     theirs, right, first = found
     channels = np.unique(np.linspace(0, theirs.shape[-1] - 1, CHANNELS).astype(int))
@@ -278,7 +279,7 @@ def _outputs(evidence: Evidence, step: Step) -> tuple[Array, Array, int] | None:
     """Theirs and the right ones as (T, outputs) of a layer, and the first of these; None where they are something
     else."""
     kind = evidence.name if evidence.layer is None else evidence.name.removeprefix(f"h.{evidence.layer}").lstrip(".")
-    shown = next(one for one in evidence.part.steps if one.name == kind)
+    shown = evidence.part.step(kind)
     theirs, right = evidence.theirs, evidence.right
     if theirs.shape != right.shape or not np.isfinite(theirs).all():
         return None
