@@ -45,15 +45,16 @@ def _inverse(step: Step, number: float) -> Tap:
 def _activations(part: Part, step: Step) -> Iterator[Fault]:
     own = step.options["function"]
     shown = NAMES.get(own, own)
+    before = "" if part.where == "block" else f"{step.name}-"
     for other in FUNCTIONS:
         if other != own:
             says = f"the activation is {NAMES.get(other, other)}, not {shown}"
-            key = f"activation-{KEYS.get(other, other)}"
+            key = f"{before}activation-{KEYS.get(other, other)}"
             yield from part.fault(key, says, step.name, options(part, step.name, function=other))
     says = f"the activation is x sigmoid(1.702 x), not {shown}"
-    yield from part.fault("activation-quick-gelu", says, step.name, tap(part, step.name, _quick_gelu(step)))
+    yield from part.fault(f"{before}activation-quick-gelu", says, step.name, tap(part, step.name, _quick_gelu(step)))
     says = f"there is no activation, of {shown}"
-    yield from part.fault("activation-none", says, step.name, tap(part, step.name, earlier(step.inputs[0])))
+    yield from part.fault(f"{before}activation-none", says, step.name, tap(part, step.name, earlier(step.inputs[0])))
 
 
 def _quick_gelu(step: Step) -> Tap:
