@@ -21,7 +21,7 @@ from llorch.validate.ladder.faults.change import (
     tap,
     weight,
 )
-from llorch.validate.ladder.network import Network, Split, State, Tap, merge_heads
+from llorch.validate.ladder.network import Float64, Network, Split, State, Tap, merge_heads
 
 
 def read_transposed(w: Array) -> Array:
@@ -247,8 +247,9 @@ def _source(evidence: Evidence, step: Step, others: Sequence[Source]) -> Iterato
     found = _outputs(evidence, step)
     if found is None or evidence.layer is None or step.inputs[0] not in evidence.tensors:
         return
-    theirs, right, first = found
-    channels = np.unique(np.linspace(0, theirs.shape[-1] - 1, CHANNELS).astype(int))
+    theirs, right, first, norm = found
+    count = theirs.shape[-1] if norm else CHANNELS  # a norm is of all of them
+    channels = np.unique(np.linspace(0, theirs.shape[-1] - 1, count).astype(int))
     graph, blocks = evidence.network.graph, evidence.network.blocks
     own = f"{step.weight}.weight"
     mine = evidence.part.weights[own]
@@ -263,8 +264,12 @@ def _source(evidence: Evidence, step: Step, others: Sequence[Source]) -> Iterato
                 y: Array = x @ (w[:, at] if conv1d[source[1]] else w[at].T).astype(np.float64)
                 return y
 
-            bias = right[..., channels] - made((evidence.layer, own))
-            apart = [relative(theirs[..., channels], made(one) + bias) for one in others]
+            if norm:
+                bias = evidence.part.weights.get(f"{step.weight}.bias", np.zeros(1))
+                apart = [relative(theirs, evidence.part.norm(made(one) + bias, norm, Float64())) for one in others]
+            else:
+                bias = right[..., channels] - made((evidence.layer, own))
+                apart = [relative(theirs[..., channels], made(one) + bias) for one in others]
         else:
             bias = evidence.part.weights.get(f"{step.weight}.bias", np.zeros_like(mine)).astype(np.float64)
             z = (right - bias) / mine
@@ -275,19 +280,21 @@ def _source(evidence: Evidence, step: Step, others: Sequence[Source]) -> Iterato
         yield others[at]
 
 
-def _outputs(evidence: Evidence, step: Step) -> tuple[Array, Array, int] | None:
-    """Theirs and the right ones as (T, outputs) of a layer, and the first of these; None where they are something
-    else."""
+def _outputs(evidence: Evidence, step: Step) -> tuple[Array, Array, int, str] | None:
+    """Theirs and the right ones as (T, outputs) of a layer, the first of these, and the norm that they went through, ""
+    for none; None where they are something else."""
     kind = evidence.name if evidence.layer is None else evidence.name.removeprefix(f"h.{evidence.layer}").lstrip(".")
     shown = evidence.part.step(kind)
     theirs, right = evidence.theirs, evidence.right
     if theirs.shape != right.shape or not np.isfinite(theirs).all():
         return None
     if shown is step or shown.name == step.name:
-        return theirs, right, 0
+        return theirs, right, 0, ""
+    if shown.inputs == (step.name,) and shown.op in ("rms_norm", "layer_norm"):
+        return theirs, right, 0, shown.name
     if shown.inputs != (step.name,) or shown.op not in ("heads", "columns"):
         return None
     first = shown.options["first"] * (evidence.network.graph.sizes["D"] if shown.op == "heads" else 1)
     if shown.op == "heads":
         theirs, right = merge_heads(theirs), merge_heads(right)
-    return theirs, right, first
+    return theirs, right, first, ""
