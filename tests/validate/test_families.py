@@ -100,8 +100,8 @@ def test_a_gguf_files_ladder_holds_and_is_the_folders(tmp_path):
     tensors = random_tensors(LLAMA_FAMILY, config)
     save(tmp_path / "m", LLAMA, tensors)
     write_gguf(tmp_path / "m.gguf", LLAMA_FAMILY, config, tensors, "llama", llama_metadata(config))
-    found = validate.run_ladder(tmp_path / "m.gguf", ids=IDS)
-    assert found.holds and found.missing == "it reads folders, this is a GGUF file"
+    found = validate.run_ladder(tmp_path / "m.gguf", ids=IDS, peer=False)
+    assert found.holds and found.missing == "not asked for"
     a, b = (sources.trace_oracle(Model(tmp_path / name), IDS) for name in ("m", "m.gguf"))
     for name, values in a.items():
         assert_same_bits(b[name], values, name)
@@ -118,7 +118,28 @@ def test_a_quantised_gguf_files_ladder_holds(tmp_path, kind):
         return (gguf.quants.quantize(values, types[kind]), types[kind]) if values.ndim > 1 else (values, None)
 
     write_gguf(tmp_path / "q.gguf", LLAMA_FAMILY, config, tensors, "llama", llama_metadata(config), quantise)
-    assert validate.run_ladder(tmp_path / "q.gguf", ids=IDS).holds
+    assert validate.run_ladder(tmp_path / "q.gguf", ids=IDS, peer=False).holds
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_transformers_stands_beside_a_gguf_file(tmp_path, right):
+    """The negative control: of a file with the factors of the rotation, which transformers leaves out."""
+    for name in ("transformers", "accelerate", "gguf"):
+        pytest.importorskip(name)
+    heads = LLAMA["num_attention_heads"]
+    config = LlamaConfig.from_dict(LLAMA | {"head_dim": LLAMA["hidden_size"] // heads})
+    tensors, metadata = random_tensors(LLAMA_FAMILY, config), llama_metadata(config)
+    metadata["llama.vocab_size"] = LLAMA["vocab_size"]
+    extra = None if right else {"rope_freqs.weight": np.full(config.head_dim // 2, 2, np.float32)}
+    write_gguf(tmp_path / "m.gguf", LLAMA_FAMILY, config, tensors, "llama", metadata, extra=extra)
+    found = validate.run_ladder(tmp_path / "m.gguf", ids=IDS)
+    assert all(result.differing == 0 for result in found.tensors)
+    if not right:
+        assert found.holds and found.missing == "it doesn't read all that this GGUF file says"
+        return
+    assert found.holds and found.missing == ""
+    assert {result.peer.status for result in found.tensors} == {"ok"}
+    assert max(result.peer.absolute for result in found.tensors) > 0
 
 
 def test_the_command_on_a_gguf_file(tmp_path):
@@ -126,11 +147,22 @@ def test_the_command_on_a_gguf_file(tmp_path):
     tensors = random_tensors(LLAMA_FAMILY, config)
     write_gguf(tmp_path / "m.gguf", LLAMA_FAMILY, config, tensors, "llama", llama_metadata(config))
     page, data = tmp_path / "p.html", tmp_path / "p.json"
-    arguments = ["validate", "--model", tmp_path / "m.gguf", "--ids", "1,2,3", "--report", page, "--json", data]
+    arguments = [
+        "validate",
+        "--model",
+        tmp_path / "m.gguf",
+        "--ids",
+        "1,2,3",
+        "--no-peer",
+        "--report",
+        page,
+        "--json",
+        data,
+    ]
     result = CliRunner().invoke(main, [*map(str, arguments)])
     assert result.exit_code == 0, result.output
     assert "llorch = oracle: 46 of 46 tensors, bit for bit" in result.output
-    assert "transformers: it reads folders, this is a GGUF file" in " ".join(result.output.split())
+    assert "transformers: not asked for" in " ".join(result.output.split())
     assert json.loads(data.read_text())["holds"] and "h.1.mlp.product" in page.read_text()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
+import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -26,11 +29,34 @@ from llorch.validate.ladder.sources import Model
 ACTIVATIONS = "act", "act_fn", "activation_fn", "activation", "intermediate_act_fn"
 
 
+# What transformers reads a GGUF file with; and the architectures of which it reads all that such a file says, but for
+# heads of another width and the factors of the rotation, where it knows how many tokens there are. Of others it leaves
+# out softcaps, scales or biases too.
+FOR_GGUF = "gguf", "accelerate"
+GGUF_ARCHITECTURES = "llama", "qwen2", "stablelm"
+FACTORS = "rope_freqs.weight"
+
+
+def reads_file(model: Model) -> bool:
+    """Whether transformers reads all of a GGUF file."""
+    source, sizes = model.source, model.graph.sizes
+    of = source.config.get("general.architecture")
+    return (
+        of in GGUF_ARCHITECTURES
+        and len(source.files) == 1
+        and sizes["H"] * sizes["D"] == sizes["E"]
+        and FACTORS not in source.tensors
+        and bool({f"{of}.vocab_size", "tokenizer.ggml.tokens"} & source.config.keys())
+    )
+
+
 def transformers_class(model: Model) -> Any:
-    """The class of transformers that reads the folder, None if it has none. ModuleNotFoundError without it."""
+    """The class of transformers that reads the files, None if it has none. ModuleNotFoundError without it."""
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
+    if model.source.kind == "gguf" and not reads_file(model):
+        return None
     classes = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if model.graph.decodes else auto.MODEL_MAPPING_NAMES
     kinds = (model.source.config.get("model_type"), *model.family.model_types)
     name = next((classes[kind] for kind in kinds if kind in classes), None)
@@ -40,20 +66,27 @@ def transformers_class(model: Model) -> Any:
 class Peer:
     """A model of transformers in float32 with eager attention, and its modules by the names of the graph's weights.
 
-    ModuleNotFoundError without torch or transformers; ValueError for a model that it doesn't read.
+    ModuleNotFoundError without torch or transformers, and for a GGUF file gguf or accelerate; ValueError for a model
+    that it doesn't read.
     """
 
     def __init__(self, model: Model) -> None:
+        import torch
         import transformers
 
-        made = transformers_class(model) if model.source.kind == "hf" else None
+        made = transformers_class(model)
         if made is None:
             raise ValueError(f"transformers doesn't read {model.path}")
         transformers.utils.logging.disable_progress_bar()
         before = transformers.utils.logging.get_verbosity()
         transformers.utils.logging.set_verbosity_error()  # a pooler that the files don't have is no news
         try:
-            self.module = made.from_pretrained(model.path, attn_implementation="eager").float().eval()
+            where = {} if model.source.kind == "hf" else {"gguf_file": model.path.name}
+            folder = model.path.parent if where else model.path
+            with contextlib.redirect_stderr(io.StringIO() if where else sys.stderr):  # of files it shows a bar, always
+                self.module = made.from_pretrained(
+                    folder, attn_implementation="eager", dtype=torch.float32, **where
+                ).eval()
         finally:
             transformers.utils.logging.set_verbosity(before)
         self.model, self.graph = model, model.stored

@@ -19,7 +19,7 @@ from llorch.validate.ladder.compare import Comparison, compare_dumps
 from llorch.validate.ladder.distance import Aligned
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.network import Progress, Trace, silent
-from llorch.validate.ladder.peer import trace_transformers, transformers_class
+from llorch.validate.ladder.peer import FOR_GGUF, trace_transformers, transformers_class
 from llorch.validate.ladder.rows import Row
 from llorch.validate.ladder.rungs import Tensor
 from llorch.validate.ladder.sources import (
@@ -107,12 +107,15 @@ def error(tensor: Tensor, values: Any, exact: Any) -> Error:
 
 def missing_peer(model: Model) -> str:
     """What is missing for transformers to run the model, "" if nothing is."""
-    if model.source.kind != "hf":
-        return "it reads folders, this is a GGUF file"
-    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    needed = ("torch", "transformers", *(FOR_GGUF if model.source.kind == "gguf" else ()))
+    absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed"
-    return "" if transformers_class(model) is not None else f"it has no {model.family.name}"
+    if transformers_class(model) is not None:
+        return ""
+    if model.source.kind == "gguf":
+        return "it doesn't read all that this GGUF file says"
+    return f"it has no {model.family.name}"
 
 
 def versions() -> dict[str, str]:
