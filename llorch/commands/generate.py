@@ -28,7 +28,7 @@ DEFAULT_LENGTH = 200
 @click.option("--seed", type=int, help="The same seed gives the same text. Without it: a fresh one, which is shown.")
 @click.option("--stop", multiple=True, help="Stop before this text (repeatable).")
 @options.file_option("--receipt", "receipt", "FILE", "Write a receipt, which `llorch verify` checks.")
-@click.option("--in-toto", is_flag=True, help="The receipt as an in-toto statement.")
+@click.option("--in-toto", is_flag=True, help="The receipt of --receipt as an in-toto statement.")
 @common.dtype_option
 @common.compute_option
 @common.threads_option
@@ -54,6 +54,8 @@ def command(
     PROMPT "-" is standard input. An empty prompt begins with the model's begin-of-text token. A terminal shows control
     characters in the text escaped, but newlines and tabs; a file or a pipe gets the text as it is.
     """
+    if in_toto and receipt is None:
+        raise click.UsageError("--in-toto is of a receipt: say where with --receipt FILE")
     prompt = common.text_of(prompt)
     engine = common.load(model, dtype, compute)
     with common.failures(), common.progress("reading the prompt") as progress:

@@ -322,6 +322,8 @@ def test_generate_and_verify(tmp_path):
         assert done.exit_code == 0 and done.stdout.endswith(
             "equal: 12 tokens, each drawn again from logits of the same bits\n"
         )
+    refused = run("generate", "ROMEO:", *options, "--in-toto")
+    assert refused.exit_code == 2 and "--receipt FILE" in refused.stderr
     text = json.loads(file.read_text())["predicate"]["text"]
     assert text == MODEL.generate("ROMEO:", 12, temperature=0.8, seed=6)
     assert run("verify", file, "--dtype", "float16").exit_code == 2

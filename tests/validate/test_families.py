@@ -183,7 +183,7 @@ def test_a_family_that_llorch_does_not_have(tmp_path, monkeypatch):
     save(tmp_path / "m", {"model_type": "toy"}, random_tensors(toy.FAMILY, toy.ToyConfig()), "")
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3]
     found = validate.run_ladder(tmp_path / "m", ids=ids)
-    assert found.holds and found.missing in ("it has no Toy", "torch and transformers not installed")
+    assert found.holds and found.missing in ("it has no Toy", "torch, transformers not installed")
     assert {"h.0.attn.norm", "h.1.mlp.norm", "h.1.attn.scores"} <= {result.tensor.name for result in found.tensors}
     model = Model(tmp_path / "m")
     scores = model.network.run(ids, Specified())["h.1.attn.scores"]

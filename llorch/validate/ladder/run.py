@@ -110,7 +110,7 @@ def missing_peer(model: Model) -> str:
     needed = ("torch", "transformers", *(FOR_GGUF if model.source.kind == "gguf" else ()))
     absent = [name for name in needed if importlib.util.find_spec(name) is None]
     if absent:
-        return f"{' and '.join(absent)} not installed"
+        return f"{', '.join(absent)} not installed"
     if transformers_class(model) is not None:
         return ""
     if model.source.kind == "gguf":
