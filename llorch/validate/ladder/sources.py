@@ -124,7 +124,8 @@ class Model:
         formats = {name: entry.format for name, entry in entries.items()}
         stored = {name: Blocks(*found, self.tensors[name]) for name, found in self.blocks.items()}
         network = Network.of(self.family.name, self.config, self.graph, self.tensors, kept, stored, formats)
-        pad = self.source.config.get("pad_token_id", 0)
+        name = "pad_token_id" if self.source.kind == "hf" else "tokenizer.ggml.padding_token_id"
+        pad = self.source.config.get(name, 0)
         network.ending = self.ending
         network.pad = pad if isinstance(pad, int) and 0 <= pad < self.config.vocab_size else 0
         return network
