@@ -2,6 +2,8 @@
 
     pip install ".[models]"
     python examples/alone_and_in_a_batch.py
+
+It says what holds, and fails where it doesn't.
 """
 
 import llorch
