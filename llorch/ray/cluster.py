@@ -1,0 +1,45 @@
+"""Where the workers of a job are: one actor a node, with all its threads on one copy of the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import ray.data
+
+
+def pool(*, leave: int = 1) -> dict[str, Any]:
+    """The arguments `compute` and `num_cpus` of `map_batches` for one actor a node.
+
+    An actor computes with as many threads as it has CPUs, on one copy of the weights, so that a node's memory has them
+    once. Where nodes have different numbers of CPUs, all actors are as large as the smallest node allows, and larger
+    nodes have several.
+
+    Parameters
+    ----------
+    leave : int, at least 0
+        CPUs of each node that stay free for Ray's tasks: those that read, write, map or sort. A task that needs a CPU
+        where actors have them all never starts, and the job waits for ever. With leave=0 give such tasks num_cpus=0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        leave isn't such an int; a node has no CPU beside those that are left. Ray is started if it isn't.
+    """
+    if isinstance(leave, bool) or not isinstance(leave, int):
+        raise TypeError(f"leave must be an int, got {leave!r}")
+    if leave < 0:
+        raise ValueError(f"leave must be at least 0, got {leave}")
+    if not ray.is_initialized():
+        ray.init()
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cpus = [count for count in nodes if count]  # a head that only manages has none
+    if not cpus or min(cpus) <= leave:
+        least = f"a node has {min(cpus)} CPU" if cpus else "no node has a CPU"
+        raise ValueError(
+            f"{least}, and leave={leave} of each are to stay free: none is left for an actor. With leave=0 it has all, "
+            "and tasks that read, write or map need num_cpus=0"
+        )
+    each = min(cpus) - leave
+    size = sum((count - leave) // each for count in cpus)
+    return {"compute": ray.data.ActorPoolStrategy(size=size), "num_cpus": each}
