@@ -112,9 +112,10 @@ def open_model(path_or_hub_id: str | Path, *, weights: bool = True) -> Source:
     return Source(path, "hf", config, tensors, sorted({entry.file for entry in tensors.values()}))
 
 
-def find_model(name: str | Path) -> Path:
-    """The folder of a model in Hugging Face's files, or a GGUF file. As `open_model`, but nothing is read."""
-    path = _find(name)
+def find_model(name: str | Path, **hub: Any) -> Path:
+    """The folder of a model in Hugging Face's files, or a GGUF file. As `open_model`, but nothing is read. hub: for
+    huggingface_hub.snapshot_download, where it is asked: cache_dir, revision, token, local_files_only."""
+    path = _find(name, hub)
     if path.is_file():
         return path
     if _whole(path).is_file() or _index(path).is_file():
@@ -130,7 +131,7 @@ def find_model(name: str | Path) -> Path:
     return models.popitem()[1] if models else path
 
 
-def _find(name: str | Path) -> Path:
+def _find(name: str | Path, hub: dict[str, Any]) -> Path:
     """A folder, or a file that begins as GGUF does."""
     if not isinstance(name, str | PathLike):
         raise TypeError(f"path_or_hub_id must be a str or a Path, got {type(name).__name__}")
@@ -159,7 +160,7 @@ def _find(name: str | Path) -> Path:
             'needed: pip install "llorch[models]"'
         ) from None
     try:
-        return Path(snapshot_download(text, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(text, allow_patterns=list(HUB_FILES), **hub))
     except Exception as error:  # the hub's, the network's and the file system's own, which have no base in common
         lines = str(error).strip().removeprefix("Got: ").splitlines()
         raise FileNotFoundError(

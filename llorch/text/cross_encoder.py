@@ -58,8 +58,25 @@ class CrossEncoder(Classifier):
 
     @property
     def max_length(self) -> int:
-        """Tokens of a pair at most, special ones too; the longer text of the two loses its end first."""
+        """Tokens of a pair at most, special ones too; the longer text of the two loses its end first. May be set, to at
+        most the positions that the model has."""
         return self._inputs.length
+
+    @max_length.setter
+    def max_length(self, length: int) -> None:
+        if whole(length, "max_length", 1) > self.config.context:
+            raise ValueError(f"max_length is {length}, the model has {self.config.context} positions")
+        self._inputs.length = length
+
+    @property
+    def activation(self) -> str | None:
+        """llorch's name of the function that the files put on the labels, such as "sigmoid"; None for none."""
+        return self._function
+
+    @property
+    def labels(self) -> int:
+        """Scores of a pair."""
+        return self.graph.sizes["C"]
 
     def predict(
         self, pairs: Iterable[Sequence[str]], *, batch_size: int = 32, show_progress_bar: bool = False
@@ -87,6 +104,12 @@ class CrossEncoder(Classifier):
         ImportError, FileNotFoundError, ValueError
             The tokenizer, at the first call: as `llorch.text.tokenizer_files.load`.
         """
+        return self._scores(pairs, self._function, batch_size, show_progress_bar)
+
+    def _scores(
+        self, pairs: Iterable[Sequence[str]], function: str | None, batch_size: int, show_progress_bar: bool
+    ) -> Array:
+        """`predict`, by llorch's function of that name on the labels."""
         given: Any = pairs
         single = isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(each, str) for each in given)
         inputs = self._inputs
@@ -99,8 +122,8 @@ class CrossEncoder(Classifier):
             [given] if single else given, batch_size, pair_of, work, "scoring", "pairs", show_progress_bar
         )
         parts = list(batches)
-        labels = np.concatenate(parts) if parts else np.empty((0, self.graph.sizes["C"]), np.float32)
-        scores: Array = getattr(llorch, self._function)(labels) if self._function else labels
+        labels = np.concatenate(parts) if parts else np.empty((0, self.labels), np.float32)
+        scores: Array = getattr(llorch, function)(labels) if function else labels
         if scores.shape[1] == 1:
             scores = scores[:, 0]
         return scores[0] if single else scores
@@ -121,8 +144,8 @@ class CrossEncoder(Classifier):
 
         Returns a list of (place, score).
         """
-        if self.graph.sizes["C"] != 1:
-            raise ValueError(f"the model has {self.graph.sizes['C']} labels, documents are ranked by one")
+        if self.labels != 1:
+            raise ValueError(f"the model has {self.labels} labels, documents are ranked by one")
         if top_k is not None:
             whole(top_k, "top_k", 1)
         first = checked(query, "query")

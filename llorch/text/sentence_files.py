@@ -90,7 +90,7 @@ class Sentences:
     after : what is done to what was pooled, in order.
     max_seq_length : tokens, special ones too; None where no file says it.
     lower : text is put into lower case before it is tokenized.
-    prompts, default_prompt_name, similarity : as config_sentence_transformers.json has them.
+    prompts, default_prompt_name, similarity, truncate_dim : as config_sentence_transformers.json has them.
     normalized : GGUF, whose embeddings are divided by their lengths, unless a caller says otherwise.
     """
 
@@ -103,6 +103,7 @@ class Sentences:
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_prompt_name: str | None = None
     similarity: str = "cosine"
+    truncate_dim: int | None = None
     normalized: bool = False
 
     @property
@@ -252,7 +253,7 @@ def _transformer(folder: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The prompts and the similarity."""
+    """The prompts, the similarity and how long embeddings are."""
     path = folder / SETTINGS
     config = read_config(path) if path.is_file() else {}
     kind = config.get("model_type", "SentenceTransformer")
@@ -273,7 +274,10 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{_shown(path)}: similarity_fn_name is {shown(similarity)}, it must be one of {', '.join(SIMILARITIES)}"
         )
-    return {"prompts": prompts, "default_prompt_name": default, "similarity": similarity}
+    cut = config.get("truncate_dim")
+    if cut is not None and (isinstance(cut, bool) or not isinstance(cut, int) or cut < 1):
+        raise ValueError(f"{_shown(path)}: truncate_dim is {shown(cut)}, it must be an int of at least 1")
+    return {"prompts": prompts, "default_prompt_name": default, "similarity": similarity, "truncate_dim": cut}
 
 
 def _json(path: Path) -> Any:

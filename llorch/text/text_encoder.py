@@ -38,6 +38,7 @@ class TextEncoder(Encoder):
     prompts : mapping of names to texts
     default_prompt_name : str or None
     similarity_fn_name : str
+    truncate_dim : int or None
         As the model's config_sentence_transformers.json has them.
     """
 
@@ -71,6 +72,10 @@ class TextEncoder(Encoder):
     def similarity_fn_name(self) -> str:
         return self._sentences.similarity
 
+    @property
+    def truncate_dim(self) -> int | None:
+        return self._sentences.truncate_dim
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Text to ids and back, nothing added or cut. ImportError, FileNotFoundError, ValueError as
@@ -102,7 +107,12 @@ class TextEncoder(Encoder):
     @property
     def embedding_dimension(self) -> int:
         """Values of an embedding."""
-        return self._width
+        return self._cut(None)
+
+    def _cut(self, truncate_dim: int | None) -> int:
+        """Values of an embedding that is cut to so many, None for as the files say."""
+        wanted = self.truncate_dim if truncate_dim is None else whole(truncate_dim, "truncate_dim", 1)
+        return self._width if wanted is None else min(self._width, wanted)
 
     # ---- embeddings ------------------------------------------------------------------------------------
 
@@ -115,6 +125,7 @@ class TextEncoder(Encoder):
         normalize_embeddings: bool | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        truncate_dim: int | None = None,
         output_dtype: str = "float32",
     ) -> Array:
         """The embeddings of texts.
@@ -134,6 +145,9 @@ class TextEncoder(Encoder):
             Of `prompts`: the text that goes before each sentence. Without it `default_prompt_name`'s, if there is one.
         prompt : str, optional
             The text itself; prompt_name is then passed over.
+        truncate_dim : int of at least 1, optional
+            So many values of each embedding at most, its first ones, as Matryoshka models are made for. They are cut
+            after the model's modules and before normalize_embeddings. None cuts as the model's files say.
         output_dtype : "float32", "float16" or "bfloat16"
             A 16-bit type rounds each value once, to nearest even; bfloat16 needs the package ml_dtypes.
 
@@ -157,17 +171,19 @@ class TextEncoder(Encoder):
             normalize_embeddings=normalize_embeddings,
             prompt_name=prompt_name,
             prompt=prompt,
+            truncate_dim=truncate_dim,
             output_dtype=output_dtype,
         )
         kind, known = _dtype(output_dtype), 1 if single else length_of(sentences) or 0
-        rows, count = np.empty((known, self._width), kind), 0
+        width = self._cut(truncate_dim)
+        rows, count = np.empty((known, width), kind), 0
         for batch in batches:
             if count + len(batch) > len(rows):  # grown in place, so that there is never a second copy
-                step = max(GROWTH, rows.nbytes // 16) // (self._width * kind.itemsize) + len(batch)
-                rows.resize((len(rows) + step, self._width), refcheck=False)
+                step = max(GROWTH, rows.nbytes // 16) // (width * kind.itemsize) + len(batch)
+                rows.resize((len(rows) + step, width), refcheck=False)
             rows[count : count + len(batch)] = batch
             count += len(batch)
-        rows.resize((count, self._width), refcheck=False)
+        rows.resize((count, width), refcheck=False)
         return rows[0] if single else rows
 
     def encode_stream(
@@ -179,6 +195,7 @@ class TextEncoder(Encoder):
         normalize_embeddings: bool | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        truncate_dim: int | None = None,
         output_dtype: str = "float32",
     ) -> Iterator[Array]:
         """The embeddings of texts as they are computed, in bounded memory: arrays (batch_size, E) in the order of the
@@ -193,12 +210,15 @@ class TextEncoder(Encoder):
         found, inputs = self._sentences, self._inputs
         skip = inputs.prefix(before) if before and not found.include_prompt and found.pooling == "mean" else 0
         wanted = found.normalized if normalize_embeddings is None else normalize_embeddings
-        again = wanted and not found.ends_normalized
+        width = self._cut(truncate_dim)
+        again = wanted and not (found.ends_normalized and width == self._width)
 
         def work(texts: list[str]) -> Array:
             rows = self._pooled([before + text for text in texts] if before else texts, skip)
             for module in found.after:
                 rows = module(rows)
+            if width < rows.shape[1]:
+                rows = np.ascontiguousarray(rows[:, :width])
             if again:
                 rows = llorch.normalize(rows, out=rows)
             return rows if output_dtype == "float32" else llorch.cast(rows, output_dtype)
@@ -244,20 +264,25 @@ class TextEncoder(Encoder):
         return next((name for name in DOCUMENT if name in self.prompts), None)
 
     def similarity(self, a: Array, b: Array) -> Array:
-        """How near embeddings are: a new float32 array (n, m) of a (n, E) and b (m, E), either of which may be (E,).
+        """How near embeddings are: a new float32 array (n, m) of a (n, E) and b (m, E), either of which may be (E,). Of
+        embeddings that were cut, E is less than the model's.
 
         By `similarity_fn_name`: "cosine", the product of rows divided by their lengths, or "dot", of the rows as they
         are. ValueError for another, and for arrays of another shape; TypeError for elements of another type.
         """
         if self.similarity_fn_name not in ("cosine", "dot"):
             raise ValueError(f"similarity_fn_name is {self.similarity_fn_name!r}, llorch has 'cosine' and 'dot'")
-        rows = []
+        rows: list[Array] = []
         for name, given in (("a", a), ("b", b)):
             array = np.asarray(given)
             if array.dtype.name not in ("float32", "float16", "bfloat16"):
                 raise TypeError(f"{name} is {array.dtype.name}, it must be float32, float16 or bfloat16")
-            if array.ndim not in (1, 2) or array.shape[-1] != self._width:
-                raise ValueError(f"{name} has shape {array.shape}, it must be (n, {self._width}) or ({self._width},)")
+            if array.ndim not in (1, 2) or not 0 < array.shape[-1] <= self._width:
+                raise ValueError(
+                    f"{name} has shape {array.shape}, it must be (n, E) or (E,) with E up to {self._width}"
+                )
+            if rows and array.shape[-1] != rows[0].shape[1]:
+                raise ValueError(f"a has {rows[0].shape[1]} values a row, b has {array.shape[-1]}")
             wide = llorch.cast(np.atleast_2d(array), "float32")
             rows.append(llorch.normalize(wide) if self.similarity_fn_name == "cosine" else wide)
         return llorch.linear(rows[0], rows[1].T)

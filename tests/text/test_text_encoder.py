@@ -192,6 +192,25 @@ def test_prompts(folder):
     assert_same_bits(model.similarity(plain, query[:3]), reference.linear(plain, query[:3].T))
 
 
+def test_embeddings_may_be_cut(folder):
+    write_modules(folder, config_sentence_transformers={"truncate_dim": 24})
+    model = llorch.TextEncoder.from_pretrained(folder)
+    whole = model.encode(TEXTS, truncate_dim=99)
+    assert model.truncate_dim == 24 and model.embedding_dimension == 24 and whole.shape == (len(TEXTS), 40)
+    assert_same_bits(model.encode(TEXTS, batch_size=3), whole[:, :24], "behind the Normalize")
+    assert_same_bits(model.encode(TEXTS[0], truncate_dim=7), whole[0, :7])
+    again = model.encode(TEXTS, normalize_embeddings=True)
+    assert_same_bits(again, reference.normalize(whole[:, :24]), "what was cut is divided by its own length")
+    assert_same_bits(model.encode(TEXTS, truncate_dim=40, normalize_embeddings=True), whole, "once")
+    wanted = reference.linear(reference.normalize(again), reference.normalize(again[:1]).T)
+    assert_same_bits(model.similarity(again, again[0]), wanted)
+    with pytest.raises(ValueError, match="truncate_dim must be at least 1, got 0"):
+        model.encode(TEXTS, truncate_dim=0)
+    (folder / "config_sentence_transformers.json").write_text('{"truncate_dim": 0}')
+    with pytest.raises(ValueError, match="truncate_dim is 0, it must be an int of at least 1"):
+        llorch.TextEncoder.from_pretrained(folder)
+
+
 def test_a_prompt_may_stay_out_of_the_mean(folder):
     write_modules(folder, MODULES | {"Pooling": ("1_Pooling", POOLING | {"include_prompt": False})},
                   sentence_bert_config={"max_seq_length": 20})  # fmt: skip
@@ -407,9 +426,14 @@ def test_memory_of_texts_that_are_not_counted(model, monkeypatch):
         (lambda m: m.encode_stream(["a"], batch_size=0), ValueError, "batch_size"),
         (lambda m: m.encode_stream("a"), TypeError, "sentences must be an iterable of str, got one str"),
         (
-            lambda m: m.similarity(np.zeros(39, np.float32), np.zeros(40, np.float32)),
+            lambda m: m.similarity(np.zeros(41, np.float32), np.zeros(40, np.float32)),
             ValueError,
-            r"a has shape \(39,\)",
+            r"a has shape \(41,\), it must be \(n, E\) or \(E,\) with E up to 40",
+        ),
+        (
+            lambda m: m.similarity(np.zeros((2, 39), np.float32), np.zeros(40, np.float32)),
+            ValueError,
+            "a has 39 values a row, b has 40",
         ),
         (lambda m: m.similarity(np.zeros(40), np.zeros(40)), TypeError, "a is float64"),
     ],
