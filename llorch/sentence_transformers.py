@@ -114,7 +114,8 @@ class _Model:
             from transformers import AutoTokenizer
         except ImportError:
             raise ImportError(
-                "tokenizer needs the package transformers: pip install transformers (.model.tokenizer is llorch's)"
+                'tokenizer needs the package transformers: pip install "llorch[sentence-transformers]" '
+                "(.model.tokenizer is llorch's)"
             ) from None
         if self.model.source.kind != "hf":
             raise ValueError(
@@ -620,7 +621,7 @@ def _torch(what: str) -> Any:
     try:
         import torch
     except ImportError:
-        raise ImportError(f'{what} needs the package torch: pip install "llorch[torch]"') from None
+        raise ImportError(f'{what} needs the package torch: pip install "llorch[sentence-transformers]"') from None
     return torch
 
 

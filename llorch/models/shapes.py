@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch.models import gpt2
+from llorch.models import bert, gpt2
 from llorch.models.config import ModelConfig
 from llorch.models.gpt2 import GPT2Config
 from llorch.models.graph import Graph
@@ -73,3 +74,31 @@ def write_random(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     entries = dataclasses.asdict(config) | {"model_type": family.model_types[0]}  # type: ignore[call-overload]
     (folder / "config.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
+def write_random_encoder(folder: Path, words: Iterable[str], prompts: Mapping[str, str] | None = None) -> None:
+    """A small BERT of random weights that makes embeddings of texts of these words, with the files of
+    sentence-transformers: the mean over the positions, divided by its length. For examples and tests.
+
+    words : in lower case; others are taken letter by letter. prompts : for config_sentence_transformers.json.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    vocabulary = list(dict.fromkeys([*special, *words, *letters]))
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    entries = {"vocab_size": len(vocabulary), "max_position_embeddings": 64} | sizes
+    write_random(folder, bert.BertConfig.from_dict(entries), bert.FAMILY)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    pooling = {"word_embedding_dimension": 64, "pooling_mode": "mean"}
+    (folder / "1_Pooling").mkdir()
+    for name, content in (
+        ("modules", modules),
+        ("1_Pooling/config", pooling),
+        ("config_sentence_transformers", {"prompts": dict(prompts or {})}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")

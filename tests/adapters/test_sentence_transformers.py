@@ -247,7 +247,9 @@ def test_scores_as_tensors(cross):
 
 def test_without_pytorch(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r'a tensor needs the package torch: pip install "llorch\[torch\]"'):
+    with pytest.raises(
+        ImportError, match=r'a tensor needs the package torch: pip install "llorch\[sentence-transformers\]"'
+    ):
         model.encode(TEXTS, convert_to_tensor=True)
     assert model.encode(TEXTS[:1]).shape == (1, 40)
 
