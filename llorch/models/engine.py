@@ -327,14 +327,28 @@ class Decoder(Engine):
         TypeError, ValueError, IndexError
             As `forward`, naming the chunk or the cache. Nothing has been appended to any cache then.
         """
+        chunks, caches = self._check_chunks(chunks, caches)
+        if not chunks:
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return self._run(self._plans["last"], chunks, caches, False, self._chunk)
+
+    def forward_batch(self, chunks: Sequence[Ids], caches: Sequence[Cache]) -> Array:
+        """Appends to several sequences at once; the logits of every position. Parameters and errors are `step`'s.
+
+        New float32 array (T of all chunks together, vocab_size): the rows of a chunk after those of the one before.
+        """
+        chunks, caches = self._check_chunks(chunks, caches)
+        if not chunks:
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return self._run(self._plans["all"], chunks, caches, True, self._chunk)
+
+    def _check_chunks(self, chunks: Sequence[Ids], caches: Sequence[Cache]) -> tuple[list[Any], list[Cache]]:
         for name, given in (("chunks", chunks), ("caches", caches)):
             if not isinstance(given, Iterable):
                 raise TypeError(f"{name} must be a sequence, got {type(given).__name__}")
         chunks, caches = list(chunks), list(caches)
         if len(chunks) != len(caches):
             raise ValueError(f"there are {len(chunks)} chunks and {len(caches)} caches, they must be as many")
-        if not chunks:
-            return np.empty((0, self.config.vocab_size), np.float32)
         for i, ids in enumerate(chunks):
             if type(ids) is not list:
                 chunks[i] = self._ids(ids, f"chunks[{i}]")
@@ -343,7 +357,7 @@ class Decoder(Engine):
             self._check_cache(caches[i], f"caches[{i}]", len(chunks[i]), f"chunks[{i}]", i)
         if len(caches) > 1 and len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("caches has the same Cache twice: each sequence needs one of its own, see Cache.fork")
-        return self._run(self._plans["last"], chunks, caches, False, self._chunk)
+        return chunks, caches
 
     def _chunk(self, ids: Ids, place: int) -> Array:
         return self._ids(ids, f"chunks[{place}]")

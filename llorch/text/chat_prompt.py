@@ -56,22 +56,40 @@ def prompt_ids(
     given = Given(messages, tools, documents, variables)
     marks = Marks(tokenizer, template, given)
     shown_to_template = [marks.message(message) for message in given.messages]
-    if continue_final_message:
-        _open(shown_to_template[-1], marks.cut)
-    text = template.render(
-        shown_to_template,
-        tools=marks.of(given.tools),
-        documents=marks.of(given.documents),
-        add_generation_prompt=add_generation_prompt and not continue_final_message,
-        **marks.of(given.variables),
-    )
-    if continue_final_message:
-        at = text.rfind(marks.cut)
-        if at < 0:
-            raise ValueError(f"{template.place}: the chat template leaves the last message out, it can't be continued")
-        spaced = text[at + 1 : at + 2] == " "
-        text = text[:at] if spaced else text[:at].rstrip()
-    return marks.encode(text)
+    more = {"tools": marks.of(given.tools), "documents": marks.of(given.documents), **marks.of(given.variables)}
+    open_ended = marks.cut if continue_final_message else None
+    return marks.encode(_rendered(template, shown_to_template, open_ended, add_generation_prompt, more))
+
+
+def prompt_text(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    variables: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a conversation: for programs that make a text of it before they encode it, and take special tokens
+    that stand in messages for what they are. Parameters and errors as `prompt_ids`."""
+    given = Given(messages, None, None, variables)
+    taken = given.characters() | set(template.text)
+    cut = next((c for c in NONCHARACTERS if c not in taken), None) if continue_final_message else None
+    return _rendered(template, given.messages, cut, add_generation_prompt, given.variables)
+
+
+def _rendered(
+    template: ChatTemplate, messages: list[dict[str, Any]], cut: str | None, add_generation_prompt: bool, more: Any
+) -> str:
+    """cut : a character that nothing else has, where the last message is to be left open."""
+    if cut is None:
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **more)
+    _open(messages[-1], cut)
+    text = template.render(messages, add_generation_prompt=False, **more)
+    at = text.rfind(cut)
+    if at < 0:
+        raise ValueError(f"{template.place}: the chat template leaves the last message out, it can't be continued")
+    spaced = text[at + 1 : at + 2] == " "
+    return text[:at] if spaced else text[:at].rstrip()
 
 
 # ---- what a caller gives ------------------------------------------------------------------------------------

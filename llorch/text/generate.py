@@ -24,7 +24,7 @@ from llorch.text.chat import Asked, ChatStream, Kept, Messages, Reply
 from llorch.text.grammar import Guide
 from llorch.text.protocol import ChatModel, Ids, Model
 from llorch.text.sampling import Sampling, SamplingParameters, whole
-from llorch.text.score import Progress, Score, score
+from llorch.text.score import Continuation, Progress, Score, continuations, score
 from llorch.text.template import ChatTemplates
 from llorch.text.tokenizer import Tokenizer
 from llorch.text.tools import Tools
@@ -444,6 +444,40 @@ class Faces:
             An argument of another type.
         """
         return score(self, text, stride=stride, progress=progress)
+
+    def score_continuations(
+        self: Model,
+        pairs: Iterable[tuple[Ids, Ids]],
+        *,
+        batch_size: int = batches.SEQUENCES,
+        progress: Progress | None = None,
+    ) -> list[Continuation]:
+        """Of each continuation the log-probabilities of its tokens, by the context and by those before them.
+
+        They are `score`'s, bit for bit. Tokens with which several pairs begin are read once, such as a question before
+        its answers, or the examples before all questions. Neither that nor batch_size changes a bit.
+
+        Parameters
+        ----------
+        pairs : iterable of (context, continuation)
+            Both ids, at least one each; but for the last, which isn't read, together at most the model's context.
+        batch_size : int, at least 1
+            At most so many sequences go through the model together.
+        progress : function of (done, of), optional
+            Called as pairs are scored.
+
+        Raises
+        ------
+        ValueError, IndexError, TypeError
+            As `score`, naming the pair. Nothing has been computed then.
+        """
+        pairs = list(pairs)
+        results: list[Any] = [None] * len(pairs)
+        for done, (place, found) in enumerate(continuations(self, pairs, batch_size), 1):
+            results[place] = found
+            if progress is not None:
+                progress(done, len(pairs))
+        return results
 
 
 class Stream(Iterator[Piece], Generic[Piece]):

@@ -287,27 +287,44 @@ class Likely(NamedTuple):
     top: list[tuple[int, float]]
 
 
+class Found(NamedTuple):
+    """Of some tokens by the model's own logits.
+
+    log_probabilities : float64 array (n,)
+    greedy : bool array (n,)
+        Whether each is the likeliest; of equals the lowest id.
+    """
+
+    log_probabilities: NDArray[np.float64]
+    greedy: NDArray[np.bool_]
+
+
 def log_probabilities(logits: FloatArray, ids: Sequence[int] | NDArray[Any]) -> NDArray[np.float64]:
     """Of the token ids[t] by logits[t]: logits (T, V) in float32, ids (T,); float64 (T,).
 
     ValueError if logits has a NaN or a row whose largest value is infinite.
     """
-    rows = np.arange(len(logits))
-    m, ln = _normalizers(logits)
-    result: NDArray[np.float64] = (logits[rows, ids].astype(np.float64) - m.astype(np.float64)) - ln
-    return result
+    return find(logits, np.arange(len(logits)), ids).log_probabilities
 
 
-def _normalizers(logits: FloatArray) -> tuple[FloatArray, NDArray[np.float64]]:
-    """Each row's largest value m, and ln of the sum of exp(l - m)."""
-    m = logits[np.arange(len(logits)), llorch.argmax(logits)]
+def find(logits: FloatArray, rows: Sequence[int] | NDArray[Any], ids: Sequence[int] | NDArray[Any]) -> Found:
+    """Of the token ids[i] by logits[rows[i]], a row for any number of tokens. ValueError as `log_probabilities`."""
+    best, m, ln = _normalizers(logits)
+    values = logits[rows, ids].astype(np.float64)
+    return Found((values - m[rows].astype(np.float64)) - ln[rows], best[rows] == ids)
+
+
+def _normalizers(logits: FloatArray) -> tuple[NDArray[np.intp], FloatArray, NDArray[np.float64]]:
+    """Each row's likeliest id, its value m, and ln of the sum of exp(l - m)."""
+    best = llorch.argmax(logits)
+    m = logits[np.arange(len(logits)), best]
     if not np.isfinite(m).all():
         raise ValueError(f"logits has a row whose largest value is {m[~np.isfinite(m)][0]}: it must be finite")
     with np.errstate(over="ignore", under="ignore"):
         z = logits - m[:, None]
     e = llorch.exp(z, out=z)
     Z = np.cumsum(e, axis=1, dtype=np.float64)[:, -1]  # a running sum by definition, unlike np.sum
-    return m, np.array([float(EXACT.ln(decimal.Decimal(z))) for z in Z.tolist()], np.float64)
+    return best, m, np.array([float(EXACT.ln(decimal.Decimal(z))) for z in Z.tolist()], np.float64)
 
 
 def likely(logits: FloatArray, id: int, count: int) -> Likely:
@@ -316,7 +333,7 @@ def likely(logits: FloatArray, id: int, count: int) -> Likely:
 
 
 def _likely(logits: FloatArray, id: int, count: int) -> Likely:
-    m, ln = _normalizers(logits[None])
+    _, m, ln = _normalizers(logits[None])
     count = min(count, logits.size)
     places = _largest(logits, count) if 0 < count < logits.size else np.arange(count)
     places = places[np.lexsort((places, -logits[places]))]

@@ -69,8 +69,9 @@ class Tokenizer:
         ids = self.encode(text)
         return ids if tuple(ids[: len(self.begin)]) == self.begin else [*self.begin, *ids]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, special tokens too: decode(encode(text)) == text for GPT-2's tokenizers.
+    def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
+        """The text of ids, special tokens too: decode(encode(text)) == text for GPT-2's tokenizers. special: False
+        leaves these out.
 
         Bytes that aren't UTF-8 come as U+FFFD. An id that the vocabulary lacks gives no text. ValueError if the
         tokenizer is broken in a way that shows only here.
@@ -79,7 +80,7 @@ class Tokenizer:
         for i, id in enumerate(several):
             if isinstance(id, bool) or not hasattr(id, "__index__"):
                 raise TypeError(f"ids[{i}] is {shown(repr(id))}, ids must be ints")
-        text: str = self.call("decode ids", lambda: self.library.decode(several, skip_special_tokens=False))
+        text: str = self.call("decode ids", lambda: self.library.decode(several, skip_special_tokens=not special))
         return text
 
     def token(self, id: int) -> str:
