@@ -428,8 +428,6 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
         memset(t->o, 0, t->R * Dp * sizeof *t->o);
     }
     const size_t row_begin = tile_row(tile_begin, g->tiles, rows), row_end = tile_row(tile_end, g->tiles, rows);
-    for (size_t i = row_begin; i < row_end; i++)
-        attention_prefetch(attention_query(g, i), D * ll_dtype_size(a->dtype));
     for (size_t i = 0; i < tiles; i++)
         attention_pack_queries(a, g, &tile[i]);
     /* positions that some row sees, and what is before them in their first chunk */
@@ -473,13 +471,34 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
         attention_finish(a, g, &tile[i]);
 }
 
-/* Units [begin, end) of all groups. The last queries of a group, which see most, come first. */
+/* Calls for the queries of a unit, and for keys and values that come as rows, if they are few. */
+LL_INLINE void attention_call(const ll_attention_args *a, const ll_attention_group *g, size_t tile_begin, size_t tile_end)
+{
+    const size_t rows = g->count * g->Tq, bytes = a->D * ll_dtype_size(a->dtype);
+    for (size_t i = tile_row(tile_begin, g->tiles, rows); i < tile_row(tile_end, g->tiles, rows); i++)
+        attention_prefetch(attention_query(g, i), bytes);
+    if (g->packed || g->kv->blocks || g->kv->Tk > LL_BLOCK)
+        return;
+    for (size_t t = 0; t < g->kv->Tk; t++) {
+        attention_prefetch((const char *)g->kv->k + (ptrdiff_t)t * g->kv->k_stride, bytes);
+        attention_prefetch((const char *)g->kv->v + (ptrdiff_t)t * g->kv->v_stride, bytes);
+    }
+}
+
+/* Units [begin, end) of all groups. The last queries of a group, which see most, come first. What a unit reads is called for
+ * while the one before it is computed. */
 static void LL_SYMBOL(attention)(const ll_attention_args *a, const ll_attention_group *groups, size_t begin, size_t end,
                                  float *workspace)
 {
     const float scale = a->default_scale ? (float)(1.0 / sqrt((double)a->D)) : (float)a->scale;
-    const ll_attention_group *g = groups;
-    for (size_t i = begin; i < end; i++) {
+    const ll_attention_group *g = groups, *next = groups;
+    for (size_t i = begin, called = begin; i < end; i++) {
+        for (; called < ll_least(i + 2, end); called++) {
+            while (called >= next->unit + next->units)
+                next++;
+            const size_t tile = (next->unit + next->units - 1 - called) * next->together;
+            attention_call(a, next, tile, ll_least(tile + next->together, next->tiles));
+        }
         while (i >= g->unit + g->units)
             g++;
         const size_t tile = (g->unit + g->units - 1 - i) * g->together;

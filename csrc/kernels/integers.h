@@ -26,28 +26,94 @@
 
 /* ---- rows of x ----------------------------------------------------------------------------------------- */
 
-/* One block of `count` values of a row, count a multiple of 32, as integers; its scale. */
-LL_INLINE float integers_of(const char *x, size_t k, size_t count, int dtype, int16_t *q)
+/* One block of `count` values of R rows, count a multiple of 32, as integers; their scales. The largest of each row is found for
+ * as many rows at once as a vector has lanes. */
+LL_INLINE void integers_of(const char *x, ptrdiff_t stride, size_t R, size_t k, size_t count, int dtype, int16_t (*q)[LL_BLOCK],
+                           float *scales)
 {
-    vf most = vf_zero();
-    int odd = 0;
-    for (size_t i = 0; i < count; i += LL_VL) {
-        const vf v = row_load(x, k + i, dtype);
-        odd |= vf_differ(vf_sub(v, v), vf_zero());
-        most = vf_max(most, vf_abs(v));
+    for (size_t first = 0; first < R; first += LL_VL, x += LL_VL * stride) {
+        const size_t rows = ll_least(LL_VL, R - first);
+        vf most[LL_VL];
+        float largest[LL_VL];
+        int odd[LL_VL];
+        for (size_t r = 0; r < (R > 1 ? LL_VL : 1); r++) {
+            vf strange = most[r] = vf_zero(); /* a NaN once there is a NaN or an infinity */
+            if (r < rows)
+                for (size_t i = 0; i < count; i += LL_VL) {
+                    __builtin_prefetch(x + (ptrdiff_t)r * stride + (k + count + i) * ll_dtype_size(dtype));
+                    const vf v = row_load(x + (ptrdiff_t)r * stride, k + i, dtype);
+                    strange = vf_add(strange, vf_sub(v, v));
+                    most[r] = vf_max(most[r], vf_abs(v));
+                }
+            odd[r] = vf_differ(strange, vf_zero());
+        }
+        if (rows > 1) {
+            vf_transpose(most);
+            for (size_t l = 1; l < LL_VL; l++)
+                most[0] = vf_max(most[0], most[l]);
+            vf_store(largest, most[0]);
+        } else {
+            float lanes[LL_VL];
+            vf_store(lanes, most[0]);
+            largest[0] = 0.0f;
+            for (size_t l = 0; l < LL_VL; l++)
+                largest[0] = lanes[l] > largest[0] ? lanes[l] : largest[0];
+        }
+        for (size_t r = 0; r < rows; r++) {
+            const float a = largest[r];
+            int16_t *to = q[first + r];
+            if (odd[r] || a < 0x1p-96f) {
+                memset(to, 0, count * sizeof *to);
+                scales[first + r] = odd[r] ? NAN : 0.0f;
+                continue;
+            }
+            const vf scale = vf_set1(32767.0f / a);
+            for (size_t i = 0; i < count; i += LL_VL)
+                vi_store_i16(to + i, vi_from_vf(vf_mul(row_load(x + (ptrdiff_t)r * stride, k + i, dtype), scale)));
+            scales[first + r] = a / 32767.0f;
+        }
     }
-    float lanes[LL_VL], a = 0.0f;
-    vf_store(lanes, most);
-    for (size_t l = 0; l < LL_VL; l++)
-        a = lanes[l] > a ? lanes[l] : a;
-    if (odd || a < 0x1p-96f) {
-        memset(q, 0, count * sizeof *q);
-        return odd ? NAN : 0.0f;
+}
+
+LL_INLINE int32_t integers_total(const int16_t *q, size_t count)
+{
+    int32_t sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += q[i];
+    return sum;
+}
+
+/* The sum of a sub-block, and what begins it. */
+LL_INLINE void integers_sum(float *to, int32_t sum, int offset, int minimum)
+{
+    const float exact = (float)sum;
+    sum *= -offset;
+    memcpy(to, minimum ? (const void *)&exact : &sum, sizeof sum);
+}
+
+/* `pairs` pairs of R rows, transposed: squares, each stored over the unused end of the one before, and the sums of their
+ * sub-blocks. What lies behind the last pairs is not written. */
+LL_INLINE void integers_transpose(int16_t (*q)[LL_BLOCK], size_t R, size_t pairs, size_t sub, int end, float *to,
+                                  int32_t (*sums)[LL_VL])
+{
+    for (size_t j = 0; j < pairs; j += LL_VL) {
+        vf square[LL_VL];
+        LL_UNROLL
+        for (size_t r = 0; r < LL_VL; r++)
+            square[r] = r < R ? vf_load(q[r] + 2 * j) : vf_zero();
+        vf_transpose(square);
+        for (size_t s = 0; s < LL_VL; s += sub / 2) { /* a square has at least one sub-block, or half of one */
+            vi sum = j * 2 % sub ? vi_load(sums[2 * j / sub]) : vi_zero();
+            for (size_t l = s; l < ll_least(s + sub / 2, LL_VL); l++) {
+                sum = vi_dot(sum, vi_set1(0x00010001), vi_load(square + l));
+                if (!end || (j + l) * R + LL_VL <= pairs * R)
+                    vf_store(to + (j + l) * R, square[l]);
+                else
+                    vf_store_n(to + (j + l) * R, square[l], R);
+            }
+            vi_store(sums[2 * (j + s) / sub], sum);
+        }
     }
-    const vf r = vf_set1(32767.0f / a);
-    for (size_t i = 0; i < count; i += LL_VL)
-        vi_store_i16(q + i, vi_from_vf(vf_mul(row_load(x, k + i, dtype), r)));
-    return a / 32767.0f;
 }
 
 /* Tiles [begin, end) of x: tile i, of R rows from row m on, is at packed + m * integers_row, pairs, sums and scales each
@@ -58,45 +124,38 @@ LL_NOINLINE void LL_SYMBOL(pack_integers)(const ll_linear_args *a, float *packed
     const int offset = ll_formats[a->weight.format].offset, minimum = ll_formats[a->weight.format].minimum;
     for (size_t tile = begin; tile < end; tile++) {
         const size_t m = tile_row(tile, tiles, a->M), R = tile_row(tile + 1, tiles, a->M) - m;
+        const char *x = (const char *)a->x + (ptrdiff_t)m * a->x_stride;
         float *to = packed + m * integers_row(K, sub);
         for (size_t k = 0; k < K; k += LL_BLOCK) {
-            const size_t count = ll_least(LL_BLOCK, K - k);
+            const size_t count = ll_least(LL_BLOCK, K - k), subs = count / sub;
             _Alignas(64) int16_t q[LL_VL > LL_TILE_ROWS ? LL_VL : LL_TILE_ROWS][LL_BLOCK];
-            for (size_t r = 0; r < R; r++) {
-                const char *x = (const char *)a->x + (ptrdiff_t)(m + r) * a->x_stride;
-                to[(integers_scales(K, sub)) * R + k / LL_BLOCK * R + r] = integers_of(x, k, count, a->dtype, q[r]);
-                for (size_t s = 0; s < count / sub; s++) {
-                    int32_t sum = 0;
-                    for (size_t i = 0; i < sub; i++)
-                        sum += q[r][s * sub + i];
-                    const float exact = (float)sum;
-                    sum *= -offset;
-                    memcpy(to + (integers_sums(K) + k / sub + s) * R + r, minimum ? (const void *)&exact : &sum, sizeof sum);
-                }
-            }
-            float *pairs = to + k / 2 * R;
-            if (R == 1) {
-                memcpy(pairs, q[0], count * sizeof **q);
+            float *pairs = to + k / 2 * R, *sums = to + (integers_sums(K) + k / sub) * R;
+            float *scales = to + (integers_scales(K, sub) + k / LL_BLOCK) * R;
+            if (R == 1) { /* its pairs lie as its values do */
+                int16_t (*const row)[LL_BLOCK] = (void *)pairs;
+                if (a->dtype == LL_F32) /* a constant: no choice a vector */
+                    integers_of(x, a->x_stride, 1, k, count, LL_F32, row, scales);
+                else
+                    integers_of(x, a->x_stride, 1, k, count, a->dtype, row, scales);
+                for (size_t s = 0; s < subs; s++)
+                    integers_sum(sums + s, integers_total(*row + s * sub, sub), offset, minimum);
                 continue;
             }
-            size_t j = 0;
-            if (LL_VL > LL_TILE_ROWS) /* transposed squares, each stored over the unused end of the one before */
-                for (; j < count / 2; j += LL_VL) {
-                    vf square[LL_VL];
-                    LL_UNROLL
-                    for (size_t r = 0; r < LL_VL; r++)
-                        square[r] = r < R ? vf_load(q[r] + 2 * j) : vf_zero();
-                    vf_transpose(square);
-                    LL_UNROLL
-                    for (size_t l = 0; l < LL_VL; l++)
-                        if ((k / 2 + j + l) * R + LL_VL <= K / 2 * R)
-                            vf_store(pairs + (j + l) * R, square[l]);
-                        else /* behind them are the sums */
-                            vf_store_n(pairs + (j + l) * R, square[l], R);
-                }
-            for (; j < count / 2; j++)
-                for (size_t r = 0; r < R; r++)
-                    memcpy(pairs + j * R + r, q[r] + 2 * j, sizeof *pairs);
+            if (a->dtype == LL_F32)
+                integers_of(x, a->x_stride, R, k, count, LL_F32, q, scales);
+            else
+                integers_of(x, a->x_stride, R, k, count, a->dtype, q, scales);
+            if (LL_VL > LL_TILE_ROWS) {
+                int32_t sum[LL_BLOCK / LL_SUB_VALUES][LL_VL];
+                integers_transpose(q, R, count / 2, sub, k + count == K, pairs, sum);
+                for (size_t i = 0; i < subs * R; i++)
+                    integers_sum(sums + i, sum[i / R][i % R], offset, minimum);
+                continue;
+            }
+            for (size_t i = 0; i < subs * R; i++)
+                integers_sum(sums + i, integers_total(q[i % R] + i / R * sub, sub), offset, minimum);
+            for (size_t i = 0; i < count / 2 * R; i++)
+                memcpy(pairs + i, q[i % R] + i / R * 2, sizeof *pairs);
         }
     }
 }
@@ -162,11 +221,24 @@ typedef struct integers_part {
     int minimum;
 } integers_part;
 
-/* p and y stay in memory: the exact sums take the registers, and a compiler that knew better would save and restore them. */
+/* How many panels R rows take together, and whether the float32 sums of a block of 128 have a register each beside the exact
+ * ones. Where they have none, they stay in memory, as y always does: a compiler that knew better would save and restore the
+ * exact sums. With 32 wide registers two thirds of the panels leave room, and no store waits (measured: a tenth faster). */
+#define INTEGERS_ROOMY (LL_VL == 16)
+#define INTEGERS_PANELS(R) (!INTEGERS_ROOMY ? TILE_PANELS(R) : 12 / (R) < TILE_MOST_PANELS ? 12 / (R) : TILE_MOST_PANELS)
+
 LL_INLINE void integers_keep(vf *to, vf v)
 {
     vf_store((float *)to, v);
     LL_MEMORY();
+}
+
+LL_INLINE void integers_add(vf *p, vf v)
+{
+    if (INTEGERS_ROOMY)
+        *p = v;
+    else
+        integers_keep(p, v);
 }
 
 LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
@@ -181,7 +253,7 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
         const size_t count = ll_least(LL_BLOCK, t->kc - k);
         LL_UNROLL_ALL
         for (size_t i = 0; i < R * V; i++)
-            integers_keep(p + i, vf_zero());
+            integers_add(p + i, vf_zero());
         for (size_t s = 0; s < count; s += sub) {
             vi S[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
             LL_UNROLL_ALL
@@ -213,18 +285,17 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
                     m[v] = vf_load(M + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
                 LL_UNROLL_ALL
                 for (size_t i = 0; i < R * V; i++)
-                    integers_keep(p + i, vf_fma(vf_set1(sums[i / V]), m[i % V],
-                                                vf_fma(vi_to_vf(S[i]), d[i % V], vf_load((const float *)(p + i)))));
+                    integers_add(p + i, vf_fma(vf_set1(sums[i / V]), m[i % V], vf_fma(vi_to_vf(S[i]), d[i % V], p[i])));
             } else {
                 LL_UNROLL_ALL
                 for (size_t i = 0; i < R * V; i++)
-                    integers_keep(p + i, vf_fma(vi_to_vf(S[i]), d[i % V], vf_load((const float *)(p + i))));
+                    integers_add(p + i, vf_fma(vi_to_vf(S[i]), d[i % V], p[i]));
             }
             sums += R, D += LL_PANEL, M += LL_PANEL;
         }
         LL_UNROLL_ALL
         for (size_t i = 0; i < R * V; i++)
-            integers_keep(y + i, vf_fma(vf_load((const float *)(p + i)), vf_set1(scales[i / V]), vf_load((const float *)(y + i))));
+            integers_keep(y + i, vf_fma(p[i], vf_set1(scales[i / V]), vf_load((const float *)(y + i))));
         scales += R;
     }
     linear_end(&t->at, R, V, y);
@@ -235,9 +306,9 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
     { \
         integers_part t = *part; \
         while (panels) { \
-            const size_t taken = panels >= TILE_PANELS(R) ? TILE_PANELS(R) : 1; \
-            if (taken == TILE_PANELS(R)) \
-                integers_tile(&t, R, TILE_PANELS(R)); \
+            const size_t taken = panels >= INTEGERS_PANELS(R) ? INTEGERS_PANELS(R) : 1; \
+            if (taken == INTEGERS_PANELS(R)) \
+                integers_tile(&t, R, INTEGERS_PANELS(R)); \
             else \
                 integers_tile(&t, R, 1); \
             panels -= taken; \
@@ -277,7 +348,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
         const size_t block_end = ll_least(block + block_tiles, tile_end);
         const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
-        const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
+        const size_t together = INTEGERS_PANELS(tile_row(block + 1, tiles, a->M) - m);
         const size_t depth = block_end - block == 1 ? BLOCKS_DEPTH : INTEGERS_DEPTH;
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
             const size_t panels = ll_least(PACK_GROUP, panel_end - panel);

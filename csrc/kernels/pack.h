@@ -16,6 +16,9 @@
 
 /* ---- rows of x in tiles ------------------------------------------------------------------------ */
 
+/* How far ahead values of a row are called for, the last of them at the next tile's rows. */
+#define PACK_X_AHEAD 64
+
 LL_NOINLINE size_t LL_SYMBOL(pack_tiles)(size_t M) { return tile_count(M); }
 
 /* Tiles [begin, end) of x: tile i, of R rows from row m on, is [K][R] float32 at packed + m * K. */
@@ -30,6 +33,12 @@ LL_NOINLINE void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_
         if (LL_VL >= LL_TILE_ROWS)
             for (; k0 + 2 * LL_VL <= K; k0 += LL_VL) {
                 vf square[LL_VL];
+                /* rows lie far apart: no processor guesses how many are read */
+                const size_t on = k0 + PACK_X_AHEAD < K ? 0 : tile + 1 < end ? R : 0;
+                const char *next = (const char *)a->x + (ptrdiff_t)(m + on) * a->x_stride
+                                   + (k0 + PACK_X_AHEAD - (on ? K : 0)) * ll_dtype_size(a->dtype);
+                for (size_t r = 0; r < R; r++)
+                    __builtin_prefetch(next + (ptrdiff_t)r * a->x_stride);
                 LL_UNROLL
                 for (size_t r = 0; r < LL_VL; r++)
                     square[r] = r < R ? row_load((const char *)a->x + (ptrdiff_t)(m + r) * a->x_stride, k0, a->dtype)
