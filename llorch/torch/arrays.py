@@ -1,0 +1,28 @@
+"""PyTorch's tensors as NumPy's arrays, without a copy."""
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The memory of a tensor on the CPU."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:  # which NumPy doesn't have
+        bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
+        return bits.view(_BFLOAT16)
+    values: np.ndarray[Any, Any] = tensor.numpy()
+    return values
+
+
+def supported(first: torch.Tensor, *others: torch.Tensor | None) -> bool:
+    """Whether llorch's kernels take them: one of NAMES, of all the same, in the CPU's memory, strided."""
+    if first.dtype not in NAMES or first.device.type != "cpu" or first.layout is not torch.strided:
+        return False
+    return all(t is None or (t.dtype is first.dtype and t.device.type == "cpu") for t in others)

@@ -1,0 +1,135 @@
+"""`exact`: the copy of a module, each of whose modules calls PyTorch's functions in the mode of functions.py."""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+
+from llorch.torch import recognise
+from llorch.torch.arrays import NAMES
+from llorch.torch.functions import Exact, active
+from llorch.torch.weights import own
+
+
+def exact(module: torch.nn.Module, *, strict: bool = False) -> Any:
+    """A copy of a module for inference, whose arithmetic runs on llorch's kernels: every bit of it is specified.
+
+    Linear layers (also transformers' Conv1D), LayerNorm, RMSNorm (also the families' own), GELU, SiLU, softmax,
+    embedding, attention and matrix products run on llorch wherever the module calls them, as modules or as functions.
+    A row's bits then depend neither on the batch nor on the threads.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Of float32, bfloat16 or float16 on the CPU. It stays as it is. A copy of it comes back, of the same class but
+        for its forward, with the same names, hooks and state_dict, in eval mode. Parameters share their memory with
+        the module's; weights of products are packed when they are first used, which takes their memory once more.
+    strict : bool
+        What has no kernel in llorch, and isn't exact in PyTorch either, is a NotImplementedError when it is called,
+        which names it. Without it, PyTorch computes it, and `llorch.torch.report` lists it.
+
+    Raises
+    ------
+    TypeError
+        module isn't a torch.nn.Module, or one of TorchScript; a parameter of another kind, element type or device, by its
+        name.
+    RuntimeError
+        When the copy is called: autograd is on and a parameter or an input requires grad; a dropout is on, in training
+        mode; autocast is on.
+
+    Notes
+    -----
+    Writing into parameters (load_state_dict, in place under no_grad) is seen, and weights are packed anew; writing
+    through ``.data`` isn't.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule | torch.fx.GraphModule):
+            raise TypeError(f"module {name or 'itself'} is a {type(part).__name__}: llorch sees no call that it makes")
+        if "forward" in part.__dict__:
+            raise TypeError(
+                f"module {name or 'itself'} has a forward of its own, not its class's: nothing is known of it"
+            )
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            _check(name, parameter)
+            if id(parameter) not in memo:
+                shared = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+                shared.__dict__.update(parameter.__dict__)
+                memo[id(parameter)] = shared
+        made = copy.deepcopy(module, memo)
+    mode = Exact(strict)
+    for part in made.modules():
+        part.__dict__["_llorch"] = mode
+        part.__class__ = _exact_class(_original(type(part)), recognise.role(part))
+    for parameter in made.parameters():
+        own(parameter)
+    return made.eval()
+
+
+def _check(name: str, parameter: torch.Tensor) -> None:
+    if type(parameter) is not torch.nn.Parameter:
+        raise TypeError(f"parameter {name} is a {type(parameter).__name__}, it must be a torch.nn.Parameter")
+    if parameter.device.type != "cpu":
+        raise TypeError(f"parameter {name} is on {parameter.device}, it must be on the CPU")
+    if (parameter.is_floating_point() and parameter.dtype not in NAMES) or parameter.is_complex():
+        kind = str(parameter.dtype).removeprefix("torch.")
+        raise TypeError(f"parameter {name} is {kind}, it must be float32, bfloat16 or float16")
+
+
+# ---- classes ------------------------------------------------------------------------------------------------
+
+
+def _original(cls: type) -> type:
+    found: type = cls.__dict__.get("_llorch_class", cls)
+    return found
+
+
+def _remade(cls: type, role: Any) -> Any:
+    """An empty module of a class's exact class: what unpickling and copying begin with."""
+    made = _exact_class(cls, role)
+    return made.__new__(made)
+
+
+@functools.cache
+def _exact_class(cls: type, role: Any) -> Any:
+    """The subclass of a module's class whose forward runs in the mode; where it has a role, by that function alone."""
+    original = cls.forward  # type: ignore[attr-defined]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if active():
+            return original(self, *args, **kwargs)
+        if torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("llorch.torch: autocast is on, and the kernels take the types as they are: turn it off")
+        with self._llorch:
+            if torch.compiler.is_compiling():
+                return without_fast_path(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
+
+    def without_fast_path(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """torch.nn.TransformerEncoder and MultiheadAttention have one function for all they do. In a mode they don't call
+        it, but dynamo doesn't know that of modes."""
+        before = torch.backends.mha._is_fastpath_enabled
+        torch.backends.mha._is_fastpath_enabled = False
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            torch.backends.mha._is_fastpath_enabled = before
+
+    def by_role(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs or not isinstance(args[0], torch.Tensor):
+            return forward(self, *args, **kwargs)
+        if active():
+            return recognise.compute(role, self, args[0])
+        with self._llorch:
+            return recognise.compute(role, self, args[0])
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _remade, (cls, role), self.__getstate__()
+
+    chosen = functools.wraps(original)(forward if role is None else by_role)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (cls,), names | {"forward": chosen, "__reduce_ex__": reduce, "_llorch_class": cls})
