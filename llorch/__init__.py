@@ -123,7 +123,7 @@ __all__ = [
 ]
 
 # Imported when they are asked for: the kernels need NumPy alone, and are there sooner.
-_MODULES = ("reference", "testing", "validate")
+_MODULES = ("reference", "testing", "torch", "validate")
 _ELSEWHERE = {
     "CausalLM": ("llorch.text.causal_lm", "CausalLM"),
     "CrossEncoder": ("llorch.text.cross_encoder", "CrossEncoder"),

@@ -1,7 +1,8 @@
 """Attention under a mask, as calls of `llorch.attention`.
 
-A masked key doesn't exist for its query: the query's keys are those that it sees, numbered from 0 in their order. So a
-sequence has the same bits alone and padded, on either side. A mask is taken apart once, as all layers have the same one: into pieces of successive queries that see the same keys, or each one key more than the one before.
+A masked key doesn't exist for its query: the query's keys are those that it sees, numbered from 0 in their order. So
+a sequence has the same bits alone and padded, on either side. A mask is taken apart once, as all layers have the same
+one: into pieces of successive queries that see the same keys, or each one key more than the one before.
 """
 
 import threading
@@ -39,6 +40,12 @@ def attention(
     scale: float | None,
 ) -> torch.Tensor:
     """What torch.ops.llorch.attention computes."""
+    if q.ndim == 4 and mask is None and q.shape[0] == k.shape[0] and k.shape == v.shape and 0 not in k.shape:
+        Tq, Tk = q.shape[2], k.shape[2]
+        if q.shape[3] == k.shape[3] and (not is_causal or Tq == Tk) and q.numel():  # what most calls are
+            y = torch.empty((q.shape[0], Tq, q.shape[1], q.shape[3]), dtype=q.dtype).transpose(1, 2)
+            llorch.attention(array(q), array(k), array(v), scale=scale, causal=is_causal, out=array(y))
+            return y
     if q.ndim < 4:
         missing = (None,) * (4 - q.ndim)
         given = mask if mask is None or mask.ndim <= 2 else mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llorch.torch import operators
+from llorch.torch import operators, threads
 from llorch.torch.arrays import NAMES, supported
 
 # ---- what may stay ------------------------------------------------------------------------------------------
@@ -31,30 +31,30 @@ def _words(text: str) -> list[str]:
 
 MOVES = _words("""
     view reshape transpose permute contiguous clone detach to type type_as float half bfloat16 double int long short
-    bool char byte cpu expand expand_as repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack
-    split split_with_sizes tensor_split chunk unbind unflatten flatten ravel squeeze unsqueeze select narrow slice
-    index_select index gather take take_along_dim scatter index_put index_copy index_fill masked_fill masked_scatter masked_select
-    select_scatter slice_scatter where roll flip fliplr flipud rot90 pad constant_pad_nd tril triu diag diagonal
-    diag_embed new_empty new_zeros new_ones new_full new_tensor zeros zeros_like ones ones_like full full_like empty
-    empty_like empty_strided empty_permuted arange eye linspace fill zero copy size dim numel nelement ndimension stride
-    storage_offset data_ptr untyped_storage element_size item tolist numpy is_contiguous is_floating_point is_complex
-    is_nonzero is_inference is_same_size is_set_to is_shared is_pinned is_signed view_as reshape_as broadcast_to
-    broadcast_tensors meshgrid t adjoint swapaxes swapdims swapdims moveaxis movedim unfold as_strided resolve_conj
-    resolve_neg alias lift_fresh lift_fresh_copy detach_copy view_copy result_type get_device requires_grad_ retain_grad
-    register_hook tensor as_tensor asarray from_numpy scalar_tensor sym_size sym_numel one_hot tril_indices triu_indices
-    _to_copy _unsafe_view _reshape_alias _shape_as_tensor _local_scalar_dense _assert _assert_async
-    _assert_tensor_metadata embedding_renorm atleast_1d atleast_2d atleast_3d block_diag combinations cartesian_prod
-    nested_to_padded_tensor pixel_shuffle pixel_unshuffle channel_shuffle unsafe_split unsafe_chunk data_copy
-    __getitem__ __setitem__ __len__ __bool__ __int__ __float__ __index__ __repr__ __format__ __iter__ __contains__
-    __array__ __dlpack__ __dlpack_device__ __hash__ __deepcopy__ __reduce_ex__ __get__ __set__ __dir__ is_tensor
-    is_storage is_grad_enabled _set_grad_enabled is_inference_mode_enabled is_autocast_enabled get_default_dtype
-    get_default_device _nested_tensor_from_mask_left_aligned
+    bool char byte cpu expand expand_as repeat repeat_interleave tile cat concat concatenate stack hstack vstack
+    dstack split split_with_sizes tensor_split chunk unbind unflatten flatten ravel squeeze unsqueeze select narrow
+    slice index_select index gather take take_along_dim scatter index_put index_copy index_fill masked_fill
+    masked_scatter masked_select select_scatter slice_scatter where roll flip fliplr flipud rot90 pad
+    constant_pad_nd tril triu diag diagonal diag_embed new_empty new_zeros new_ones new_full new_tensor zeros
+    zeros_like ones ones_like full full_like empty empty_like empty_strided empty_permuted arange eye linspace fill
+    zero copy size dim numel nelement ndimension stride storage_offset data_ptr untyped_storage element_size item
+    tolist numpy is_contiguous is_floating_point is_complex is_nonzero is_inference is_same_size is_set_to is_shared
+    is_pinned is_signed view_as reshape_as broadcast_to broadcast_tensors meshgrid t adjoint swapaxes swapdims
+    moveaxis movedim unfold as_strided resolve_conj resolve_neg alias lift_fresh lift_fresh_copy detach_copy
+    view_copy result_type get_device requires_grad_ retain_grad register_hook tensor as_tensor asarray from_numpy
+    scalar_tensor sym_size sym_numel one_hot tril_indices triu_indices _to_copy _unsafe_view _reshape_alias
+    _shape_as_tensor _local_scalar_dense _assert _assert_async _assert_tensor_metadata atleast_1d atleast_2d
+    atleast_3d block_diag combinations cartesian_prod pixel_shuffle pixel_unshuffle channel_shuffle unsafe_split
+    unsafe_chunk data_copy __getitem__ __setitem__ __len__ __bool__ __int__ __float__ __index__ __repr__ __format__
+    __iter__ __contains__ __array__ __dlpack__ __dlpack_device__ __hash__ __deepcopy__ __reduce_ex__ __get__ __set__
+    __dir__ is_tensor is_storage is_grad_enabled _set_grad_enabled is_inference_mode_enabled is_autocast_enabled
+    get_default_dtype get_default_device _nested_tensor_from_mask_left_aligned
 """)
 COMPARES = _words("""
     eq ne lt le gt ge equal not_equal less less_equal greater greater_equal isnan isinf isfinite isneginf isposinf
-    isclose allclose isin logical_and logical_or logical_not logical_xor any all max min amax amin aminmax argmax argmin maximum
-    minimum fmax fmin sort argsort topk kthvalue median searchsorted bucketize nonzero unique unique_consecutive
-    count_nonzero signbit sign sgn
+    isclose allclose isin logical_and logical_or logical_not logical_xor any all max min amax amin aminmax argmax
+    argmin maximum minimum fmax fmin sort argsort topk kthvalue median searchsorted bucketize nonzero unique
+    unique_consecutive count_nonzero signbit sign sgn
 """)
 ROUNDED = _words("""
     mul multiply div divide true_divide neg negative abs absolute fabs positive square sqrt reciprocal relu relu_
@@ -512,7 +512,9 @@ class Exact(TorchFunctionMode):  # type: ignore[misc]
         self.left: Counter[tuple[str, str]] = Counter()
         self.covered: Counter[str] | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, classes: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if type(func) is types.MethodWrapperType:  # an attribute
+            return func(*args, **(kwargs or {}))
         entry = TABLE.get(func)
         if entry is _STAYS:
             return func(*args, **kwargs) if kwargs else func(*args)
@@ -538,14 +540,16 @@ class Exact(TorchFunctionMode):  # type: ignore[misc]
     def _left(self, func: Any, args: Any, kwargs: Any, why: str) -> Any:
         """A function that isn't in the table, or that the table's can't compute with these arguments."""
         name = getattr(func, "__name__", str(func))
-        if name in ("__get__", "__set__"):  # an attribute
-            return func(*args, **kwargs)
-        if torch.compiler.is_compiling() or why:
+        if torch.compiler.is_compiling():
             if _floats(args, kwargs):
                 self.leave(f"{name}{why}", "")
             return func(*args, **kwargs)
+        if why:
+            if _floats(args, kwargs):
+                self.leave(f"{name}{why}", "")
+            return threads.with_threads(func, args, kwargs)
         with _Inside(self, name):
-            return func(*args, **kwargs)
+            return threads.with_threads(func, args, kwargs)
 
     def leave(self, name: str, inside: str) -> None:
         """Notes what stays in PyTorch, or refuses it."""
@@ -572,8 +576,8 @@ class Exact(TorchFunctionMode):  # type: ignore[misc]
 
 def _refusal(name: str, where: str) -> str:
     return (
-        f"llorch.torch: {name}{where and f' in {where}'} has no kernel in llorch, and its bits may change with the batch "
-        "or the threads; exact(..., strict=False) leaves it to PyTorch, and llorch.torch.report lists it"
+        f"llorch.torch: {name}{where and f' in {where}'} has no kernel in llorch, and its bits may change with the "
+        "batch or the threads; exact(..., strict=False) leaves it to PyTorch, and llorch.torch.report lists it"
     )
 
 

@@ -1,12 +1,12 @@
 """`exact`: the copy of a module, each of whose modules calls PyTorch's functions in the mode of functions.py."""
 
 import copy
-import functools
+from functools import cache, wraps
 from typing import Any
 
 import torch
 
-from llorch.torch import recognise
+from llorch.torch import functions, recognise, threads
 from llorch.torch.arrays import NAMES
 from llorch.torch.functions import Exact, active
 from llorch.torch.weights import own
@@ -32,8 +32,8 @@ def exact(module: torch.nn.Module, *, strict: bool = False) -> Any:
     Raises
     ------
     TypeError
-        module isn't a torch.nn.Module, or one of TorchScript; a parameter of another kind, element type or device, by its
-        name.
+        module isn't a torch.nn.Module, or one of TorchScript; a parameter of another kind, element type or device,
+        by its name.
     RuntimeError
         When the copy is called: autograd is on and a parameter or an input requires grad; a dropout is on, in training
         mode; autocast is on.
@@ -46,8 +46,12 @@ def exact(module: torch.nn.Module, *, strict: bool = False) -> Any:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule | torch.fx.GraphModule):
-            raise TypeError(f"module {name or 'itself'} is a {type(part).__name__}: llorch sees no call that it makes")
+        for kind, called in (
+            (torch.jit.ScriptModule, "torch.jit.ScriptModule"),
+            (torch.fx.GraphModule, "torch.fx.GraphModule"),
+        ):
+            if isinstance(part, kind):
+                raise TypeError(f"module {name or 'itself'} is a {called}: give the module that it was made of")
         if "forward" in part.__dict__:
             raise TypeError(
                 f"module {name or 'itself'} has a forward of its own, not its class's: nothing is known of it"
@@ -80,6 +84,16 @@ def _check(name: str, parameter: torch.Tensor) -> None:
         raise TypeError(f"parameter {name} is {kind}, it must be float32, bfloat16 or float16")
 
 
+# PyTorch's modules that are one call, without the way through PyTorch's dispatch: a microsecond or two each
+_DIRECT: dict[Any, Any] = {
+    torch.nn.Linear.forward: lambda m, x: functions.linear(x, m.weight, m.bias),
+    torch.nn.LayerNorm.forward: lambda m, x: functions.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps),
+    torch.nn.Embedding.forward: lambda m, x: functions.embedding(x, m.weight, m.padding_idx, m.max_norm),
+    torch.nn.Dropout.forward: lambda m, x: functions.dropout(x, m.p, m.training),
+    torch.nn.Identity.forward: lambda m, x: x,
+}
+
+
 # ---- classes ------------------------------------------------------------------------------------------------
 
 
@@ -94,7 +108,7 @@ def _remade(cls: type, role: Any) -> Any:
     return made.__new__(made)
 
 
-@functools.cache
+@cache
 def _exact_class(cls: type, role: Any) -> Any:
     """The subclass of a module's class whose forward runs in the mode; where it has a role, by that function alone."""
     original = cls.forward  # type: ignore[attr-defined]
@@ -104,14 +118,19 @@ def _exact_class(cls: type, role: Any) -> Any:
             return original(self, *args, **kwargs)
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("llorch.torch: autocast is on, and the kernels take the types as they are: turn it off")
-        with self._llorch:
-            if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            with self._llorch:
                 return without_fast_path(self, *args, **kwargs)
-            return original(self, *args, **kwargs)
+        count = threads.alone()
+        try:
+            with self._llorch:
+                return original(self, *args, **kwargs)
+        finally:
+            threads.together(count)
 
     def without_fast_path(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """torch.nn.TransformerEncoder and MultiheadAttention have one function for all they do. In a mode they don't call
-        it, but dynamo doesn't know that of modes."""
+        """torch.nn.TransformerEncoder and MultiheadAttention have one function for all they do. In a mode they don't
+        call it, but dynamo doesn't know that of modes."""
         before = torch.backends.mha._is_fastpath_enabled
         torch.backends.mha._is_fastpath_enabled = False
         try:
@@ -127,9 +146,20 @@ def _exact_class(cls: type, role: Any) -> Any:
         with self._llorch:
             return recognise.compute(role, self, args[0])
 
+    def directly(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and self._llorch.covered is None and not torch.compiler.is_compiling():
+            try:
+                with torch._C.DisableTorchFunction():  # what it calls needn't ask the mode
+                    return direct(self, args[0])
+            except functions.Declined:
+                pass
+        return forward(self, *args, **kwargs)
+
     def reduce(self: Any, protocol: Any) -> Any:
         return _remade, (cls, role), self.__getstate__()
 
-    chosen = functools.wraps(original)(forward if role is None else by_role)
+    direct = _DIRECT.get(original)
+    chosen = wraps(original)(by_role if role is not None else forward if direct is None else directly)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls)(cls.__name__, (cls,), names | {"forward": chosen, "__reduce_ex__": reduce, "_llorch_class": cls})
+    kind: Any = type(cls)
+    return kind(cls.__name__, (cls,), names | {"forward": chosen, "__reduce_ex__": reduce, "_llorch_class": cls})

@@ -29,8 +29,8 @@ def check_grad(name: str, tensors: Any) -> None:
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
             what = "a parameter" if isinstance(tensor, torch.nn.Parameter) else "a tensor"
             raise RuntimeError(
-                f"llorch.torch: {name} got {what} of shape {tuple(tensor.shape)} that requires grad, and has no "
-                "backward: call the module within torch.inference_mode() or torch.no_grad(), or call requires_grad_(False) on it"
+                f"llorch.torch: {name} got {what} of shape {tuple(tensor.shape)} that requires grad, but has no "
+                "backward: call it within torch.inference_mode() or torch.no_grad(), or call requires_grad_(False) on the module"
             )
 
 
