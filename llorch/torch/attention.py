@@ -5,6 +5,7 @@ a sequence has the same bits alone and padded, on either side. A mask is taken a
 one: into pieces of successive queries that see the same keys, or each one key more than the one before.
 """
 
+import math
 import threading
 from typing import Any, NamedTuple
 
@@ -87,12 +88,13 @@ def _leading(
 ) -> torch.Tensor:
     """Of tensors whose leading axes aren't one, the same for all."""
     leading = torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
-    q, k, v = (t.expand(*leading, *t.shape[-3:]).reshape(-1, *t.shape[-3:]) for t in (q, k, v))
+    count = math.prod(leading)
+    q, k, v = (t.expand(*leading, *t.shape[-3:]).reshape(count, *t.shape[-3:]) for t in (q, k, v))
     if k.shape[1] != v.shape[1]:
         heads = max(k.shape[1], v.shape[1])
         k, v = (t.expand(-1, heads, -1, -1) for t in (k, v))
     if mask is not None and mask.ndim > 4:
-        mask = mask.expand(*leading, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+        mask = mask.expand(*leading, *mask.shape[-3:]).reshape(count, *mask.shape[-3:])
     y = attention(q, k, v, mask, is_causal, scale)
     return y.reshape(*leading, *y.shape[1:])
 

@@ -28,9 +28,10 @@ def check_grad(name: str, tensors: Any) -> None:
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
             what = "a parameter" if isinstance(tensor, torch.nn.Parameter) else "a tensor"
+            shape = tuple(tensor.shape)
             raise RuntimeError(
-                f"llorch.torch: {name} got {what} of shape {tuple(tensor.shape)} that requires grad, but has no "
-                "backward: call it within torch.inference_mode() or torch.no_grad(), or call requires_grad_(False) on the module"
+                f"llorch.torch: {name} got {what} of shape {shape} that requires grad, but has no backward: call it within "
+                "torch.inference_mode() or torch.no_grad(), or call requires_grad_(False) on the module"
             )
 
 
