@@ -30,8 +30,8 @@ def check_grad(name: str, tensors: Any) -> None:
             what = "a parameter" if isinstance(tensor, torch.nn.Parameter) else "a tensor"
             shape = tuple(tensor.shape)
             raise RuntimeError(
-                f"llorch.torch: {name} got {what} of shape {shape} that requires grad, but has no backward: call it within "
-                "torch.inference_mode() or torch.no_grad(), or call requires_grad_(False) on the module"
+                f"llorch.torch: {name} got {what} of shape {shape} that requires grad, but has no backward: call it "
+                "within torch.inference_mode() or torch.no_grad(), or call requires_grad_(False) on the module"
             )
 
 
