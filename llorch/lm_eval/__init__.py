@@ -8,10 +8,12 @@ module registers it. Nothing is computed here: scores are those of `llorch.Causa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -30,6 +32,7 @@ from llorch.text.batch import CHUNK, Batch, Request
 from llorch.text.batch import Sequence as Generated
 from llorch.text.causal_lm import CausalLM
 from llorch.text.chat_prompt import prompt_text
+from llorch.text.prefixes import BLOCK
 from llorch.text.protocol import context_of
 from llorch.text.sampling import SamplingParameters, whole
 from llorch.text.template import ChatTemplate
@@ -39,6 +42,15 @@ SEED = 1234  # lm_eval's own for PyTorch
 NOTHING: dict[str, tuple[Any, ...]] = {"num_beams": (1,), "num_return_sequences": (1,), "use_cache": (True,)}
 
 log = logging.getLogger(__name__)
+
+
+class _Wish(NamedTuple):
+    """How a task would have its answers: parameters with the task's seed, and the texts that end one."""
+
+    parameters: SamplingParameters
+    most: int
+    stop: list[str]
+    until: list[str]
 
 
 @register_model("llorch")
@@ -131,6 +143,8 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         self._think_end = think_end_token
         self._template: ChatTemplate | None = None
         self._encoded: tuple[str, list[int]] = "", []
+        added = self.model.tokenizer.library.get_added_tokens_decoder()
+        self._special_ids = {id for id, token in added.items() if token.special}
 
     # ---- tokens ------------------------------------------------------------------------------------------
 
@@ -274,18 +288,19 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
     # ---- texts -------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        came: dict[tuple[str, str], int] = {}
+        wishes: dict[str, _Wish] = {}
+        came: Counter[tuple[str, str]] = Counter()
         asked = []
         for place, request in enumerate(requests):
             context, given = request.args
-            key = context, repr(sorted(given.items(), key=str))
-            came[key] = came.get(key, -1) + 1
-            asked.append((place, *self._asked(context, given, came[key])))
+            key = repr(sorted(given.items(), key=str))
+            if key not in wishes:
+                wishes[key] = self._wish(given)
+            asked.append((place, self._sequence(context, wishes[key], came[context, key]), wishes[key]))
+            came[context, key] += 1
         asked.sort(key=lambda one: one[1].prompt_ids)  # what begins alike comes together, and is read once
-        longest = max((sequence.positions for _, sequence, _ in asked), default=1)
-        memory = self.model.cache_nbytes(longest) * self.batch_size + self.model.cache_nbytes(context_of(self.model))
-        batch = Batch(self.model, self.batch_size, self.batch_size + CHUNK, memory)
-        under_way = {batch.admit(sequence): (place, sequence, until) for place, sequence, until in asked}
+        batch = Batch(self.model, self.batch_size, self.batch_size + CHUNK, self._memory([one[1] for one in asked]))
+        under_way = {batch.admit(sequence): (place, sequence, wish) for place, sequence, wish in asked}
         results = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
             while batch:
@@ -294,32 +309,30 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
                         raise event.error
                     if event.reason is None:
                         continue
-                    place, sequence, until = under_way.pop(event.id)
-                    text = self.tok_decode(sequence.new_ids)
-                    results[place] = postprocess_generated_text(text, until, self._think_end)
+                    place, sequence, wish = under_way.pop(event.id)
+                    results[place] = self._answer(sequence, wish)
                     self.cache_hook.add_partial("generate_until", requests[place].args, results[place])
                     bar.update(1)
         return results
 
-    def _asked(self, context: str, given: Mapping[str, Any], before: int) -> tuple[Generated, list[str]]:
-        """What a request comes to, and the texts that end its answer."""
+    def _memory(self, sequences: list[Generated]) -> int | None:
+        """What `Batch` gets to keep prompts' beginnings in; None where no two begin alike for a whole block of keys."""
+        begin = [tuple(one.prompt_ids[:BLOCK]) for one in sequences if len(one.prompt_ids) >= BLOCK]
+        if len(set(begin)) == len(begin):
+            return None
+        longest = max(one.positions for one in sequences)
+        nbytes = self.model.cache_nbytes
+        return nbytes(longest) * self.batch_size + nbytes(context_of(self.model))
+
+    def _wish(self, given: Mapping[str, Any]) -> _Wish:
+        """Of a task's generation_kwargs."""
         kwargs = dict(normalize_gen_kwargs(dict(given), self.max_gen_toks))
-        end = None if self.eot_token_id is None else self.tok_decode([self.eot_token_id], skip_special_tokens=False)
-        until = [text for text in handle_stop_sequences(kwargs.pop("until"), eos=end) if text]
-        most = kwargs.pop("max_gen_toks")
+        most, stop = kwargs.pop("max_gen_toks"), [text for text in kwargs.pop("until") if text]
         if most >= self.max_length:
             raise ValueError(f"max_gen_toks is {most}, it must be less than max_length, {self.max_length}")
-        ids = self.tok_encode(context) or [self.prefix_token_id]
-        if len(ids) > self.max_length - most:
-            log.warning(
-                "a prompt has %d tokens, max_length is %d, of which %d are for the answer: it loses its first %d",
-                len(ids), self.max_length, most, len(ids) - self.max_length + most,
-            )  # fmt: skip
-            ids = ids[most - self.max_length :]
-        parameters = self._parameters(kwargs, ids, before)
-        return Generated(self.model, Request(ids, most, parameters, until, "a prompt", as_text=True)), until
-
-    def _parameters(self, kwargs: dict[str, Any], ids: list[int], before: int) -> SamplingParameters:
+        # The end-of-text token itself ends an answer in any case; here is its text.
+        end = None if self.eot_token_id is None else self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        until = handle_stop_sequences(list(stop), eos=end)
         drawn = kwargs.pop("do_sample")
         seed = whole(kwargs.pop("seed", self.seed), "seed", 0, 2**64)
         known = ("top_k", "top_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -331,10 +344,31 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         if more.get("top_k") in (0, -1):
             more["top_k"] = None  # other libraries' words for all
         if not drawn or not temperature:
-            more["top_k"] = more["top_p"] = None
-            return SamplingParameters(**more)
-        own = hashlib.sha256(repr((seed, ids, before)).encode()).digest()
-        return SamplingParameters(temperature, seed=int.from_bytes(own[:8], "little"), **more)
+            temperature, more["top_k"], more["top_p"] = 0.0, None, None
+        return _Wish(SamplingParameters(temperature, seed=seed, **more), most, stop, until)
+
+    def _sequence(self, context: str, wish: _Wish, before: int) -> Generated:
+        """A request whose prompt came `before` times already."""
+        ids = self.tok_encode(context) or [self.prefix_token_id]
+        room, parameters = self.max_length - wish.most, wish.parameters
+        if len(ids) > room:
+            log.warning(
+                "a prompt has %d tokens, max_length is %d, of which %d are for the answer: it loses its first %d",
+                len(ids), self.max_length, wish.most, len(ids) - room,
+            )  # fmt: skip
+            ids = ids[-room:]
+        if parameters.temperature:
+            own = hashlib.sha256(repr((parameters.seed, ids, before)).encode()).digest()
+            parameters = dataclasses.replace(parameters, seed=int.from_bytes(own[:8], "little"))
+        return Generated(self.model, Request(ids, wish.most, parameters, wish.stop, "a prompt", as_text=True))
+
+    def _answer(self, sequence: Generated, wish: _Wish) -> str:
+        """Its text without special tokens, up to what ends it, as lm_eval cuts it."""
+        text = sequence.told
+        if not self._special_ids.isdisjoint(sequence.new_ids):
+            text = self.tok_decode(sequence.new_ids)
+        answer: str = postprocess_generated_text(text, wish.until, self._think_end)
+        return answer
 
     # ---- which model it was ------------------------------------------------------------------------------
 

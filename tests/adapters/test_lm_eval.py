@@ -377,6 +377,22 @@ def test_samples_differ_from_each_other_and_not_from_run_to_run(model):
     assert run(ours(model), [all_of_them] * 4) != run(ours(model), [greedy] * 4)
 
 
+def test_prompts_that_begin_alike_are_read_once(model, monkeypatch):
+    shots = (LINES[0]["context"] + " ") * 9
+    requests = answers("generate_until", scored((shots + line["context"], "") for line in LINES[:6]), most=8)
+    alone = [run(ours(model), [request])[0] for request in requests]
+    counts, step = [], type(model).step
+
+    def counted(self, chunks, caches):
+        counts.append(sum(map(len, chunks)))
+        return step(self, chunks, caches)
+
+    monkeypatch.setattr(type(model), "step", counted)
+    assert run(ours(model), requests) == alone
+    # The second begins in the first one's step, before that is known.
+    assert sum(len(model.tokenizer.encode(one.args[0])) for one in requests) > 950 and sum(counts) < 500
+
+
 def test_an_answers_end(model):
     def said(lm=None, **given):
         return run(lm or ours(model), [instance("generate_until", "ROMEO:\n", given)])[0]
