@@ -112,6 +112,7 @@ def test_a_map_goes_before_what_would_be_guessed():
 def test_the_right_dump_is_right():
     result = compare_dumps(copied(right()), right(), network())
     assert result.holds and result.compared == len(result.rows) and result.first is result.diagnosis is None
+    assert {row.absolute for row in result.rows} == {0.0}, "the same bits are no distance away"
 
 
 def layouts():

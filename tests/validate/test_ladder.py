@@ -272,6 +272,13 @@ def test_dump_has_every_tensor_and_says_what_it_is(tmp_path):
     assert found.config == embedded().config
 
 
+def test_a_dump_from_transformers_says_what_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "absent_packages", lambda model: ["torch", "transformers"])
+    result = CliRunner().invoke(main, ["dump", "--from", "transformers", "-o", str(tmp_path / "theirs.safetensors")])
+    assert result.exit_code == 1 and "install what it needs: pip install torch transformers" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dump_is_written_over_only_where_that_is_meant(tmp_path):
     """Its permissions are those that new files have here, and an old file's stay."""
     path = tmp_path / "ours.safetensors"

@@ -313,6 +313,8 @@ def _wanted(
         return values, against, tensor.tolerance
     if not np.isfinite(values).all():
         return ours[tensor.name], "", tensor.loose
+    if np.array_equal(values, ours[tensor.checked_against]):  # ours, which is rounded to float32 as theirs is
+        return ours[tensor.name], "", tensor.tolerance
     with np.errstate(all="ignore"):
         return Float64().softmax(values.astype(np.float64)), "the softmax of their logits", tensor.tolerance
 

@@ -105,11 +105,15 @@ def error(tensor: Tensor, values: Any, exact: Any) -> Error:
     return Error(float(d[at]), float(d[at] / unit), distance.relative(theirs, right))
 
 
+def absent_packages(model: Model) -> list[str]:
+    """What isn't installed of what transformers needs to run the model."""
+    needed = ("torch", "transformers", *(FOR_GGUF if model.source.kind == "gguf" else ()))
+    return [name for name in needed if importlib.util.find_spec(name) is None]
+
+
 def missing_peer(model: Model) -> str:
     """What is missing for transformers to run the model, "" if nothing is."""
-    needed = ("torch", "transformers", *(FOR_GGUF if model.source.kind == "gguf" else ()))
-    absent = [name for name in needed if importlib.util.find_spec(name) is None]
-    if absent:
+    if absent := absent_packages(model):
         return f"{', '.join(absent)} not installed"
     if transformers_class(model) is not None:
         return ""
@@ -258,6 +262,8 @@ def dump(
     if plant is not None and source != "transformers":
         raise ValueError(f"plant is {plant!r}, faults are planted in transformers alone")
     at_hand, prompt, tokens = prepare(model, prompt, ids, compute)
+    if source == "transformers" and (absent := absent_packages(at_hand)):
+        raise ModuleNotFoundError(f"transformers can't run here, install what it needs: pip install {' '.join(absent)}")
     if plant is None:
         trace: Trace = SOURCES[source](at_hand, tokens)
     else:
