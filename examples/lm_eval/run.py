@@ -16,7 +16,7 @@ TASKS = ["which_line", "whole_lines", "next_line"]
 SIZES = [1, 7, 64]
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TQDM_DISABLE="1")
-os.chdir(FOLDER.parent.parent)  # the tasks name their data from there
+os.chdir(FOLDER)  # the tasks name their data from here
 
 with tempfile.TemporaryDirectory() as room:
     os.environ["HF_HOME"] = room

@@ -430,12 +430,12 @@ def test_lm_evals_cache_keeps_what_was_computed(model, tmp_path, monkeypatch):
 
 def test_the_command(tmp_path, monkeypatch, capsys):
     """`python -m llorch.lm_eval`, in this process."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(TASKS)
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "_"))  # its own tasks take 10 s
     words = "--model llorch --model_args pretrained=shakespeare-1m,dtype=auto,threads=2 --tasks which_line "
-    words += f"--include_path {TASKS} --batch_size auto:2 --output_path {tmp_path} --log_samples --limit 8"
+    words += f"--include_path . --batch_size auto:2 --output_path {tmp_path} --log_samples --limit 8"
     monkeypatch.setattr(sys, "argv", ["lm_eval", *words.split()])
     threads = llorch.get_num_threads()
     try:
