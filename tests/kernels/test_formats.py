@@ -5,7 +5,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import Guarded, assert_same_bits, isas, normal, num_threads, rng, same_bits
+from helpers import Guarded, assert_same_bits, isas, normal, num_threads, refusals, rng, same_bits
 from weight_blocks import BLOCKS, blocks, special_blocks
 
 import llorch
@@ -124,9 +124,4 @@ REFUSED = [
     (lambda: llorch.PackedLinear.from_blocks(Q4, "Q4_0", 32.0, 4), TypeError, "K must be an int"),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_refused(number):
-    call, error, message = REFUSED[number]
-    with pytest.raises(error, match=message):
-        call()
+test_refused = refusals(REFUSED)

@@ -5,7 +5,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SEAMS, SPECIALS, Guarded, assert_same_bits, at_offset, normal, num_threads, same_bits
+from helpers import SEAMS, SPECIALS, Guarded, assert_same_bits, at_offset, normal, num_threads, refusals, same_bits
 
 import llorch
 from llorch import reference
@@ -114,12 +114,7 @@ REFUSED = [
     (lambda: llorch.relu(G, out=U[:1]), ValueError, "out has shape"),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_refused(number):
-    call, error, message = REFUSED[number]
-    with pytest.raises(error, match=message):
-        call()
+test_refused = refusals(REFUSED)
 
 
 def test_out_may_not_overlap_in_part():

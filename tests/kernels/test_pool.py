@@ -5,7 +5,18 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import SEAMS, SPECIALS, Guarded, assert_same_bits, at_offset, in_threads, normal, num_threads, same_bits
+from helpers import (
+    SEAMS,
+    SPECIALS,
+    Guarded,
+    assert_same_bits,
+    at_offset,
+    in_threads,
+    normal,
+    num_threads,
+    refusals,
+    same_bits,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,9 +192,4 @@ REFUSED = [
     (lambda: llorch.normalize([1.0]), TypeError, "x must be an array.*got list"),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_refused(number):
-    call, error, message = REFUSED[number]
-    with pytest.raises(error, match=message):
-        call()
+test_refused = refusals(REFUSED)

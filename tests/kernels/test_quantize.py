@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import Guarded, assert_same_bits, at_offset, in_threads, normal, num_threads, rng
+from helpers import Guarded, assert_same_bits, at_offset, in_threads, normal, num_threads, refusals, rng
 from weight_blocks import BLOCKS
 
 import llorch
@@ -266,9 +266,4 @@ REFUSED = [
     (lambda: reference.quantize(np.ones((2, 32)), "Q4_0"), TypeError, "weights is float64"),
 ]
 
-
-@pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_refused(number):
-    call, error, message = REFUSED[number]
-    with pytest.raises(error, match=message):
-        call()
+test_refused = refusals(REFUSED)

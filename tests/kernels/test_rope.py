@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import Guarded, assert_same_bits, at_offset, normal, num_threads, rng, same_bits
+from helpers import Guarded, assert_same_bits, at_offset, normal, num_threads, refusals, rng, same_bits
 
 import llorch
 from llorch import _core, _rope, reference
@@ -179,12 +179,7 @@ REFUSED = [
     (lambda: llorch.rope_table(64, 1, base=1, scaling=scalings(32)["yarn"]), ValueError, "base is 1"),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("number", range(len(REFUSED)))
-def test_refused_tables(number):
-    call, error, message = REFUSED[number]
-    with pytest.raises(error, match=message):
-        call()
+test_refused_tables = refusals(REFUSED)
 
 
 # ---- beside transformers ----------------------------------------------------------------------------------
@@ -340,12 +335,7 @@ REFUSED_ROPES = [
     (lambda: llorch.rope(COS, COS, SIN, out=COS), ValueError, "R at most 4"),
 ]  # fmt: skip
 
-
-@pytest.mark.parametrize("number", range(len(REFUSED_ROPES)))
-def test_refused_ropes(number):
-    call, error, message = REFUSED_ROPES[number]
-    with pytest.raises(error, match=message):
-        call()
+test_refused_ropes = refusals(REFUSED_ROPES)
 
 
 def test_out_may_not_be_the_table_or_part_of_x():
