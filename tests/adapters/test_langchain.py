@@ -6,17 +6,17 @@ import sys
 import numpy as np
 import pytest
 from helpers import assert_same_bits
-from sentence_models import TEXTS, save, write_modules
+from sentence_models import TEXTS
 
 import llorch
-
-PROMPTS = {"prompts": {"query": "query ", "passage": "the "}}
+from llorch.models.shapes import write_random_encoder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = save(tmp_path_factory.mktemp("langchain") / "model")
-    return write_modules(made, config_sentence_transformers=PROMPTS)
+    made = tmp_path_factory.mktemp("langchain")
+    write_random_encoder(made, ["hello", "world", "the", "sun"], {"query": "query ", "passage": "the "})
+    return made
 
 
 @pytest.fixture(scope="module")

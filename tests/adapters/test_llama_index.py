@@ -6,18 +6,19 @@ import sys
 import numpy as np
 import pytest
 from helpers import assert_same_bits
-from sentence_models import TEXTS, save, write_modules
+from sentence_models import TEXTS
 
 import llorch
+from llorch.models.shapes import write_random_encoder
 
-PROMPTS = {"prompts": {"query": "query ", "passage": "the "}}
 WORDS = [text for text in TEXTS if text]  # LlamaIndex makes no node of an empty text
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = save(tmp_path_factory.mktemp("llama_index") / "model")
-    return write_modules(made, config_sentence_transformers=PROMPTS)
+    made = tmp_path_factory.mktemp("llama_index")
+    write_random_encoder(made, ["hello", "world", "the", "sun"], {"query": "query ", "passage": "the "})
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_an_index(embedding):
     assert np.abs([each.score for each in found] - near[0, best]).max() < 1e-6
     answer = index.as_query_engine(llm=MockLLM(), similarity_top_k=1).query("the sun")
     assert answer.source_nodes[0].node.text == found[0].node.text and found[0].node.text in str(answer)
-    mock = VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=40))
+    mock = VectorStoreIndex(nodes, embed_model=MockEmbedding(embed_dim=64))
     assert mock.vector_store.data.embedding_dict != vectors
 
 
