@@ -14,6 +14,8 @@ def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The memory of a tensor on the CPU."""
     if tensor.requires_grad:
         tensor = tensor.detach()
+    if tensor.dtype is torch.float32:
+        return tensor.numpy()  # type: ignore[no-any-return]
     if tensor.dtype is torch.bfloat16:  # which NumPy doesn't have
         bits: np.ndarray[Any, Any] = tensor.view(torch.int16).numpy()
         return bits.view(_BFLOAT16)
@@ -23,6 +25,9 @@ def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 def supported(first: torch.Tensor, *others: torch.Tensor | None) -> bool:
     """Whether llorch's kernels take them: one of NAMES, of all the same, in the CPU's memory, strided."""
-    if first.dtype not in NAMES or first.device.type != "cpu" or first.layout is not torch.strided:
+    if first.dtype not in NAMES or not first.is_cpu or first.layout is not torch.strided:
         return False
-    return all(t is None or (t.dtype is first.dtype and t.device.type == "cpu") for t in others)
+    for t in others:  # noqa: SIM110  a generator costs more than what it does here
+        if t is not None and (t.dtype is not first.dtype or not t.is_cpu):
+            return False
+    return True

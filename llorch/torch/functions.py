@@ -94,9 +94,10 @@ class Declined(Exception):
 
 
 def _take(name: str, *tensors: torch.Tensor | None) -> None:
-    given = [t for t in tensors if t is not None]
-    operators.check_grad(name, given)
-    if not supported(*given):
+    if torch.is_grad_enabled():
+        operators.check_grad(name, tensors)
+    if not supported(*tensors):  # type: ignore[arg-type]
+        given = [t for t in tensors if t is not None]
         kinds = ", ".join(dict.fromkeys(f"{t.dtype} on {t.device}".removeprefix("torch.") for t in given))
         raise Declined(f"of {kinds}")
 

@@ -84,9 +84,14 @@ def _check(name: str, parameter: torch.Tensor) -> None:
         raise TypeError(f"parameter {name} is {kind}, it must be float32, bfloat16 or float16")
 
 
+def _linear(module: Any, x: torch.Tensor) -> Any:
+    parameters = module._parameters  # a module's own lookup of attributes comes here last
+    return functions.linear(x, parameters["weight"], parameters["bias"])
+
+
 # PyTorch's modules that are one call, without the way through PyTorch's dispatch: a microsecond or two each
 _DIRECT: dict[Any, Any] = {
-    torch.nn.Linear.forward: lambda m, x: functions.linear(x, m.weight, m.bias),
+    torch.nn.Linear.forward: _linear,
     torch.nn.LayerNorm.forward: lambda m, x: functions.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps),
     torch.nn.Embedding.forward: lambda m, x: functions.embedding(x, m.weight, m.padding_idx, m.max_norm),
     torch.nn.Dropout.forward: lambda m, x: functions.dropout(x, m.p, m.training),
@@ -149,6 +154,8 @@ def _exact_class(cls: type, role: Any) -> Any:
     def directly(self: Any, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and self._llorch.covered is None and not torch.compiler.is_compiling():
             try:
+                if not torch._C._len_torch_function_stack():
+                    return direct(self, args[0])
                 with torch._C.DisableTorchFunction():  # what it calls needn't ask the mode
                     return direct(self, args[0])
             except functions.Declined:
@@ -158,7 +165,7 @@ def _exact_class(cls: type, role: Any) -> Any:
     def reduce(self: Any, protocol: Any) -> Any:
         return _remade, (cls, role), self.__getstate__()
 
-    direct = _DIRECT.get(original)
+    direct: Any = _DIRECT.get(original)
     chosen = wraps(original)(by_role if role is not None else forward if direct is None else directly)
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     kind: Any = type(cls)

@@ -69,8 +69,10 @@ def _operator(schema: str, fake: Callable[..., torch.Tensor]) -> Callable[[Calla
 )
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """``x @ weight.T + bias``, x (..., K), weight (N, K), bias (N,): `llorch.linear`."""
-    y = torch.empty((*x.shape[:-1], weight.shape[0]), dtype=x.dtype)
     pack = packed(weight, bias)
+    shape = list(x.shape)
+    shape[-1:] = weight.shape[:1]
+    y = torch.empty(shape, dtype=x.dtype)
     if pack is not None:
         pack(array(x), out=array(y))
     else:
