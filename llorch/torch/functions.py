@@ -96,7 +96,7 @@ class Declined(Exception):
 def _take(name: str, *tensors: torch.Tensor | None) -> None:
     if torch.is_grad_enabled():
         operators.check_grad(name, tensors)
-    if not supported(*tensors):  # type: ignore[arg-type]
+    if not supported(*tensors):
         given = [t for t in tensors if t is not None]
         kinds = ", ".join(dict.fromkeys(f"{t.dtype} on {t.device}".removeprefix("torch.") for t in given))
         raise Declined(f"of {kinds}")
