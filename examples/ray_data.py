@@ -6,6 +6,7 @@
 It says what holds, and fails where it doesn't.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -68,7 +69,9 @@ def columns_of(rows):
 
 
 begin = time.perf_counter()
-with tempfile.TemporaryDirectory(prefix="llorch-ray-") as folder:
+# Workers look for modules in the folder where the job begins first: in llorch's sources they would find these, and
+# not the installed package.
+with tempfile.TemporaryDirectory(prefix="llorch-ray-") as folder, contextlib.chdir(folder):
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=folder)
     ray.data.DataContext.get_current().enable_progress_bars = False

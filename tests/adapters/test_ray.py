@@ -220,7 +220,10 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.setenv("PYTHONPATH", os.pathsep.join([paths, os.environ.get("PYTHONPATH", "")]))
         node = {"num_cpus": 1, "object_store_memory": 80 << 20}
-        made = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        patient = {"health_check_timeout_ms": 120_000, "health_check_failure_threshold": 20}  # a busy machine is slow
+        made = Cluster(
+            initialize_head=True, head_node_args=node | {"include_dashboard": False, "_system_config": patient}
+        )
         try:
             made.add_node(**node)
             ray.init(made.address, log_to_driver=False, logging_level="error")
