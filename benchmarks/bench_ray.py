@@ -51,6 +51,12 @@ import llorch.ray
 
 WORDS = ["the", "king", "and", "his", "good", "lord", "shall", "not", "be", "my", "love", "to", "thee", "with", "that"]
 SHAKESPEARE, SMOLLM2, MINILM = "shakespeare-1m", "SmolLM2, its Q4_1 file", "all-MiniLM-L6-v2"
+COLOURS = {
+    f"Generate, {SHAKESPEARE}": common.BLUE,
+    f"Score, {SHAKESPEARE}": common.SKY,
+    f"Generate, {SMOLLM2}": common.GREEN,
+    f"Embed, {MINILM}": common.ORANGE,
+}
 PARTS = ("cost", "nodes", "10,000 rows", "memory", "blocks")
 COLUMNS = ["text", "result"]
 STORE = {"object_store_memory": 256 << 20}
@@ -365,9 +371,8 @@ def many_rows(options):
         ),
     }
     found = {}
-    for name, (cpus, some, how) in splits.items():
-        if not name.startswith(tuple(options.case or [""])):
-            continue
+    chosen = [name for name in splits if name in options.case] or splits
+    for name, (cpus, some, how) in ((name, splits[name]) for name in chosen):
         with cluster(*cpus):
             job = Job(case, some, actors=len(cpus), columns=["receipt"], **how)
         killed = how.pop("kill_at", None) is not None
@@ -516,10 +521,9 @@ def report(result):
 def plot(result, path):
     parts = result["parts"]
     drawn, (left, right) = common.figure(2, (13, 5.2), [1, 1])
-    colours = [common.BLUE, common.SKY, common.ORANGE, common.GREEN]
     bars = {}
     for y, (name, one) in enumerate(parts.get("cost", {}).items()):
-        bars[name] = left.barh(y, one["cost"], 0.7, color=colours[y], edgecolor="#444444", linewidth=0.5)
+        bars[name] = left.barh(y, one["cost"], 0.7, color=COLOURS[name], edgecolor="#444444", linewidth=0.5)
         left.plot(one["costs"], [y] * len(one["costs"]), "o", color=common.BLACK, markersize=3)
         left.text(max(0, one["cost"], *one["costs"]) + 0.12, y, f"{one['cost']:.1f} %", va="center")
     left.axvline(MOST_COST, color="black", linestyle="--", linewidth=1)
@@ -529,10 +533,10 @@ def plot(result, path):
     left.set_xlabel("% beside llorch directly; dots: each turn; dashed: the target")
     left.set_title("Cost on Ray", loc="left", fontweight="bold")
     counts, lines = on_paper(parts)
-    for colour, (name, values) in zip(colours, lines.items(), strict=False):
+    for name, values in lines.items():
         one = parts["nodes"][name]
-        right.plot(counts, values, ":", color=colour)
-        right.plot([1, 2], [one["one"], one["two"]], "o", color=colour)
+        right.plot(counts, values, ":", color=COLOURS[name])
+        right.plot([1, 2], [one["one"], one["two"]], "o", color=COLOURS[name])
     right.set_xscale("log", base=2)
     right.set_yscale("log")
     right.set_xticks(counts, [str(n) for n in counts])
@@ -544,7 +548,9 @@ def plot(result, path):
 
 def add_arguments(parser):
     parser.add_argument("--part", action="append", default=[], choices=PARTS, help="only this (repeatable)")
-    parser.add_argument("--case", action="append", default=[], help="only those that begin so (repeatable)")
+    parser.add_argument(
+        "--case", action="append", default=[], help="only those that begin so; splits by their name (repeatable)"
+    )
     parser.add_argument("--repetitions", type=int, help="turns (3; --quick: 1)")
     parser.add_argument("--batches", type=int, default=7, help="batches of a job's worker in a turn (7)")
 
@@ -565,6 +571,9 @@ def main():
     for name, made in zip(chosen, common.in_steps(chosen), strict=True):
         parts[name] = parts.get(name, {}) | made if name in ("cost", "nodes", "10,000 rows") else made
     result = common.describe(options.quick, **models.versions(("ray", "pyarrow")))
+    for name in ("cost", "nodes"):
+        if name in parts:
+            parts[name] = {case: parts[name][case] for case in COLOURS if case in parts[name]}
     result["parts"] = {name: parts[name] for name in PARTS if name in parts}
     result["targets"] = targets(result["parts"])
     common.publish("ray", result, report(result), plot, options)

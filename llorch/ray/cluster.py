@@ -18,8 +18,9 @@ def pool(*, leave: int = 1) -> dict[str, Any]:
     Parameters
     ----------
     leave : int, at least 0
-        CPUs of each node that stay free for Ray's tasks: those that read, write, map or sort. A task that needs a CPU
-        where actors have them all never starts, and the job waits for ever. With leave=0 give such tasks num_cpus=0.
+        CPUs of each node that stay free for Ray's tasks: those that read, write, map or sort. Where actors have all
+        CPUs, such a task never starts, and the job waits for ever: 0 is for rows that are in memory already
+        (`from_items`, `materialize()`) and come back to the caller.
 
     Raises
     ------
@@ -37,8 +38,8 @@ def pool(*, leave: int = 1) -> dict[str, Any]:
     if not cpus or min(cpus) <= leave:
         least = f"a node has {min(cpus)} CPU" if cpus else "no node has a CPU"
         raise ValueError(
-            f"{least}, and leave={leave} of each are to stay free: none is left for an actor. With leave=0 it has all, "
-            "and tasks that read, write or map need num_cpus=0"
+            f"{least}, and leave={leave} of each are to stay free: none is left for an actor. leave=0 gives it all, "
+            "and a job that reads, writes or maps beside it waits for ever"
         )
     each = min(cpus) - leave
     size = sum((count - leave) // each for count in cpus)
