@@ -41,7 +41,7 @@
 #include "fpenv.h"
 #include "llorch.h"
 
-#define SPIN_NS 50000
+#define SPIN_NS 200000 /* what passes between two calls of a program in Python, where waking up would take 50000 */
 #define STACK_BYTES (512 * 1024)
 #define SHARES_PER_THREAD 2
 #define SPARE_BYTES ((size_t)64 << 20)
