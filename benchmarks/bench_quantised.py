@@ -408,6 +408,9 @@ def away_panel(axis, result):
 
 
 def plot(result, path):
+    if not result["formats"]:
+        print("no picture: it is of the part formats")
+        return
     panels = len(WORKLOADS) + 1 + bool(result["layers"])
     height = max(7.0, 2.2 + 0.9 * len(result["formats"]))
     drawn, axes = common.figure(
