@@ -5,7 +5,7 @@
     python benchmarks/bench_torch.py --only blocks        # measures these, and takes the others from the last run
 
 Every linear layer of MiniLM and GPT-2 Medium, transformers' block of each, and what else is in a block by itself: 16,
-128 and 512 tokens. Between samples, threads get 10 ms to stop spinning.
+128 and 512 tokens. Between samples, threads get 50 ms to stop spinning.
 """
 
 import json
@@ -26,7 +26,7 @@ LINEAR = {
     "GPT-2 Medium": ((1024, 1024), (1024, 3072), (1024, 4096), (4096, 1024), (1024, 50257)),
 }
 WIDTHS = {"MiniLM": (384, 12, 1536), "GPT-2 Medium": (1024, 16, 4096)}
-REPETITIONS, SAMPLE, REST = 7, 0.015, 0.01
+REPETITIONS, SAMPLE, REST = 7, 0.015, 0.05
 KINDS = {"linear": "Linear", "blocks": "block", "others": "around them"}
 
 
@@ -108,7 +108,9 @@ def markdown(result):
     lines = common.head_lines(result, note) + common.target_lines(result["targets"])
     lines += ["", "| | tokens | llorch.torch.exact | PyTorch | |", "| --- | ---: | ---: | ---: | ---: |"]
     for p in result["sections"]:
-        ours, theirs = (common.show_time(row["median_s"]) for row in p["rows"])
+        ours, theirs = (
+            "{} [{}, {}]".format(*map(common.show_time, (row["median_s"], *row["quartiles_s"]))) for row in p["rows"]
+        )
         name = f"{p['model']}, {p['what']}" if p["kind"] != "linear" else f"{p['model']}, Linear {p['what']}"
         lines.append(f"| {name} | {p['tokens']} | {ours} | {theirs} | {ratio(p):.2f} x |")
     return "\n".join(lines) + "\n"
@@ -119,7 +121,7 @@ def plot(result, path):
     names = list(dict.fromkeys((p["model"], p["kind"], p["what"]) for p in parts))
     drawn, axes = common.figure(2, (13, 0.42 * len(names) + 2), [1, 1])
     colours = dict(zip(ROWS, (common.SKY, common.BLUE, common.BLACK), strict=True))
-    bars = {}
+    bars, box = {}, {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
     for axis, model in zip(axes, LINEAR, strict=True):
         y, ticks = 0.0, []
         for name in [n for n in names if n[0] == model]:
@@ -127,7 +129,7 @@ def plot(result, path):
             for p in mine:
                 label = f"{p['tokens']} tokens"
                 bars[label] = axis.barh(y, ratio(p), 0.86, color=colours[p["tokens"]])
-                axis.text(ratio(p) + 0.02, y, f"{ratio(p):.2f}", va="center", fontsize=9)
+                axis.text(ratio(p) + 0.02, y, f"{ratio(p):.2f}", va="center", fontsize=9, bbox=box, zorder=5)
                 y += 1
             ticks.append((y - 0.5 - len(mine) / 2, f"Linear {name[2]}" if name[1] == "linear" else name[2]))
             y += 0.7
