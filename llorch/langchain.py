@@ -20,6 +20,7 @@ class LlorchEmbeddings(Embeddings):  # type: ignore[misc]
 
     model : a TextEncoder, or what `llorch.TextEncoder.from_pretrained` takes. batch_size, normalize_embeddings : as
     `llorch.TextEncoder.encode` has them. Queries and documents get the model's prompts for them, where it has such.
+    Pickled, it holds the model's path, and loads it again.
 
     Errors are those of `from_pretrained` and `encode`.
     """

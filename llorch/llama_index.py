@@ -23,10 +23,14 @@ class LlorchEmbedding(BaseEmbedding):  # type: ignore[misc]
     """`llorch.TextEncoder` as LlamaIndex's embedding: a text's embedding has the same bits alone and in any batch.
 
     model : a TextEncoder, or what `llorch.TextEncoder.from_pretrained` takes. embed_batch_size : texts that LlamaIndex
-    gives at a time. normalize_embeddings : as `llorch.TextEncoder.encode` has it. Queries and documents get the model's
-    prompts for them, where it has such. Other arguments are LlamaIndex's.
+    gives at a time. normalize_embeddings : as `llorch.TextEncoder.encode` has it. model_name : what is loaded without
+    model, else how it is called in LlamaIndex's events. Queries and documents get the model's prompts for them, where
+    it has such. Other arguments are LlamaIndex's.
 
-    Errors are those of `from_pretrained` and `encode`.
+    `to_dict` has the model as its model_name alone, by which `from_dict` loads it; pickled, it holds the path and what
+    was set in the model, and loads it again.
+
+    Errors are those of `from_pretrained` and `encode`; TypeError for neither a model nor a model_name.
     """
 
     normalize_embeddings: bool | None = None
@@ -34,16 +38,28 @@ class LlorchEmbedding(BaseEmbedding):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: str | Path | llorch.TextEncoder,
+        model: str | Path | llorch.TextEncoder | None = None,
         *,
+        model_name: str | None = None,
         embed_batch_size: int = 32,
         normalize_embeddings: bool | None = None,
         **options: Any,
     ) -> None:
-        encoder = model if isinstance(model, llorch.TextEncoder) else llorch.TextEncoder.from_pretrained(model)
-        options = {"model_name": str(encoder.path), "embed_batch_size": embed_batch_size} | options
-        super().__init__(normalize_embeddings=normalize_embeddings, **options)
+        given = model_name if model is None else model
+        if given is None:
+            raise TypeError("model must be given: a TextEncoder, a path or a hub id")
+        encoder = given if isinstance(given, llorch.TextEncoder) else llorch.TextEncoder.from_pretrained(given)
+        super().__init__(
+            model_name=str(encoder._opened if given is encoder else given) if model_name is None else model_name,
+            embed_batch_size=embed_batch_size,
+            normalize_embeddings=normalize_embeddings,
+            **options,
+        )
         self._model = encoder
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # LlamaIndex's would load model_name, which may be any name, and lose what was set in the model.
+        self.__init__(state["__pydantic_private__"]["_model"], **state["__dict__"])  # type: ignore[misc]
 
     @classmethod
     def class_name(cls) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llorch
+from llorch import _core
 from llorch._text import printable, shown
 from llorch.files.folder import EMBEDDED, find_model
 from llorch.text.sentence_files import ACTIVATIONS
@@ -388,17 +389,20 @@ class SentenceTransformer(_Model):
     # ---- similarity ------------------------------------------------------------------------------------
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """How near embeddings are, as a tensor (n, m): `llorch.TextEncoder.similarity`, which gives an array. Arrays,
-        tensors and lists of them are taken."""
+        """How near embeddings are, as a float32 tensor (n, m): `llorch.TextEncoder.similarity`, which gives an array.
+        Arrays, tensors and lists of them are taken; float64 is rounded to float32 first."""
         return _tensor(self.model.similarity(_array(embeddings1), _array(embeddings2)))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """How near embeddings1[i] is to embeddings2[i], as a tensor (n,): the bits that `similarity` has at [i, i]."""
-        a, b = (np.atleast_2d(_array(each)) for each in (embeddings1, embeddings2))
+        """How near embeddings1[i] is to embeddings2[i], as a tensor (n,), of two vectors (): the bits that `similarity`
+        has at [i, i]."""
+        given = [_array(each) for each in (embeddings1, embeddings2)]
+        a, b = map(np.atleast_2d, given)
         if len(a) != len(b):
             raise ValueError(f"embeddings1 has {len(a)} rows, embeddings2 has {len(b)}")
         scores = [self.model.similarity(one, other)[0, 0] for one, other in zip(a, b, strict=True)]
-        return _tensor(np.array(scores, np.float32))
+        found = _tensor(np.array(scores, np.float32))
+        return found[0] if all(each.ndim == 1 for each in given) else found
 
     @staticmethod
     def load(input_path: str) -> SentenceTransformer:
@@ -443,6 +447,7 @@ class CrossEncoder(_Model):
         given = dict(locals())
         for name, value in (("prompts", prompts), ("default_prompt_name", default_prompt_name)):
             _check(name, value, (None, {}), NO_PROMPTS)
+        _check("keep_in_fp32_modules", keep_in_fp32_modules, (None, []), "llorch computes every layer in float32")
         function = None if activation_fn is None else (_function(activation_fn),)
         self._open(model_name_or_path, given)
         self._named = self.model.activation if function is None else function[0]
@@ -631,13 +636,19 @@ def _tensor(array: Array) -> Any:
 
 
 def _array(embeddings: Any) -> Array:
-    """Of arrays, tensors, or lists of them or of numbers."""
+    """Of arrays, tensors, or lists of them or of numbers; none is float64."""
     if isinstance(embeddings, list | tuple):
         if embeddings and not hasattr(embeddings[0], "dtype"):
-            return np.array(embeddings, np.float32)
+            return _float32(embeddings)
         return np.stack([_array(each) for each in embeddings])
     if hasattr(embeddings, "detach"):
         tensor = embeddings.detach().cpu()
         embeddings = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
     array: Array = np.asarray(embeddings)
-    return array
+    return _float32(array) if array.dtype == np.float64 else array
+
+
+def _float32(values: Any) -> Array:
+    """Each rounded to nearest even, whatever the caller's thread is set to."""
+    made: Array = _core._in_fpenv(np.asarray, values, np.float32)
+    return made

@@ -33,7 +33,9 @@ class CrossEncoder(Classifier):
     """Scores of pairs of texts, as rerankers give them, whose every bit is specified. A pair's score is the same alone
     and in any batch, in any order, by any number of threads. Several threads may use a model at once.
 
-    `from_pretrained` takes folders and hub ids of models for sequence classification.
+    `from_pretrained` takes folders and hub ids of models for sequence classification. A model is pickled, and copied,
+    as the path and the arguments that it was loaded with: the weights come from the files again, which must still be
+    there.
 
     Attributes: those of `llorch.models.engine.Decoder`.
     """
@@ -45,6 +47,12 @@ class CrossEncoder(Classifier):
         model = super()._load(find_model(path_or_hub_id), dtype, compute)
         model._function = _function(model.path, model.source.config, model.graph.sizes["C"])
         return model
+
+    def __reduce__(self) -> Any:
+        return type(self).from_pretrained, (self.path.absolute(), *self.asked), self.max_length
+
+    def __setstate__(self, length: int) -> None:
+        self.max_length = length
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -85,7 +93,7 @@ class CrossEncoder(Classifier):
 
         Parameters
         ----------
-        pairs : iterable of pairs of str, or one pair
+        pairs : iterable of pairs of str, or one pair; NumPy's arrays (n, 2) and (2,) of them too
         batch_size : int
             Pairs that go through the kernels together. It changes speed and memory, no bit.
         show_progress_bar : bool
@@ -110,7 +118,7 @@ class CrossEncoder(Classifier):
         self, pairs: Iterable[Sequence[str]], function: str | None, batch_size: int, show_progress_bar: bool
     ) -> Array:
         """`predict`, by llorch's function of that name on the labels."""
-        given: Any = pairs
+        given: Any = pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
         single = isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(each, str) for each in given)
         inputs = self._inputs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from llorch.text.tokenizer import Tokenizer, checked
 Array = NDArray[Any]
 
 GROWTH = 16 << 20  # bytes by which the result of texts that aren't counted grows
+SETTINGS = "prompts", "default_prompt_name", "similarity", "truncate_dim"  # of Sentences, which may change
 QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # names of prompts, the first that is there
 
 
@@ -33,6 +35,9 @@ class TextEncoder(Encoder):
     `from_pretrained` takes sentence-transformers' folders, plain ones of Hugging Face (the mean over the positions, as
     there), GGUF files and hub ids. Several threads may use a model at once.
 
+    It is pickled, and copied, as the path and the arguments that it was loaded with: the weights come from the files
+    again, which must still be there.
+
     Attributes: those of `llorch.models.engine.Decoder`, and
 
     prompts : mapping of names to texts
@@ -42,13 +47,16 @@ class TextEncoder(Encoder):
         As the model's config_sentence_transformers.json has them.
     """
 
+    _opened: Path  # of which `path` may be a folder
     _sentences: Sentences
     _width: int
 
     @classmethod
     def _load(cls, path_or_hub_id: str | Path, dtype: str | None, compute: str) -> Self:
-        found = sentence_files.load(find_model(path_or_hub_id))
+        opened = find_model(path_or_hub_id)
+        found = sentence_files.load(opened)
         model = super()._load(found.folder, dtype, compute)
+        model._opened = opened.absolute()
         model._sentences = sentence_files.with_metadata(found, model.source)
         width = model.graph.sizes["E"]
         for module in model._sentences.after:
@@ -59,6 +67,14 @@ class TextEncoder(Encoder):
                 width = module.width
         model._width = width
         return model
+
+    def __reduce__(self) -> Any:
+        said = {name: getattr(self._sentences, name) for name in SETTINGS}
+        return type(self).from_pretrained, (self._opened, *self.asked), (said, self.max_seq_length)
+
+    def __setstate__(self, state: tuple[dict[str, Any], int]) -> None:
+        said, self.max_seq_length = state
+        self._sentences = dataclasses.replace(self._sentences, **said | {"prompts": dict(said["prompts"])})
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -249,7 +265,8 @@ class TextEncoder(Encoder):
             return checked(prompt, "prompt")
         if name is None:
             name = self.default_prompt_name
-            return "" if name is None else self.prompts[name]
+            # None of that name: as in sentence-transformers, whose prompts may be set without it.
+            return "" if name is None else self.prompts.get(name, "")
         if name not in self.prompts:
             known = ", ".join(map(repr, self.prompts)) or "none"
             raise ValueError(f"prompt_name is {shown(repr(name))}, the model's prompts are {printable(known)}")

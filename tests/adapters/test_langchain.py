@@ -1,6 +1,8 @@
 """`llorch.langchain`: TextEncoder's bits in LangChain, alone and in any batch."""
 
 import asyncio
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -45,6 +47,16 @@ def test_the_encoders_bits(folder, embeddings):
     assert asyncio.run(embeddings.aembed_query("a")) == embeddings.embed_query("a")
     plain = type(embeddings)(llorch.TextEncoder.from_pretrained(folder), normalize_embeddings=True)
     assert plain.embed_documents(TEXTS) == embeddings.embed_documents(TEXTS)
+
+
+def test_a_copy_is_loaded_again(folder, embeddings):
+    encoder = llorch.TextEncoder.from_pretrained(folder)
+    encoder.max_seq_length = 5
+    short = type(embeddings)(encoder, batch_size=3)
+    wanted = short.embed_documents(TEXTS)
+    assert wanted != embeddings.embed_documents(TEXTS)
+    for other in (copy.deepcopy(short), pickle.loads(pickle.dumps(short))):
+        assert other.embed_documents(TEXTS) == wanted and other.batch_size == 3 and other.model is not encoder
 
 
 def test_a_vector_store(embeddings):

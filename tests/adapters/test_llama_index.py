@@ -1,6 +1,8 @@
 """`llorch.llama_index`: TextEncoder's bits in LlamaIndex, alone and in any batch."""
 
 import asyncio
+import copy
+import pickle
 import sys
 
 import numpy as np
@@ -42,6 +44,23 @@ def test_the_encoders_bits(folder, embedding):
     assert embedding.model_name == str(folder) and embedding.class_name() == "LlorchEmbedding"
     plain = type(embedding)(encoder, normalize_embeddings=True, model_name="tiny")
     assert plain.get_text_embedding("a") == embedding.get_text_embedding("a") and plain.model_name == "tiny"
+
+
+def test_a_round_trip(folder, embedding, caplog):
+    kind = type(embedding)
+    for other in (kind.from_dict(embedding.to_dict()), kind.from_json(embedding.to_json())):
+        assert other.get_text_embedding_batch(TEXTS) == embedding.get_text_embedding_batch(TEXTS)
+        assert other.to_dict() == embedding.to_dict()
+    encoder = llorch.TextEncoder.from_pretrained(folder)
+    encoder.max_seq_length = 5
+    short = kind(encoder, model_name="tiny", embed_batch_size=3)
+    wanted = short.get_text_embedding_batch(TEXTS)
+    assert wanted != embedding.get_text_embedding_batch(TEXTS)
+    for other in (copy.deepcopy(short), pickle.loads(pickle.dumps(short))):
+        assert other.get_text_embedding_batch(TEXTS) == wanted and other.to_dict() == short.to_dict()
+    assert not caplog.records, "LlamaIndex warns of what it leaves out"
+    with pytest.raises(TypeError, match="model must be given: a TextEncoder, a path or a hub id"):
+        kind()
 
 
 def test_an_index(embedding):

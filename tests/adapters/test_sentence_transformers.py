@@ -1,6 +1,8 @@
 """`llorch.sentence_transformers`: sentence-transformers' parameters and results, llorch's bits."""
 
+import copy
 import inspect
+import pickle
 import random
 import sys
 
@@ -114,6 +116,35 @@ def test_scores_are_the_encoders(cross, cross_folder):
     assert short.model.max_length == 9 and short.predict(PAIRS[3]) != cross.predict(PAIRS[3])
 
 
+@pytest.mark.parametrize("dtype", [None, object])
+def test_pairs_in_an_array(cross, dtype):
+    texts = [("hello", "the sun"), ("a", "")]
+    assert_same_bits(cross.predict(np.array(texts, dtype)), cross.predict(texts))
+    one = cross.predict(np.array(texts[0], dtype))
+    assert np.ndim(one) == 0 and one == cross.predict(texts[0])
+    assert cross.predict(np.empty((0, 2), dtype or str)).shape == (0,)
+    with pytest.raises(TypeError, match=r"pairs\[1\] must be a pair of texts, got list of 3"):
+        cross.predict(iter([texts[0], ["a", "b", "c"]]))
+    with pytest.raises(TypeError, match=r"pairs\[0\] must be a pair of texts, got list of 3"):
+        cross.predict(np.array([["a", "b", "c"]], dtype))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_is_loaded_again(folder, cross_folder, tmp_path, monkeypatch, again):
+    monkeypatch.chdir(folder.parent)  # a copy may be made where a relative path leads elsewhere
+    model = SentenceTransformer(folder.name, prompts={"x": "a "}, default_prompt_name="x", truncate_dim=24)
+    model.similarity_fn_name, model.max_seq_length = "dot", 9
+    cross = CrossEncoder(cross_folder, max_length=9)
+    monkeypatch.chdir(tmp_path)
+    wanted, scores = model.encode(TEXTS), cross.predict(PAIRS)
+    other = again(model)
+    assert_same_bits(other.encode(TEXTS), wanted)
+    assert other.model is not model.model and other.similarity_fn_name == "dot" and other.prompts == model.prompts
+    other.max_seq_length, other.prompts["x"], other.truncate_dim = 64, "the ", None
+    assert_same_bits(model.encode(TEXTS), wanted)
+    assert_same_bits(again(cross).predict(PAIRS), scores)
+
+
 def test_several_labels(tmp_path):
     cross = CrossEncoder(save(tmp_path / "m", {"id2label": {"0": "no", "1": "yes", "2": "?"}}, classifier=True))
     labels = cross.predict(PAIRS)
@@ -166,6 +197,10 @@ def test_several_labels(tmp_path):
         (
             lambda m, c: c.predict(PAIRS, activation_fn=abs),
             "activation_fn is <built-in function abs>, its bits must be",
+        ),
+        (
+            lambda m, c: CrossEncoder(c.model.path, keep_in_fp32_modules=["classifier"]),
+            r"keep_in_fp32_modules=\['classifier'\] isn't supported: llorch computes every layer in float32",
         ),
         (lambda m, c: CrossEncoder(c.model.path, num_labels=2), "num_labels=2 isn't supported: the model has 1"),
         (lambda m, c: CrossEncoder(c.model.path, prompts={"a": "b"}), "prompts={'a': 'b'} isn't supported"),
@@ -222,6 +257,12 @@ def test_tensors(model, encoder):
     for given in (tensor, several, wanted, list(wanted), wanted.tolist()):
         assert_same_bits(model.similarity(given, given[0]).numpy(), near[:, :1].numpy())
         assert_same_bits(model.similarity_pairwise(given[:3], wanted[:3]).numpy(), near.diagonal().numpy())
+    assert_same_bits(model.similarity_pairwise(wanted[3], wanted[0]).numpy(), near[3, 0].numpy())
+    wide = wanted + wanted.astype(np.float64) * 2.0**-40  # between float32 values: rounded to wanted's
+    assert (wide != wanted).any()
+    for given in (wide, torch.from_numpy(wide), list(wide), wide.tolist()):
+        assert_same_bits(model.similarity(given, wanted[:3]).numpy(), near.numpy())
+        assert_same_bits(model.similarity_pairwise(wanted[:3], given[:3]).numpy(), near.diagonal().numpy())
     assert model.similarity(tensor.bfloat16(), tensor.half()).shape == (len(TEXTS), len(TEXTS))
     tokens = model.encode(TEXTS, output_value="token_embeddings", prompt="a ")
     ids = encoder._inputs(["a " + text for text in TEXTS]).ids
@@ -243,6 +284,12 @@ def test_scores_as_tensors(cross):
     )
     with pytest.raises(ValueError, match=r"activation_fn is GELU\(approximate='tanh'\), its bits must be llorch's"):
         cross.predict(PAIRS, activation_fn=torch.nn.GELU("tanh"))
+
+
+def test_util_without_sentence_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match="util is sentence-transformers' own: pip install sentence-transformers"):
+        from llorch.sentence_transformers import util  # noqa: F401
 
 
 def test_without_pytorch(model, monkeypatch):
@@ -324,6 +371,7 @@ def test_results_are_near(model, theirs, cross, their_cross):
     near("encode_document", TEXTS)
     near("similarity", rows, rows[:2])
     near("similarity_pairwise", rows[:3], rows[3:6])
+    near("similarity_pairwise", rows[0], rows[1])
     for ours, other in zip(*(m.encode(TEXTS, output_value="token_embeddings") for m in (model, theirs)), strict=True):
         assert ours.shape == other.shape and np.abs(ours.numpy() - other.numpy()).max() < 2e-5
     clear = np.abs(rows).min(axis=0) > 1e-6  # of the others a rounding decides the sign
@@ -337,7 +385,11 @@ def test_results_are_near(model, theirs, cross, their_cross):
         a, b = ours.tokenize(texts), other.preprocess(texts)
         assert all(a[name].tolist() == b[name].tolist() for name in ("input_ids", "token_type_ids", "attention_mask"))
         assert ours.tokenizer("hello world")["input_ids"] == other.tokenizer("hello world")["input_ids"]
-    assert np.abs(cross.predict(PAIRS) - their_cross.predict(PAIRS)).max() < 1e-5
+    for given in (PAIRS, np.array(PAIRS), np.array(PAIRS[2])):
+        assert np.abs(cross.predict(given) - their_cross.predict(given)).max() < 1e-5
+    ours, other = (copy.deepcopy(each) for each in (model, theirs))
+    ours.prompts = other.prompts = {"x": "a "}  # without the default
+    assert np.abs(ours.encode(TEXTS) - other.encode(TEXTS)).max() < 1e-5
     ours, other = (each.rank("hello", TEXTS, return_documents=True) for each in (cross, their_cross))
     assert [each["text"] for each in ours] == [each["text"] for each in other]
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pickle
 import shutil
 import tracemalloc
 
@@ -172,7 +173,8 @@ def test_an_older_folder_has_its_transformer_in_another(tmp_path):
     write_modules(tmp_path / "model", MODULES | {"Transformer": ("0_Transformer", None)})
     model = llorch.TextEncoder.from_pretrained(tmp_path / "model")
     assert model.max_seq_length == 9
-    assert_same_bits(model.encode(TEXTS), reference.normalize(np.stack([mean(text, length=9) for text in TEXTS])))
+    for each in (model, pickle.loads(pickle.dumps(model))):
+        assert_same_bits(each.encode(TEXTS), reference.normalize(np.stack([mean(text, length=9) for text in TEXTS])))
 
 
 def test_prompts(folder):
