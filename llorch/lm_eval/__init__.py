@@ -32,6 +32,7 @@ from llorch.text.batch import CHUNK, Batch, Request
 from llorch.text.batch import Sequence as Generated
 from llorch.text.causal_lm import CausalLM
 from llorch.text.chat_prompt import prompt_text
+from llorch.text.generation_config import LACKING, LACKING_WHERE_DRAWN
 from llorch.text.prefixes import BLOCK
 from llorch.text.protocol import context_of
 from llorch.text.sampling import SamplingParameters, whole
@@ -39,7 +40,7 @@ from llorch.text.template import ChatTemplate
 
 AUTO = 64  # sequences together where batch_size is "auto": more of them don't make a model on a CPU faster
 SEED = 1234  # lm_eval's own for PyTorch
-NOTHING: dict[str, tuple[Any, ...]] = {"num_beams": (1,), "num_return_sequences": (1,), "use_cache": (True,)}
+NOTHING = {**LACKING, **LACKING_WHERE_DRAWN, "num_return_sequences": (1,), "use_cache": (True,)}
 
 log = logging.getLogger(__name__)
 
@@ -73,19 +74,22 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
     max_gen_toks : int
         New tokens where a task doesn't say.
     add_bos_token : bool, optional
-        Whether the begin-of-text token comes before every text. None: where the model's files say so.
+        Whether the tokenizer's begin-of-text token comes before every text; where it has none, nothing comes. None:
+        where the model's files say so.
     prefix_token_id : int, optional
         What an empty context, and a text scored from its first token on, begin with. None: the tokenizer's
-        begin-of-text token, else its end-of-text token.
+        begin-of-text token, else its end-of-text token, else the first that the configuration names as such.
     seed : int in [0, 2**64)
         Where a task draws tokens. A sample's own seed is made of it, of the prompt's ids, and of how many times the
         prompt came before.
     threads : int, optional
         As `llorch.set_num_threads`.
     chat_template_args : mapping, optional
-        More for the chat template; enable_thinking: one of them.
-    think_end_token : str, optional
-        An answer begins behind the last of it.
+        More for the chat template; enable_thinking: one of them. enable_thinking=True needs think_end_token, and
+        `loglikelihood` raises a ValueError.
+    think_end_token : str or int, optional
+        An answer begins behind the last of it: of a text, or of a token by its id, also a special one. Digits are an
+        id.
     device, trust_remote_code
         Not looked at: everything is computed on the CPU, and no model brings code that is run. lm_eval's command says
         device "cuda:0" where its caller says nothing.
@@ -109,7 +113,7 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         threads: int | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
         enable_thinking: bool | None = None,
-        think_end_token: str | None = None,
+        think_end_token: str | int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
         **unknown: Any,
@@ -117,8 +121,8 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         super().__init__()
         if unknown:
             raise TypeError(f"llorch has no model argument {min(unknown)!r}; docs/lm_eval.md lists those it has")
-        if think_end_token is not None and not isinstance(think_end_token, str):
-            raise TypeError(f"think_end_token must be a str, got {think_end_token!r}")
+        if enable_thinking and think_end_token is None:
+            raise ValueError("enable_thinking=True needs think_end_token, behind which an answer begins")
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.seed = whole(seed, "seed", 0, 2**64)
         if threads is not None:
@@ -131,33 +135,37 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         self.max_length = context if max_length is None else whole(max_length, "max_length", 1, context + 1)
         self.max_gen_toks = whole(max_gen_toks, "max_gen_toks", 1)
         self._end, begin = self._special("eos"), self._special("bos")
+        if self._end is None:
+            ends = getattr(self.model.config, "eos_token_ids", ()) or sorted(self.model.end_ids)
+            self._end = next(iter(ends), None)
         self._prefix = self._end if begin is None else begin
         if prefix_token_id is not None:
             self._prefix = whole(prefix_token_id, "prefix_token_id", 0, size)
         self._begin: tuple[int, ...] | None = None  # before every text; None: as the tokenizer has it
         if add_bos_token is not None:
-            self._begin = (self.prefix_token_id,) if add_bos_token else ()
+            self._begin = (begin,) if add_bos_token and begin is not None else ()
+            if add_bos_token and begin is None:
+                log.warning("add_bos_token: %s has no begin-of-text token, so none is added", self.model.path)
         self._variables = dict(chat_template_args or {})
         if enable_thinking is not None:
             self._variables["enable_thinking"] = enable_thinking
+        self._thinking = bool(enable_thinking)
         self._think_end = think_end_token
+        if isinstance(think_end_token, str) and think_end_token.isdecimal():
+            self._think_end = int(think_end_token)
+        if self._think_end is not None and not isinstance(self._think_end, str):
+            self._think_end = whole(self._think_end, "think_end_token, if it isn't a str,", 0, size)
         self._template: ChatTemplate | None = None
-        self._encoded: tuple[str, list[int]] = "", []
+        self._encoded: tuple[str | None, list[int]] = None, []
         added = self.model.tokenizer.library.get_added_tokens_decoder()
         self._special_ids = {id for id, token in added.items() if token.special}
 
     # ---- tokens ------------------------------------------------------------------------------------------
 
     def _special(self, name: str) -> int | None:
-        """The tokenizer's bos or eos token, as Hugging Face's files or GGUF name it; else the configuration's."""
-        model = self.model
-        text = model.chat_templates.variables.get(f"{name}_token")
-        found = None if text is None else model.tokenizer.library.token_to_id(text)
-        if found is None:
-            found = getattr(model.config, f"{name}_token_id", None)
-        if found is None and name == "eos":
-            found = min(model.end_ids, default=None)
-        return found
+        """The tokenizer's bos or eos token, as Hugging Face's files or GGUF name it."""
+        text = self.model.chat_templates.variables.get(f"{name}_token")
+        return None if text is None else self.model.tokenizer.library.token_to_id(text)
 
     @property
     def eot_token_id(self) -> int | None:
@@ -232,6 +240,12 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     # ---- scores ------------------------------------------------------------------------------------------
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        if self._thinking:
+            raise ValueError("enable_thinking=True is for tasks that generate; this one scores given answers")
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
@@ -298,6 +312,10 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
                 wishes[key] = self._wish(given)
             asked.append((place, self._sequence(context, wishes[key], came[context, key]), wishes[key]))
             came[context, key] += 1
+        for place, _, wish in asked:
+            if wish.parameters.temperature:
+                # lm_eval's cache answers equal requests alike unless they have this entry, which a temperature implies.
+                requests[place].args[1]["do_sample"] = True
         asked.sort(key=lambda one: one[1].prompt_ids)  # what begins alike comes together, and is read once
         batch = Batch(self.model, self.batch_size, self.batch_size + CHUNK, self._memory([one[1] for one in asked]))
         under_way = {batch.admit(sequence): (place, sequence, wish) for place, sequence, wish in asked}
@@ -311,7 +329,8 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
                         continue
                     place, sequence, wish = under_way.pop(event.id)
                     results[place] = self._answer(sequence, wish)
-                    self.cache_hook.add_partial("generate_until", requests[place].args, results[place])
+                    if not wish.parameters.temperature:
+                        self.cache_hook.add_partial("generate_until", requests[place].args, results[place])
                     bar.update(1)
         return results
 
@@ -339,7 +358,7 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         more = {name: kwargs.pop(name) for name in known if name in kwargs}
         temperature = kwargs.pop("temperature", 0.0)
         for name, value in kwargs.items():
-            if value not in NOTHING.get(name, ()):
+            if value is not None and value is not False and value not in NOTHING.get(name, ()):
                 raise ValueError(f"a task's generation_kwargs ask for {name}={value!r}, which llorch hasn't")
         if more.get("top_k") in (0, -1):
             more["top_k"] = None  # other libraries' words for all
@@ -364,10 +383,14 @@ class LlorchLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     def _answer(self, sequence: Generated, wish: _Wish) -> str:
         """Its text without special tokens, up to what ends it, as lm_eval cuts it."""
-        text = sequence.told
-        if not self._special_ids.isdisjoint(sequence.new_ids):
-            text = self.tok_decode(sequence.new_ids)
-        answer: str = postprocess_generated_text(text, wish.until, self._think_end)
+        text, ids, mark = sequence.told, list(sequence.new_ids), self._think_end
+        if not self._special_ids.isdisjoint(ids):
+            text = self.tok_decode(ids)
+        if isinstance(mark, int):
+            if mark in ids:
+                text = self.tok_decode(ids[len(ids) - ids[::-1].index(mark) :])
+            text, mark = text.lstrip(), None
+        answer: str = postprocess_generated_text(text, wish.until, mark)
         return answer
 
     # ---- which model it was ------------------------------------------------------------------------------

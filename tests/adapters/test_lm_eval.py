@@ -337,9 +337,47 @@ def test_whether_a_token_comes_first_can_be_said(model, with_begin):
     assert ours(with_begin, add_bos_token=False).tok_encode("a") == ours(model).tok_encode("a")
     assert ours(model, add_bos_token=True).tok_encode("a") == [0, *ours(model).tok_encode("a")]
     assert ours(model, add_bos_token=True).tok_encode("<|endoftext|>a") == [0, *ours(model).tok_encode("a")]
+    assert ours(model, add_bos_token=True, prefix_token_id=7).tok_encode("a") == [0, *ours(model).tok_encode("a")]
     lm = ours(model, prefix_token_id=9)
     assert lm.prefix_token_id == 9
     assert changed(run(lm, scored([("", "To be")])), run(ours(model), scored([("", "To be")]))) == 1
+
+
+def changed_files(folder, tokenizer, configuration):
+    """The embedded model's files with other entries; "-": without it."""
+    shutil.copytree(EMBEDDED, folder)
+    for name, entries in (("tokenizer_config.json", tokenizer), ("config.json", configuration)):
+        made = json.loads((folder / name).read_text()) | entries
+        (folder / name).write_text(json.dumps({key: value for key, value in made.items() if value != "-"}))
+    return folder
+
+
+def test_the_configurations_begin_is_not_the_tokenizers(hf, tmp_path):
+    """Qwen's instruct models: bos_token null, and a bos_token_id in config.json."""
+    folder = changed_files(tmp_path / "model", {"bos_token": None}, {"bos_token_id": 5})
+    for options in ({}, {"add_bos_token": True}):
+        lm, theirs = ours(folder, **options), hf(folder, **options)
+        assert lm.prefix_token_id == theirs.prefix_token_id == 0
+        for text in TEXTS:
+            assert lm.tok_encode(text) == theirs.tok_encode(text)
+        (found,), (other,) = run(lm, WHOLE[:1]), run(theirs, WHOLE[:1])
+        assert abs(found - other) < 2e-6 * abs(found)
+
+
+def test_of_several_ends_in_the_configuration_the_first_counts(model, tmp_path):
+    folder = changed_files(tmp_path / "model", {"eos_token": "-", "bos_token": "-"}, {"eos_token_id": [5, 0]})
+    lm = ours(folder)
+    assert lm.eot_token_id == lm.prefix_token_id == 5
+    assert run(lm, WHOLE[:1]) == run(ours(model, prefix_token_id=5), WHOLE[:1]) != run(ours(model), WHOLE[:1])
+    assert len(run(lm, ANSWERS[:2])) == 2
+
+
+def test_a_context_of_spaces_may_come_first(model, hf):
+    lm = ours(model, add_bos_token=True)
+    first = run(lm, scored([(" ", "Hello you")]))
+    assert run(lm, scored([("a", " c"), (" ", "Hello you")]))[1:] == first
+    ((theirs, _),) = run(hf(add_bos_token=True), scored([(" ", "Hello you")]))
+    assert abs(first[0][0] - theirs) < 1e-4
 
 
 def test_conversations_become_the_texts_that_hf_makes(hf, with_begin):
@@ -377,6 +415,45 @@ def test_samples_differ_from_each_other_and_not_from_run_to_run(model):
     assert run(ours(model), [all_of_them] * 4) != run(ours(model), [greedy] * 4)
 
 
+def test_a_temperature_alone_draws_and_the_cache_keeps_no_samples(model, tmp_path):
+    """lm_eval's normalize_gen_kwargs takes it so, and its cache looks at do_sample alone."""
+    from lm_eval.api.model import CachingLM
+
+    def asked(**more):
+        (request,) = answers("generate_until", CHOICES[:1], temperature=1.0, **more)
+        return [instance("generate_until", request.args[0], dict(request.args[1])) for _ in range(3)]
+
+    wanted = run(ours(model), asked(do_sample=True))
+    assert len(set(wanted)) > 1 and run(ours(model), asked()) == run(ours(model), asked()[:1] * 3) == wanted
+    cached = CachingLM(ours(model), str(tmp_path / "cache.db"))
+    assert [cached.generate_until(asked()) for _ in range(2)] == [wanted] * 2
+    greedy = [cached.generate_until(asked(do_sample=False)) for _ in range(2)]
+    assert greedy == [run(ours(model), asked(do_sample=False))] * 2
+    cached.dbdict.close()
+
+
+def test_an_answer_begins_behind_a_token_given_by_its_id(model, hf, monkeypatch):
+    requests = answers("generate_until", CHOICES[::4], until=["$"], most=24)
+    texts = run(ours(model), requests)
+    counts = {}
+    for text in texts:
+        for id in set(model.tokenizer.encode(text)):
+            counts[id] = counts.get(id, 0) + 1
+    mark = max((id for id, count in counts.items() if count < len(texts)), key=counts.get)
+    theirs = hf(batch_size=24)
+    monkeypatch.setattr(theirs, "think_end_token", mark)
+    found = run(ours(model, think_end_token=mark), requests)
+    assert found == run(ours(model, think_end_token=str(mark)), requests) == run(theirs, requests) != texts
+
+
+def test_thinking_needs_an_end_and_no_scores(model):
+    with pytest.raises(ValueError, match="enable_thinking=True needs think_end_token"):
+        ours(model, enable_thinking=True)
+    with pytest.raises(ValueError, match="enable_thinking=True is for tasks that generate"):
+        run(ours(model, enable_thinking=True, think_end_token="x"), CHOICES[:1])
+    assert run(ours(model, enable_thinking=False), CHOICES[:1]) == run(ours(model), CHOICES[:1])
+
+
 def test_prompts_that_begin_alike_are_read_once(model, monkeypatch):
     shots = (LINES[0]["context"] + " ") * 9
     requests = answers("generate_until", scored((shots + line["context"], "") for line in LINES[:6]), most=8)
@@ -398,13 +475,15 @@ def test_an_answers_end(model):
         return run(lm or ours(model), [instance("generate_until", "ROMEO:\n", given)])[0]
 
     whole = said(max_gen_toks=20)
-    assert said(max_new_tokens=20) == said(max_tokens=20, num_beams=1) == whole
+    assert said(max_new_tokens=20) == said(max_tokens=20, num_beams=1) == said(max_tokens=20, min_p=0.0) == whole
     assert said(max_gen_toks=20, until=whole[5:8]) == whole[:5].split(whole[5:8])[0]
     assert said(ours(model, max_gen_toks=20)) == whole
     assert said(ours(model, think_end_token=whole[5:8]), max_gen_toks=20) == whole.split(whole[5:8])[-1].lstrip()
     assert run(ours(model), [instance("generate_until", "", {"max_gen_toks": 4})]) != [""]
     with pytest.raises(ValueError, match="generation_kwargs ask for num_beams=4"):
         said(num_beams=4, max_gen_toks=20)
+    with pytest.raises(ValueError, match=r"generation_kwargs ask for min_p=0\.1"):
+        said(min_p=0.1, max_gen_toks=20)
     with pytest.raises(ValueError, match="max_gen_toks is 256, it must be less than max_length, 256"):
         said()
 
@@ -457,7 +536,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"max_length": 257}, ValueError, r"max_length must be in \[1, 257\)"),
         ({"prefix_token_id": 1024}, ValueError, "prefix_token_id must be in"),
-        ({"think_end_token": 3}, TypeError, "think_end_token must be a str"),
+        ({"think_end_token": 2.5}, TypeError, "think_end_token, if it isn't a str, must be an int"),
+        ({"think_end_token": 1024}, ValueError, "think_end_token, if it isn't a str, must be in"),
     ],
 )
 def test_bad_model_arguments(model, options, error, message):
