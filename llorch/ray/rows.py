@@ -8,17 +8,19 @@ Bytes of a value : a letter for what it is, its length as 8 bytes, and then
     f  a float's bits, 2, 4 or 8 bytes; every NaN is the same one
     s  a text in UTF-8
     y  bytes
-    t  a time, a date or a duration: its NumPy type, a space, and its count of units as 8 bytes
-    a  an array of numbers: the letter of its elements and their width, a space, the lengths of its axes in decimal
-       digits, commas between them, a space, and the elements in C order. Integers are 8 bytes each ("i8", or "u8" where
-       one doesn't fit), bools are 1. A list of numbers is such an array of one axis.
-    l  any other list, an empty one too: the bytes of its values
+    t  a point in time (UTC where it has a zone), a date or a duration: its NumPy type, a space, and its count of units
+       as 8 bytes. A time of day is the duration since midnight. Python's own count microseconds, its dates days.
+    a  numbers, of a list or an array of one axis: the letter of their kind and their width, a space, how many they are
+       in decimal digits, a space, and the numbers. All are integers, or all bools, or all floats of one width. Integers
+       are 8 bytes each ("i8", or "u8" where one doesn't fit), bools are 1.
+    l  any other list, an empty one too: the bytes of its values. An array of several axes is the list of its parts.
     d  a mapping: the bytes of its names and values, sorted by name
 Numbers are in little-endian order.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import sqlite3
 import tempfile
@@ -46,10 +48,12 @@ def encoded(value: Any) -> bytes:
         return _framed(b"n")
     if isinstance(value, bool | np.bool_):
         return _framed(b"b", b"1" if value else b"0")
-    if isinstance(value, int | np.integer) and not isinstance(value, np.timedelta64):
+    if _integer(value):
         return _framed(b"i", str(int(value)).encode())
     if isinstance(value, float | np.floating):
         return _framed(b"f", _bits(np.asarray(value)))
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        value = _time(value)
     if isinstance(value, str):
         return _framed(b"s", value.encode())
     if isinstance(value, bytes | bytearray | memoryview):
@@ -61,7 +65,9 @@ def encoded(value: Any) -> bytes:
     if isinstance(value, list | tuple):
         return _list(value)
     if isinstance(value, Mapping):
-        parts = [encoded(str(name)) + encoded(value[name]) for name in sorted(value)]
+        if other := [name for name in value if not isinstance(name, str)]:
+            raise TypeError(f"a mapping's names must be texts, got {_shown(other[0])}")
+        parts = [encoded(name) + encoded(value[name]) for name in sorted(value)]
         return _framed(b"d", b"".join(parts))
     raise TypeError(f"a {type(value).__name__} has no bytes that llorch.ray knows")
 
@@ -70,8 +76,28 @@ def _framed(letter: bytes, payload: bytes = b"") -> bytes:
     return letter + len(payload).to_bytes(8, "little") + payload
 
 
+def _integer(value: Any) -> bool:
+    """Whether it is one; to NumPy a duration is one, and to Python a bool."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
+def _time(value: Any) -> Any:
+    """Python's or pandas' own as NumPy's."""
+    if hasattr(value, "asm8"):  # pandas': in its own units, and in UTC
+        return value.asm8
+    if isinstance(value, datetime.datetime):
+        return np.datetime64(value.astimezone(datetime.UTC).replace(tzinfo=None) if value.tzinfo else value, "us")
+    if isinstance(value, datetime.time):
+        if value.tzinfo is not None:
+            raise TypeError("a time of day with a zone has no bytes that llorch.ray knows")
+        value = datetime.datetime.combine(datetime.date.min, value) - datetime.datetime.min
+    return np.datetime64(value, "D") if isinstance(value, datetime.date) else np.timedelta64(value, "us")
+
+
 def _bits(values: NDArray[Any]) -> bytes:
     """Of floats, in little-endian order."""
+    if values.dtype.itemsize > 8:
+        raise TypeError(f"a {values.dtype} has no bytes that llorch.ray knows")
     if np.isnan(values).any():
         values = np.where(np.isnan(values), np.array(np.nan, values.dtype), values)
     return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -79,44 +105,50 @@ def _bits(values: NDArray[Any]) -> bytes:
 
 def _array(values: NDArray[Any]) -> bytes:
     kind = values.dtype.kind
-    if kind not in "biuf" or values.ndim == 0:
-        return encoded(values.item()) if values.ndim == 0 else _list(list(values))
-    if values.ndim == 1 and not values.size:  # the type of an empty list gets lost on the way
-        return _list([])
+    if values.ndim == 0:
+        return encoded(values[()])
+    if kind not in "biuf" or values.ndim > 1 or not values.size:  # an empty list's type gets lost on the way
+        return _framed(b"l", b"".join(map(encoded, values)))
     if kind == "f":
         letter, elements = f"f{values.dtype.itemsize}", _bits(values)
     elif kind == "b":
         letter, elements = "b1", values.tobytes()
     else:
-        large = kind == "u" and values.size > 0 and int(values.max()) >= 2**63
-        letter = "u8" if large else "i8"
+        letter = "u8" if kind == "u" and int(values.max()) >= 2**63 else "i8"
         elements = values.astype("<" + letter).tobytes()
-    shape = ",".join(map(str, values.shape))
-    return _framed(b"a", f"{letter} {shape} ".encode() + elements)
+    return _framed(b"a", f"{letter} {len(values)} ".encode() + elements)
 
 
 def _list(values: Sequence[Any]) -> bytes:
-    if values and all(isinstance(one, int | float | np.number | np.bool_) for one in values):
-        made = np.asarray(values)
-        same = {isinstance(one, bool | np.bool_) for one in values}
-        if made.dtype.kind in "biuf" and len(same) == 1 and _exact(made, values):
-            return _array(made)
+    kinds = {_number(one) for one in values}
+    if kinds == {np.dtype(np.int64)}:
+        whole = list(map(int, values))
+        for kind in (np.int64, np.uint64):
+            if np.iinfo(kind).min <= min(whole) and max(whole) <= np.iinfo(kind).max:
+                return _array(np.array(whole, kind))
+    elif len(kinds) == 1 and None not in kinds:
+        return _array(np.array(values, kinds.pop()))
     return _framed(b"l", b"".join(map(encoded, values)))
 
 
-def _exact(made: NDArray[Any], values: Sequence[Any]) -> bool:
-    """Whether NumPy's type for several numbers is that of each of them, or integers' of any width."""
-    if made.dtype.kind == "f":
-        return all(isinstance(one, float | np.floating) and np.asarray(one).dtype == made.dtype for one in values)
-    return True
+def _number(value: Any) -> np.dtype[Any] | None:
+    """The type of an array of such numbers, one for integers of any width; None for no number."""
+    if _integer(value):
+        return np.dtype(np.int64)
+    return np.asarray(value).dtype if isinstance(value, bool | np.bool_ | float | np.floating) else None
 
 
 # ---- the values of a batch --------------------------------------------------------------------------------
 
 
 def names_of(batch: Any) -> list[str]:
-    """The names of its columns."""
-    return list(batch.column_names) if hasattr(batch, "column_names") else list(batch)
+    """The names of its columns. TypeError for what is no batch."""
+    if hasattr(batch, "column_names"):
+        return list(batch.column_names)
+    if isinstance(batch, Mapping):
+        return list(batch)
+    # In pandas' columns of integers a null makes all of them floats.
+    raise TypeError(f"a batch must be an Arrow table or a mapping of columns, got a {type(batch).__name__}")
 
 
 def values_of(batch: Any, name: str) -> Sequence[Any]:
@@ -127,38 +159,84 @@ def values_of(batch: Any, name: str) -> Sequence[Any]:
     import pyarrow
 
     chunks = column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]
-    return [value for chunk in chunks for value in _of_arrow(chunk)]
+    try:
+        return [value for chunk in chunks for value in _of_arrow(chunk)]
+    except TypeError as error:
+        raise TypeError(f"column {shown(repr(name))}: {error}") from None
 
 
 def _of_arrow(chunk: Any) -> list[Any]:
-    """A chunk's values. Through Python's own a float32 would become a float64, and a list of them too."""
+    """A chunk's values. Through Python's own a float32 would become a float64, whatever it is in."""
+    import pyarrow
     import pyarrow.types as kinds
 
     kind = chunk.type
     if kinds.is_dictionary(kind):
         return _of_arrow(chunk.dictionary_decode())
-    if hasattr(chunk, "to_numpy_ndarray") or "tensor" in str(kind):  # Ray's and Arrow's own arrays in columns
-        return list(chunk.to_numpy(zero_copy_only=False))
-    if kinds.is_floating(kind) or kinds.is_temporal(kind):
-        there = chunk.drop_null().to_numpy(zero_copy_only=False)
-        return _with_nulls(chunk, iter(there))
-    if kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind):
-        return [_items(one.values) if one.is_valid else None for one in chunk]
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _of_extension(chunk)
+    if kinds.is_time(kind):
+        count = chunk.view(pyarrow.int32() if kind.bit_width == 32 else pyarrow.int64()).cast(pyarrow.int64())
+        return _of_arrow(count.view(pyarrow.duration(kind.unit)))
+    if kinds.is_floating(kind) or (kinds.is_temporal(kind) and not kinds.is_interval(kind)):
+        return _with_nulls(chunk, iter(chunk.drop_null().to_numpy(zero_copy_only=False)))
+    if kinds.is_map(kind):
+        pairs = (
+            zip(_of_arrow(one.values.field(0)), _of_arrow(one.values.field(1)), strict=True) for one in _there(chunk)
+        )
+        return _with_nulls(chunk, map(list, pairs))
+    if any(is_one(kind) for is_one in _lists()):
+        return _with_nulls(chunk, (_items(one.values) for one in _there(chunk)))
     if kinds.is_struct(kind):
         fields = [_of_arrow(chunk.field(i)) for i in range(kind.num_fields)]
         names = [kind.field(i).name for i in range(kind.num_fields)]
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*fields, strict=True)]
+        if len(set(names)) < len(names):
+            raise TypeError(f"{shown(str(kind))} has two fields of one name")
+        rows = (dict(zip(names, (field[i] for field in fields), strict=True)) for i in range(len(chunk)))
         return [row if valid else None for row, valid in zip(rows, chunk.is_valid().to_pylist(), strict=True)]
+    if kinds.is_nested(kind) or kinds.is_run_end_encoded(kind) or kinds.is_interval(kind):
+        raise TypeError(f"values of Arrow's type {shown(str(kind))} have no bytes that llorch.ray knows")
     found: list[Any] = chunk.to_pylist()
     return found
+
+
+def _of_extension(chunk: Any) -> list[Any]:
+    """Arrays in a column, Ray's and Arrow's own; Python's objects; else what is stored."""
+    from ray.data.extensions import ArrowPythonObjectType
+
+    if isinstance(chunk.type, ArrowPythonObjectType):
+        found: list[Any] = chunk.to_pylist()
+        return found
+    if not hasattr(chunk, "to_numpy_ndarray") and "tensor" not in chunk.type.extension_name:
+        return _of_arrow(chunk.storage)
+    there = chunk.drop_null()
+    many = there.to_numpy_ndarray() if hasattr(there, "to_numpy_ndarray") else there.to_numpy(zero_copy_only=False)
+    return _with_nulls(chunk, iter(many))
+
+
+def _lists() -> tuple[Any, ...]:
+    import pyarrow.types as kinds
+
+    return (
+        kinds.is_list,
+        kinds.is_large_list,
+        kinds.is_fixed_size_list,
+        kinds.is_list_view,
+        kinds.is_large_list_view,
+    )
 
 
 def _items(values: Any) -> Any:
     import pyarrow.types as kinds
 
-    if kinds.is_integer(values.type) or kinds.is_floating(values.type):
-        return values.to_numpy(zero_copy_only=False) if not values.null_count else _of_arrow(values)
+    if not values.null_count and (kinds.is_integer(values.type) or kinds.is_floating(values.type)):
+        return values.to_numpy(zero_copy_only=False)
     return _of_arrow(values)
+
+
+def _there(chunk: Any) -> Iterator[Any]:
+    """Those that aren't null."""
+    return (one for one in chunk if one.is_valid)
 
 
 def _with_nulls(chunk: Any, there: Iterator[Any]) -> list[Any]:
@@ -168,9 +246,13 @@ def _with_nulls(chunk: Any, there: Iterator[Any]) -> list[Any]:
 # ---- keys, seeds, hashes ----------------------------------------------------------------------------------
 
 
+def is_key(value: Any) -> bool:
+    return _integer(value) or isinstance(value, str | bytes)
+
+
 def key_bytes(key: Any) -> bytes:
     """TypeError for what is no key: it must be an integer, a text or bytes."""
-    if isinstance(key, bool | np.bool_) or not isinstance(key, int | np.integer | str | bytes):
+    if not is_key(key):
         raise TypeError(f"a row's key must be an integer, a text or bytes, got {_shown(key)}")
     return encoded(key)
 
@@ -217,7 +299,8 @@ def digest(rows: Any, *, key: str, columns: Sequence[str] | None = None) -> str:
     Parameters
     ----------
     rows : ray.data.Dataset, or iterable of batches
-        A batch is a mapping of columns' names to their values, or an Arrow table. A dataset that isn't materialized is
+        A batch is a mapping of columns' names to their values, or an Arrow table, and nothing else: a column of pandas'
+        or of Ray's NumPy batches has floats where integers stand beside a null. A dataset that isn't materialized is
         computed for this, as for every other use: digest what was written, or `dataset.materialize()`. Rows are hashed
         where they are; 32 bytes a row and its key come here, and are sorted on disk.
     key : str
@@ -236,7 +319,8 @@ def digest(rows: Any, *, key: str, columns: Sequence[str] | None = None) -> str:
     ValueError
         Two rows with the same key (it is named); a column that isn't there.
     TypeError
-        A key of another type, such as null; a value whose type isn't known here: row and column are named.
+        A key of another type, such as null; a value whose type isn't known here: its column is named, and its row where
+        that is known; a batch of another type.
     """
     if isinstance(columns, str):
         raise TypeError(f"columns must be several names, got the text {columns!r}")

@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
+import pyarrow
 import ray
+from ray.data.block import BlockAccessor
 
 import llorch
 from llorch import receipts
 from llorch._text import shown
-from llorch.ray.rows import seed_of
+from llorch.ray.rows import is_key, names_of, seed_of, values_of
 from llorch.text import batch as batches
 from llorch.text.batch import Batch, Request
 from llorch.text.generate import Options
 from llorch.text.sampling import SamplingParameters, whole
 
-Rows = Mapping[str, Any]
+Rows = Any  # a pyarrow.Table, or a mapping of names to NumPy's columns
 Columns = dict[str, Any]
 
 OF_A_ROW = (TypeError, ValueError, IndexError)  # what a row can be wrong by; anything else is the job's
@@ -39,6 +41,7 @@ class _Worker:
         As `from_pretrained` takes them. Every node must find the model: a hub id, or a path that all have.
     key : str, optional
         The column that names a row, of integers, texts or bytes: errors tell it, and `Generate` draws tokens by it.
+        Other types end the job: so do floats, which Ray's NumPy batches make of integers beside a null.
     errors : "raise" or "column"
         What a bad row does, such as one without a text or with more tokens than the context. "raise" ends the job by a
         `RowError` that has the row's key. "column" goes on: the column `error` has what is wrong, "" for other rows.
@@ -68,19 +71,31 @@ class _Worker:
         self.model = type(self).KIND.from_pretrained(os.fspath(model), dtype, compute)
 
     def _begin(self, rows: Rows, new: Sequence[str]) -> tuple[list[Any], list[Any] | None]:
-        """The column's values and the rows' keys."""
-        if not isinstance(rows, Mapping):
+        """The column's values and the rows' keys. What is wrong here is wrong with all rows."""
+        if not isinstance(rows, Mapping | pyarrow.Table):
             raise TypeError(
-                f"{type(self).__name__} takes rows as columns of NumPy, got a {type(rows).__name__}: leave map_batches "
-                "its own batch_format"
+                f"{type(self).__name__} takes rows as an Arrow table or as columns of NumPy, got a "
+                f'{type(rows).__name__}: let the batch_format of map_batches be "pyarrow"'
             )
+        names = names_of(rows)
         for name in (self.column, *([] if self.key is None else [self.key])):
-            if name not in rows:
-                raise ValueError(f"the rows have no column {name!r}, they have {', '.join(map(repr, rows))}")
+            if name not in names:
+                raise ValueError(f"the rows have no column {name!r}, they have {', '.join(map(repr, names))}")
         for name in new:
-            if name in rows:
+            if name in names:
                 raise ValueError(f"the rows have a column {name!r} already: results need another name")
-        return list(rows[self.column]), None if self.key is None else list(rows[self.key])
+        return list(values_of(rows, self.column)), None if self.key is None else self._keys(values_of(rows, self.key))
+
+    def _keys(self, keys: Sequence[Any]) -> list[Any]:
+        """A null is that row's fault. Another type is the column's, and so all rows'."""
+        for key in keys:
+            if key is not None and not is_key(key):
+                raise TypeError(
+                    f"{self.key} must be integers, texts or bytes, got {_shown(key)}. If it has integers and nulls, "
+                    'Ray\'s NumPy batches made floats of them: let the batch_format of map_batches be "pyarrow", as '
+                    "llorch.ray.pool() has it"
+                )
+        return list(keys)
 
     def _each(
         self, values: list[Any], keys: list[Any] | None, work: Callable[[int], Any]
@@ -104,8 +119,14 @@ class _Worker:
             raise RowError(f"row {name}: {error}") from error
         wrong[i] = str(error) or type(error).__name__
 
-    def _end(self, rows: Rows, new: Columns, wrong: list[str]) -> Columns:
-        return {**rows, **new, **({"error": np.array(wrong, object)} if self.errors == "column" else {})}
+    def _end(self, rows: Rows, new: Columns, wrong: list[str]) -> Rows:
+        if self.errors == "column":
+            new = new | {"error": np.array(wrong, object)}
+        if not isinstance(rows, pyarrow.Table):
+            return {**rows, **new}
+        for name, column in zip(new, BlockAccessor.batch_to_arrow_block(new).columns, strict=True):
+            rows = rows.append_column(name, column)
+        return rows
 
     def _new(self, *names: str) -> list[str]:
         return [*names, *(["error"] if self.errors == "column" else [])]
@@ -164,12 +185,15 @@ class Generate(_Worker):
         self.most, self.output, self.receipt = max_new_tokens, output, receipt
         super().__init__(model, prompt, key, errors, dtype, compute, threads)
         # What is wrong with these arguments is no row's fault: it shows with a prompt that no row is shorter than.
-        batches.Sequence(self.model, Request([0], self.most, stop=self.stop, as_text=True))
+        whole_job = batches.Sequence(self.model, Request([0], self.most, stop=self.stop, as_text=True))
+        self.ends_at_text = bool(whole_job.strings)
 
-    def __call__(self, rows: Rows) -> Columns:
+    def __call__(self, rows: Rows) -> Rows:
         """The rows, with the new columns."""
         new = self._new(self.output, *(["receipt"] if self.receipt else []))
         prompts, keys = self._begin(rows, new)
+        if self.ends_at_text and any(isinstance(one, np.ndarray | list) for one in prompts):
+            raise TypeError(f"stop has a string, but {self.column} is ids: stop at ids, or give text")
         batch = Batch(self.model, self.sequences, self.sequences + batches.CHUNK)
         places = {}
 
@@ -231,10 +255,12 @@ class Score(_Worker):
         if stride is not None:
             self.model.score([0, 0], stride=stride)  # as if a row were wrong, but it would be all of them
 
-    def __call__(self, rows: Rows) -> Columns:
+    def __call__(self, rows: Rows) -> Rows:
         """The rows, with the new columns."""
         new = self._new(self.output, self.tokens, *([] if self.by_token is None else [self.by_token]))
         texts, keys = self._begin(rows, new)
+        if any(isinstance(text, str) for text in texts):
+            self.model.tokenizer  # noqa: B018  what is wrong with its files is no row's fault
         scores, wrong = self._each(texts, keys, lambda i: self.model.score(texts[i], stride=self.stride))
         none = np.empty(0)
         logs = [none if score is None else score.log_probabilities for score in scores]
@@ -295,7 +321,7 @@ class Embed(_Worker):
         super().__init__(model, text, key, errors, dtype, compute, threads)
         self.model.encode([], **self.options)  # what is wrong with these is no row's fault
 
-    def __call__(self, rows: Rows) -> Columns:
+    def __call__(self, rows: Rows) -> Rows:
         """The rows, with the new columns."""
         texts, keys = self._begin(rows, self._new(self.output))
         try:

@@ -1,8 +1,10 @@
 """llorch.ray on a cluster of two nodes of one CPU: the same bits in any split, and after a worker was killed."""
 
+import datetime
 import hashlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -102,7 +104,14 @@ VALUES = {
     "list of ints": pa.array([[1], None, []], pa.list_(pa.int32())),
     "list with a null": pa.array([[None, 1], None, []], pa.list_(pa.int32())),
     "list of texts": pa.array([["1"], None, []], pa.list_(pa.string())),
+    "time of day": pa.array([1, None, 0], pa.time32("s")),
+    "time of day in ns": pa.array([1, None, 0], pa.time64("ns")),
     "mapping": pa.array([{"a": 1}, None, {"a": None}]),
+    "mapping of float32": pa.array([{"tensor": 0.5}, None, {"tensor": 1.0}], pa.struct({"tensor": pa.float32()})),
+    "mapping of float64": pa.array([{"tensor": 0.5}, None, {"tensor": 1.0}], pa.struct({"tensor": pa.float64()})),
+    "pairs with float32": pa.array([[("a", 0.5)], None, []], pa.map_(pa.string(), pa.float32())),
+    "pairs with float64": pa.array([[("a", 0.5)], None, []], pa.map_(pa.string(), pa.float64())),
+    "list of lists": pa.array([[[1.5], []], None, []], pa.list_(pa.list_(pa.float32()))),
 }
 
 
@@ -125,6 +134,41 @@ def test_widths_of_integers_and_kinds_of_nan_dont_count():
     assert digest([1, 2]) == digest((np.int8(1), 2)) != digest([1.0, 2.0])
     assert digest([True]) != digest([1]) and digest([1, 1.5]) != digest([1.0, 1.5])
     assert digest(np.zeros((2, 3), np.float32)) != digest(np.zeros((3, 2), np.float32))
+    assert digest(np.array(1, np.float32)) == digest(np.float32(1)) != digest(np.float64(1))
+    assert digest([1, 2**63]) == digest(np.array([1, 2**63], np.uint64)) != digest([-1, 2**63])
+    assert digest([np.int64(-1), np.uint64(2**63)]) == digest([-1, 2**63]) != digest([2**64 - 1, 2**63])
+
+
+def test_the_same_values_have_the_same_bytes_in_any_column():
+    """Of an Arrow column, of Ray's own arrays in one, and of Python's or NumPy's values."""
+
+    def digest(values):
+        return adapter.digest([{"id": range(len(values)), "v": values}], key="id")
+
+    floats = [np.array([0.5, 2], np.float32), None, np.array([1.5], np.float32)]
+    for made in (pa.list_, pa.large_list, pa.list_view, pa.large_list_view):
+        assert digest(pa.array([each if each is None else each.tolist() for each in floats], made(pa.float32()))) == (
+            digest(floats)
+        )
+    block = ray.data.block.BlockAccessor.batch_to_arrow_block
+    square = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    assert block({"v": square})["v"].type.extension_name.startswith("ray.data.")
+    shaped = pa.FixedShapeTensorArray.from_numpy_ndarray(square)
+    lists = pa.array(square.tolist(), pa.list_(pa.list_(pa.float32())))
+    for column in (block({"v": square})["v"], shaped, lists, [list(each) for each in square]):
+        assert digest(column) == digest(square) != digest(square.astype(np.float64))
+    some = block({"v": square[:, 0]})["v"].chunk(0)
+    some = pa.ExtensionArray.from_storage(some.type, pa.array([[0, 1], None], some.type.storage_type))
+    assert digest(some) == digest([square[0, 0], None])
+    assert digest(block({"v": objects([{"a": 1}, None])})["v"]) == digest([{"a": 1}, None])
+
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    moment, day = datetime.datetime(2024, 5, 6, 7, 8, 9, 10), datetime.date(2024, 5, 6)
+    hour = datetime.time(7, 8, 9, 10)
+    for value, kind in ((moment, pa.timestamp("us")), (day, pa.date32()), (hour, pa.time64("us"))):
+        assert digest(pa.array([value, None], kind)) == digest([value, None])
+    assert digest([moment.replace(tzinfo=zone)]) == digest([moment - datetime.timedelta(hours=2)]) != digest([moment])
+    assert digest([hour]) == digest([datetime.datetime.combine(day, hour) - datetime.datetime(2024, 5, 6)])
 
 
 def test_a_digest_says_what_is_wrong_with_rows():
@@ -137,6 +181,15 @@ def test_a_digest_says_what_is_wrong_with_rows():
         adapter.digest([batch], key="id", columns=["w"])
     with pytest.raises(TypeError, match="row 'a', column 'v': a set has no bytes"):
         adapter.digest([{"id": ["a"], "v": [{1}]}], key="id")
+    with pytest.raises(TypeError, match="a mapping's names must be texts, got 1"):
+        adapter.digest([{"id": ["a"], "v": [{1: 2}]}], key="id")
+    union = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([0.5])])
+    same = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
+    for values, message in ((union, "have no bytes"), (same, "two fields of one name")):
+        with pytest.raises(TypeError, match=f"column 'v': .*{message}"):
+            adapter.digest([{"id": ["a"], "v": values}], key="id")
+    with pytest.raises(TypeError, match="an Arrow table or a mapping of columns, got a DataFrame"):
+        adapter.digest([pa.table(batch).to_pandas()], key="id")
     with pytest.raises(TypeError, match="columns must be several names"):
         adapter.digest([batch], key="id", columns="v")
     with pytest.raises(TypeError, match="rows must be a dataset, or batches"):
@@ -200,8 +253,68 @@ def test_arguments_that_are_wrong_for_all_rows_are_no_rows_fault():
         worker(batch_of(BAD))
     with pytest.raises(ValueError, match="have a column 'generated' already"):
         worker(batch_of([{"id": 1, "prompt": "a", "generated": "b"}]))
-    with pytest.raises(TypeError, match="columns of NumPy, got a Table"):
-        worker(pa.table({"id": [1], "prompt": ["a"]}))
+    with pytest.raises(TypeError, match=r"columns of NumPy, got a DataFrame: let the batch_format .* be \"pyarrow\""):
+        worker(pa.table({"id": [1], "prompt": ["a"]}).to_pandas())
+    worker = adapter.Generate("shakespeare-1m", 3, stop="x", errors="column")
+    for rows in ({"prompt": objects([[1, 2]])}, pa.table({"prompt": [[1, 2]]}), {"prompt": np.array([[1, 2]])}):
+        with pytest.raises(TypeError, match="stop has a string, but prompt is ids"):
+            worker(rows)
+
+
+def test_a_broken_tokenizer_is_no_rows_fault(model, tmp_path):
+    folder = shutil.copytree(model.path, tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{")
+    worker = adapter.Score(folder, errors="column")
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        worker({"text": objects(["What light"])})
+    assert list(worker({"text": objects([[1, 2]])})["error"]) == [""]  # ids need none
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        adapter.Generate(folder, 3, errors="column")
+
+
+def test_a_null_among_integers_changes_no_other_row():
+    """In Ray's NumPy batches it makes floats of them all."""
+    large, inside = 2**53 + 1, pa.struct({"a": pa.int64()})
+    table = pa.table(
+        {
+            "id": pa.array([large, None, 3], pa.int64()),
+            "prompt": WORDS[:3],
+            "n": pa.array([None, large, 1], pa.int64()),
+            "inside": pa.array([{"a": large}, {"a": None}, None], inside),
+            "several": pa.array([[large, None], [2], []], pa.list_(pa.int64())),
+            "name": ["a", "b", "c"],
+        }
+    )
+    worker = adapter.Generate("shakespeare-1m", 2, key="id", temperature=1.0, errors="column")
+    splits = [[worker(table)], [worker(table.slice(0, 1)), worker(table.slice(1))]]
+    assert len({adapter.digest(split, key="name") for split in splits}) == 1
+    made = splits[0][0]
+    assert made.select(table.column_names) == table and made.column_names[6:] == ["generated", "error"]
+    wrong = made["error"].to_pylist()
+    assert wrong[0] == wrong[2] == "" and "must be an integer, a text or bytes, got None" in wrong[1]
+    assert made.schema.field("generated").type == made.schema.field("error").type == pa.string()
+    with pytest.raises(adapter.RowError, match=r"^row None: "):
+        adapter.Generate("shakespeare-1m", 2, key="id", temperature=1.0)(table)
+
+    # The negative control: as NumPy's columns.
+    rows = [ray.data.block.BlockAccessor.for_block(part).to_numpy() for part in (table, table.slice(0, 1))]
+    with pytest.raises(TypeError, match=r"id must be integers, texts or bytes, got 9007.*Ray's NumPy batches"):
+        worker(rows[0])
+    assert int(rows[0]["id"][0]) != large == int(worker(rows[1])["id"][0])
+
+
+def test_an_arrow_table_gets_the_columns_that_numpys_rows_get(tmp_path):
+    """As Ray would make them of NumPy's."""
+    encoder = sentence_models.write_modules(sentence_models.save(tmp_path / "encoder"))
+    for worker in (
+        adapter.Embed(encoder, errors="column"),
+        adapter.Score("shakespeare-1m", by_token="each", errors="column"),
+        adapter.Generate("shakespeare-1m", 2, prompt="text", receipt=True, errors="column"),
+    ):
+        of_numpy = ray.data.block.BlockAccessor.batch_to_arrow_block(worker(batch_of(BAD)))
+        of_arrow = worker(pa.Table.from_pylist(BAD))
+        assert of_arrow.schema == of_numpy.schema
+        assert adapter.digest([of_arrow], key="id") == adapter.digest([of_numpy], key="id")
 
 
 # ---- two nodes ---------------------------------------------------------------------------------------------
@@ -232,8 +345,6 @@ def cluster(tmp_path_factory):
         finally:
             ray.shutdown()
             made.shutdown()
-            import shutil
-
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -254,8 +365,9 @@ def killed_once(marker, after):
                 open(marker, "x").close()
                 os.kill(os.getpid(), signal.SIGKILL)
             self.done += 1
-            threads = np.full(len(rows["id"]), llorch.get_num_threads())
-            return super().__call__(rows) | {"threads": threads, "node": [_node()] * len(threads)}
+            made = super().__call__(rows)
+            threads, nodes = [llorch.get_num_threads()] * len(made), [_node()] * len(made)
+            return made.append_column("threads", [threads]).append_column("node", [nodes])
 
     def _node():
         return ray.get_runtime_context().get_node_id()
