@@ -2,7 +2,8 @@
 
 A masked key doesn't exist for its query: the query's keys are those that it sees, numbered from 0 in their order. So
 a sequence has the same bits alone and padded, on either side. A mask is taken apart once, as all layers have the same
-one: into pieces of successive queries that see the same keys, or each one key more than the one before.
+one: into pieces of successive queries that see the same keys, or each one key more than the one before. What a query's
+own row of the mask says decides alone how it is computed.
 """
 
 import math
@@ -23,13 +24,13 @@ class Piece(NamedTuple):
 
     first: int
     end: int
-    keys: slice | Array  # which of them the last query sees
+    keys: slice | Array | None  # which of them the last query sees; None where the mask's numbers are to be added
     causal: bool  # each query sees one key more than the one before
     even: bool = False  # all scores are masked alike: each key has the same weight
 
 
-# What of a batch and of its heads has the same pieces, and those; None where the mask adds other numbers, or has holes
-Plan = list[tuple[int, int, list[Piece] | None]]
+# Sequences from one to another, their head, or None for all that have the same pieces, and the pieces
+Plan = list[tuple[int, int, int | None, list[Piece]]]
 
 
 def attention(
@@ -66,18 +67,24 @@ def attention(
         room = y
     queries, keys, values, out = array(q), array(k), array(v), array(room)
     if mask is None:
-        plan: Plan = [(0, B, _unmasked(Tq, Tk, is_causal))]
+        plan: Plan = [(0, B, None, _unmasked(Tq, Tk, is_causal))]
         added = None
     else:
+        wanted = (B, H, Tq, Tk)
+        if mask.ndim > 4 or any(n not in (1, m) for n, m in zip(mask.shape[::-1], wanted[::-1], strict=False)):
+            raise ValueError(f"attn_mask has shape {tuple(mask.shape)}, it must broadcast to {wanted}")
         added, plan = _planned(mask, B, Tq, Tk)
-    for first, end, pieces in plan:
+    for first, end, head, pieces in plan:
         part = slice(first, end)
-        if pieces is None:
-            assert added is not None
-            for b in range(first, end):
-                _add(queries[b], keys[b], values[b], added[b % len(added)], scale, out[b])
-        else:
-            _in_pieces(queries[part], keys[part], values[part], pieces, scale, out[part])
+        heads = of_keys = slice(None)
+        numbers: Any = added if added is None or len(added) == 1 else added[part]
+        if head is not None:
+            group = head // (H // keys.shape[1])
+            heads, of_keys = slice(head, head + 1), slice(group, group + 1)
+            numbers = numbers[:, heads]
+        _in_pieces(
+            queries[part, heads], keys[part, of_keys], values[part, of_keys], numbers, pieces, scale, out[part, heads]
+        )
     if room is not y:
         y.copy_(room[..., :width])
     return y
@@ -93,7 +100,7 @@ def _leading(
     if k.shape[1] != v.shape[1]:
         heads = max(k.shape[1], v.shape[1])
         k, v = (t.expand(-1, heads, -1, -1) for t in (k, v))
-    if mask is not None and mask.ndim > 4:
+    if mask is not None and mask.ndim > 3:
         mask = mask.expand(*leading, *mask.shape[-3:]).reshape(count, *mask.shape[-3:])
     y = attention(q, k, v, mask, is_causal, scale)
     return y.reshape(*leading, *y.shape[1:])
@@ -108,12 +115,17 @@ def _unmasked(Tq: int, Tk: int, is_causal: bool) -> list[Piece]:
     return pieces if Tq <= Tk else [*pieces, Piece(Tk, Tq, slice(0, Tk), False)]
 
 
-def _in_pieces(q: Array, k: Array, v: Array, pieces: list[Piece], scale: float | None, out: Array) -> None:
+def _in_pieces(q: Array, k: Array, v: Array, added: Any, pieces: list[Piece], scale: float | None, out: Array) -> None:
     end = 0
     for piece in pieces:
         out[:, :, end : piece.first] = 0  # queries that see nothing
         end = piece.end
         queries = q[:, :, piece.first : end]
+        if piece.keys is None:
+            rows = slice(None) if added.shape[2] == 1 else slice(piece.first, end)
+            for b in range(len(q)):
+                _add(queries[b], k[b], v[b], added[b % len(added), :, rows], scale, out[b, :, piece.first : end])
+            continue
         if piece.even:
             queries = np.zeros(queries.shape, queries.dtype)
         llorch.attention(
@@ -133,7 +145,6 @@ def _add(q: Array, k: Array, v: Array, mask: Array, scale: float | None, out: Ar
     (H, Tq, D), Tk = q.shape, k.shape[1]
     bias = np.zeros((H, Tq, 2 * Tk - 1), np.float32)
     bias[..., :Tk] = mask  # the one query is at Tk - 1: the distance of key t is t - (Tk - 1)
-    seen = np.broadcast_to((mask > -np.inf).any(-1), (H, Tq))
     rows = llorch.attention(
         np.ascontiguousarray(q).reshape(H * Tq, 1, D),
         k,
@@ -143,7 +154,7 @@ def _add(q: Array, k: Array, v: Array, mask: Array, scale: float | None, out: Ar
         position_bias=bias.reshape(H * Tq, -1),
         out=np.empty((H * Tq, 1, D), q.dtype),
     )
-    out[...] = np.where(seen[..., None], rows.reshape(H, Tq, D), np.zeros((), q.dtype))
+    out[...] = rows.reshape(H, Tq, D)
 
 
 # ---- masks --------------------------------------------------------------------------------------------------
@@ -179,32 +190,34 @@ def _plan(mask: torch.Tensor, B: int, Tq: int, Tk: int) -> tuple[Array, Plan]:
             np.broadcast_to(added.take([0], axis), added.shape), added, equal_nan=False
         ):
             added = added.take([0], axis)
-    plain = bool(((added == 0) | (added == -np.inf) | (added == lowest)).all())
     plans: Plan = []
     for b in range(len(added)):
-        pieces = _pieces(added[b, 0], Tq) if plain and added.shape[1] == 1 else None
-        if plans and _same(plans[-1][2], pieces):
-            plans[-1] = (plans[-1][0], b + 1, pieces)
+        last = b + 1 if len(added) > 1 else B
+        of_heads = [_pieces(rows, Tq, lowest) for rows in added[b]]
+        if any(not _same(of_heads[0], pieces) for pieces in of_heads[1:]):
+            plans += [(b, last, head, pieces) for head, pieces in enumerate(of_heads)]
+        elif plans and plans[-1][2] is None and _same(plans[-1][3], of_heads[0]):
+            plans[-1] = (plans[-1][0], last, None, of_heads[0])
         else:
-            plans.append((b, b + 1, pieces))
-    if len(added) == 1:
-        plans = [(0, B, plans[0][2])]
+            plans.append((b, last, None, of_heads[0]))
     return added, plans
 
 
-def _same(a: list[Piece] | None, b: list[Piece] | None) -> bool:
-    def comparable(pieces: list[Piece] | None) -> Any:
-        return pieces and [p if isinstance(p.keys, slice) else p._replace(keys=p.keys.tolist()) for p in pieces]
+def _same(a: list[Piece], b: list[Piece]) -> bool:
+    def comparable(pieces: list[Piece]) -> Any:
+        return [p._replace(keys=p.keys.tolist()) if isinstance(p.keys, np.ndarray) else p for p in pieces]
 
     return bool(comparable(a) == comparable(b))
 
 
-def _pieces(added: Array, Tq: int) -> list[Piece] | None:
-    """Of a mask (1 or Tq, Tk) of 0 and of numbers that hide; None where what a query sees has holes."""
-    seen = added == 0
-    hidden = ~seen.any(1)
-    lowest = (added > -np.inf) & hidden[:, None]  # a query that sees nothing has what is hidden least: all alike
-    seen |= lowest
+def _pieces(added: Array, Tq: int, lowest: float) -> list[Piece]:
+    """Of a mask (1 or Tq, Tk). lowest: the number that hides, beside -infinity."""
+    plain = ((added == 0) | (added == -np.inf) | (added == lowest)).all(1)
+    if len(added) == 1 and not plain[0]:
+        return [Piece(0, Tq, None, False)]
+    seen = (added == 0) & plain[:, None]
+    hidden = plain & ~seen.any(1)
+    seen |= (added > -np.inf) & hidden[:, None]  # a query that sees nothing has what is hidden least: all alike
     if len(seen) == 1:
         keys = _places(seen[0])
         return [] if keys is None else [Piece(0, Tq, keys, False, bool(hidden[0]))]
@@ -215,26 +228,30 @@ def _pieces(added: Array, Tq: int) -> list[Piece] | None:
     if (some & (last - first + 1 != counts)).any():
         columns = np.flatnonzero(seen[~hidden].any(0))  # keys that nobody sees don't count
         rest = seen[:, columns]
-        first, last = rest.argmax(1), rest.shape[1] - 1 - rest[:, ::-1].argmax(1)
-        if (some & ~hidden & (last - first + 1 != counts)).any():
-            return None
+        if columns.size:
+            first, last = rest.argmax(1), rest.shape[1] - 1 - rest[:, ::-1].argmax(1)
+    own = hidden | (some & (last - first + 1 != counts))  # queries whose keys have holes: equal ones in one call
     pieces: list[Piece] = []
     i = 0
     while i < Tq:
         j = i + 1
+        if not plain[i]:
+            while j < Tq and not plain[j]:
+                j += 1
+            pieces.append(Piece(i, j, None, False))
+            i = j
+            continue
         if not some[i]:
             i = j
             continue
-        if hidden[i]:
-            while j < Tq and hidden[j] and np.array_equal(seen[j], seen[i]):
+        if own[i]:
+            while j < Tq and hidden[j] == hidden[i] and np.array_equal(seen[j], seen[i]):
                 j += 1
-            keys = _places(seen[i])
-            assert keys is not None
-            pieces.append(Piece(i, j, keys, False, True))
+            pieces.append(Piece(i, j, _places(seen[i]), False, bool(hidden[i])))
             i = j
             continue
         step = None
-        while j < Tq and some[j] and not hidden[j] and first[j] == first[i]:
+        while j < Tq and some[j] and not own[j] and first[j] == first[i]:
             grown = int(counts[j] - counts[j - 1])
             if grown not in (0, 1) or (step is not None and grown != step):
                 break

@@ -64,6 +64,10 @@ def exact(module: torch.nn.Module, *, strict: bool = False) -> Any:
                 shared = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
                 shared.__dict__.update(parameter.__dict__)
                 memo[id(parameter)] = shared
+        for part in module.modules():
+            for value in vars(part).values():
+                if isinstance(value, torch.Tensor) and not value.is_leaf:  # torch.nn.utils.weight_norm's weight
+                    memo[id(value)] = value.detach().clone()
         made = copy.deepcopy(module, memo)
     mode = Exact(strict)
     for part in made.modules():
@@ -89,11 +93,17 @@ def _linear(module: Any, x: torch.Tensor) -> Any:
     return functions.linear(x, parameters["weight"], parameters["bias"])
 
 
-# PyTorch's modules that are one call, without the way through PyTorch's dispatch: a microsecond or two each
+def _layer_norm(module: Any, x: torch.Tensor) -> Any:
+    parameters = module._parameters
+    return functions.layer_norm(x, module.normalized_shape, parameters["weight"], parameters["bias"], module.eps)
+
+
+# PyTorch's modules that are one call, without the way through PyTorch's dispatch: a microsecond or two each. A KeyError
+# says that a weight is computed (torch.nn.utils.parametrizations, prune): its own arithmetic belongs in the mode.
 _DIRECT: dict[Any, Any] = {
     torch.nn.Linear.forward: _linear,
-    torch.nn.LayerNorm.forward: lambda m, x: functions.layer_norm(x, m.normalized_shape, m.weight, m.bias, m.eps),
-    torch.nn.Embedding.forward: lambda m, x: functions.embedding(x, m.weight, m.padding_idx, m.max_norm),
+    torch.nn.LayerNorm.forward: _layer_norm,
+    torch.nn.Embedding.forward: lambda m, x: functions.embedding(x, m._parameters["weight"], m.padding_idx, m.max_norm),
     torch.nn.Dropout.forward: lambda m, x: functions.dropout(x, m.p, m.training),
     torch.nn.Identity.forward: lambda m, x: x,
 }
@@ -126,12 +136,12 @@ def _exact_class(cls: type, role: Any) -> Any:
         if torch.compiler.is_compiling():
             with self._llorch:
                 return without_fast_path(self, *args, **kwargs)
-        count = threads.alone()
+        counts = threads.alone()
         try:
             with self._llorch:
                 return original(self, *args, **kwargs)
         finally:
-            threads.together(count)
+            threads.together(counts)
 
     def without_fast_path(self: Any, *args: Any, **kwargs: Any) -> Any:
         """torch.nn.TransformerEncoder and MultiheadAttention have one function for all they do. In a mode they don't
@@ -144,10 +154,12 @@ def _exact_class(cls: type, role: Any) -> Any:
             torch.backends.mha._is_fastpath_enabled = before
 
     def by_role(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs or not isinstance(args[0], torch.Tensor):
+        if len(args) != 1 or kwargs or not recognise.fits(role, self, args[0]):
             return forward(self, *args, **kwargs)
         if active():
             return recognise.compute(role, self, args[0])
+        if torch.is_autocast_enabled("cpu"):
+            return forward(self, *args, **kwargs)  # which refuses it
         with self._llorch:
             return recognise.compute(role, self, args[0])
 
@@ -155,10 +167,12 @@ def _exact_class(cls: type, role: Any) -> Any:
         if len(args) == 1 and not kwargs and self._llorch.covered is None and not torch.compiler.is_compiling():
             try:
                 if not torch._C._len_torch_function_stack():
+                    if torch.is_autocast_enabled("cpu"):
+                        return forward(self, *args, **kwargs)  # which refuses it
                     return direct(self, args[0])
                 with torch._C.DisableTorchFunction():  # what it calls needn't ask the mode
                     return direct(self, args[0])
-            except functions.Declined:
+            except (functions.Declined, KeyError):
                 pass
         return forward(self, *args, **kwargs)
 

@@ -31,22 +31,24 @@ _set = _openmp()
 _thread = threading.local()
 
 
-def alone() -> int:
+def alone() -> tuple[int, int]:
     """From now on PyTorch works in this thread alone. Returns what `together` takes."""
+    before: int = getattr(_thread, "count", 1)  # not 1 where an exact module is called within `with_threads`
     if _set is None:
-        return 1
+        return 1, before
     count: int = torch.get_num_threads()
     if count > 1:
         _set(1)
         _thread.count = count
-    return count
+    return count, before
 
 
-def together(count: int) -> None:
+def together(counts: tuple[int, int]) -> None:
     """As it was before `alone`."""
+    count, before = counts
     if _set is not None and count > 1:
         _set(count)
-        _thread.count = 1
+        _thread.count = before
 
 
 def with_threads(function: Any, args: Any, kwargs: Any) -> Any:

@@ -41,7 +41,7 @@ def own(parameter: torch.Tensor) -> None:
     def forget(dead: Any) -> None:
         if _owners.get(memory) is dead:
             del _owners[memory]
-            for key in [key for key in _packs if memory in key[::2]]:
+            for key in [key for key in list(_packs) if memory in key[::2]]:
                 _packs.pop(key, None)
 
     _owners[memory] = weakref.ref(parameter, forget)

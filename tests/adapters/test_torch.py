@@ -501,3 +501,166 @@ def test_operators_keep_pytorchs_rules():
 def test_llorch_has_it_by_name():
     assert llorch.torch.exact is exact
     assert all(a != b for a, b in pairwise(sorted(llorch.torch.__all__)))
+
+
+# ---- what a module's parts, types and neighbours may be -----------------------------------------------------
+
+
+class Written(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def pruned(module):
+    from torch.nn.utils import prune
+
+    return prune.l1_unstructured(module, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("outermost", [True, False])
+def test_weights_that_are_computed(outermost):
+    norms = torch.nn.utils.parametrizations
+    for change, layer, left in (
+        (norms.weight_norm, torch.nn.Linear(8, 4), "_weight_norm"),
+        (norms.spectral_norm, torch.nn.Linear(8, 4), "mv"),
+        (torch.nn.utils.weight_norm, torch.nn.Linear(8, 4), None if outermost else "_weight_norm"),
+        (pruned, torch.nn.Linear(8, 4), ""),
+        (pruned, torch.nn.LayerNorm(8), ""),
+        (norms.weight_norm, torch.nn.Embedding(9, 8), "_weight_norm"),
+    ):
+        with torch.enable_grad():
+            module = change(layer).eval()
+        x = torch.tensor([[1, 8]]) if isinstance(layer, torch.nn.Embedding) else torch.randn(3, 8)
+        module = module if outermost else torch.nn.Sequential(module)
+        made = exact(module)
+        near(made(x), module(x))
+        for name in ("sum", "linear", "layer_norm"):  # the layer itself is on llorch
+            assert not [f for _, f in report(made).left if f.startswith(name)]
+        if left:
+            assert [f for _, f in report(made).left if f.startswith(left)], (change, report(made))
+
+
+def test_a_familys_modules_keep_its_types():
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+    from transformers.models.t5.modeling_t5 import T5LayerNorm
+
+    types = (torch.float32, torch.bfloat16, torch.float16)
+    for norm in (T5LayerNorm(16), GemmaRMSNorm(16), Norm(1)):
+        norm.weight = torch.nn.Parameter(torch.randn(16)) if hasattr(norm, "weight") else None
+        norm.scale = torch.nn.Parameter(torch.randn(16)) if hasattr(norm, "scale") else None
+        for weight in types:
+            module = copy.deepcopy(norm).to(weight)
+            made = exact(module, strict=True)
+            for given in types:
+                x = torch.randn(3, 16).to(given)
+                near(made(x), module(x), 2e-5 if weight is given is torch.float32 else 0.02)
+                assert same(made(x)[1:2], made(x[1:2]))
+                assert ("rms_norm" in report(made, x).covered) == (weight is given)
+    wide = Written(lambda x: F.silu(x.float()))
+    assert exact(wide)(torch.ones(3, dtype=torch.bfloat16)).dtype is torch.float32
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    module = transformers.T5ForConditionalGeneration(config).half().eval()
+    for name, part in module.named_modules():
+        if name.endswith(".wo"):
+            part.float()  # as from_pretrained does
+    ids = torch.tensor([[3, 4, 5]])
+    near(first(exact(module)(ids, decoder_input_ids=ids)), first(module(ids, decoder_input_ids=ids)), 0.02)
+
+
+def test_a_bound_far_out_is_kept():
+    for most, x in ((20, [50.0, 1, -50]), (64504, [65000.0, 1, -9]), (1e25, [3e30, 1, -9])):
+        for function in (F.silu, F.gelu):
+            module = Written(lambda x, f=function, m=most: f(x).clamp(max=m))
+            near(exact(module)(torch.tensor(x)), module(torch.tensor(x)))
+
+
+def attend(*args, **kwargs):
+    return exact(Written(lambda: F.scaled_dot_product_attention(*args, **kwargs)), strict=True)()
+
+
+def test_masks_of_wrong_shapes_are_refused():
+    q, k, v = (torch.randn(2, 4, 5, 8) for _ in range(3))
+    for shape in ((3, 1, 5, 5), (1, 3, 5, 5), (7, 5), (5, 4), (1, 2, 4, 5, 5)):
+        with pytest.raises(ValueError, match=r"attn_mask has shape .* it must broadcast to \(2, 4, 5, 5\)"):
+            mask = torch.ones(shape, dtype=torch.bool)
+            operators.attention(q, k, v, mask, False, None)
+    with pytest.raises(ValueError, match=r"attn_mask has shape \(5, 5\), it must broadcast to \(2, 4, 1, 5\)"):
+        attend(q[:, :, -1:], k, v, torch.ones(5, 5))
+    mask = torch.rand(2, 4, 5, 5) < 0.5  # of the last of two leading axes
+    five = [t.expand(3, 2, 4, 5, 8) for t in (q, k, v)]
+    near(attend(*five, mask), F.scaled_dot_product_attention(*five, mask))
+
+
+def test_a_querys_own_row_of_the_mask_decides():
+    """Whatever the masks of other sequences, heads and queries are."""
+    n = 150
+    i = torch.arange(n)
+    q, k, v = (torch.randn(3, 2, n, 16) for _ in range(3))
+    mask = torch.zeros(3, 2, n, n).masked_fill(i[:, None] < i, -torch.inf)
+    mask[0, :, :, :5] = -torch.inf
+    mask[1, 1, :, 3] = -torch.inf
+    mask[2, 0, 7, 3] = 0.25
+    mask[2, 1, 100:, 9] = 0.5
+    k[0, :, 0] = v[0, :, 0] = torch.nan  # nobody sees it
+    for given in (mask, mask == 0):
+        whole = attend(q, k, v, given)
+        assert not whole.isnan().any()
+        for b in range(3):
+            assert same(attend(q[b:][:1], k[b:][:1], v[b:][:1], given[b:][:1])[0], whole[b])
+            for h in range(2):
+                rows = slice(90, 120)
+                alone = attend(q[b, h, rows], k[b, h], v[b, h], given[b, h, rows])
+                assert same(alone, whole[b, h, rows])
+    near(whole[1:], F.scaled_dot_product_attention(q, k, v, given)[1:])
+
+
+def test_keys_between_those_that_are_seen_do_not_exist():
+    n, left = 140, 3  # more keys than a block of the sums has
+    i = torch.arange(n)
+    causal, back = i[:, None] >= i, i[:, None] - i
+    q, k, v = (torch.randn(1, 2, n + left, 8) for _ in range(3))
+    k[:, :, :left] = v[:, :, :left] = torch.nan
+    for seen in (causal & (back % 2 == 0), causal & ((back < 20) | (i < 2)), torch.rand(n, n) < 0.8):
+        mask = torch.zeros(n + left, n + left, dtype=torch.bool)
+        mask[left:, left:] = seen
+        got = attend(q, k, v, mask)[:, :, left:]
+        assert same(got, attend(q[:, :, left:], k[:, :, left:], v[:, :, left:], seen))
+        near(got, F.scaled_dot_product_attention(q[:, :, left:], k[:, :, left:], v[:, :, left:], seen))
+        one = seen[77]
+        assert same(
+            got[:, :, 77:78], attend(q[:, :, left + 77 :][:, :, :1], *(t[:, :, left:][:, :, one] for t in (k, v)))
+        )
+
+
+def test_autocast_is_refused_by_every_way():
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    for module in (
+        torch.nn.Linear(8, 8),
+        torch.nn.LayerNorm(8),
+        LlamaRMSNorm(8),
+        transformers.activations.NewGELUActivation(),
+    ):
+        made = exact(module)
+        with torch.autocast("cpu"), pytest.raises(RuntimeError, match="autocast is on"):
+            made(torch.ones(2, 8))
+
+
+def test_threads_after_an_exact_call_inside_what_is_left():
+    from llorch.torch import threads
+
+    inner, x = exact(torch.nn.Sequential(torch.nn.Linear(8, 8))), torch.ones(1, 8)
+    before = threads.alone()
+    try:
+        threads.with_threads(inner, (x,), {})
+        assert threads.with_threads(torch.get_num_threads, (), {}) == 2
+    finally:
+        threads.together(before)
+    assert torch.get_num_threads() == 2
