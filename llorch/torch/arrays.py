@@ -11,9 +11,11 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The memory of a tensor on the CPU."""
+    """The memory of a tensor on the CPU; a copy of it where PyTorch would change the sign in reading."""
     if tensor.requires_grad:
         tensor = tensor.detach()
+    if tensor.is_neg():  # a view of memory with the other sign, such as the imaginary part of a conjugate
+        tensor = tensor.resolve_neg()
     if tensor.dtype is torch.float32:
         return tensor.numpy()  # type: ignore[no-any-return]
     if tensor.dtype is torch.bfloat16:  # which NumPy doesn't have

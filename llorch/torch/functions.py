@@ -11,8 +11,8 @@ import operator
 import sys
 import types
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,38 +31,34 @@ def _words(text: str) -> list[str]:
 
 MOVES = _words("""
     view reshape transpose permute contiguous clone detach to type type_as float half bfloat16 double int long short
-    bool char byte cpu expand expand_as repeat repeat_interleave tile cat concat concatenate stack hstack vstack
-    dstack split split_with_sizes tensor_split chunk unbind unflatten flatten ravel squeeze unsqueeze select narrow
-    slice index_select index gather take take_along_dim scatter index_put index_copy index_fill masked_fill
-    masked_scatter masked_select select_scatter slice_scatter where roll flip fliplr flipud rot90 pad
-    constant_pad_nd tril triu diag diagonal diag_embed new_empty new_zeros new_ones new_full new_tensor zeros
-    zeros_like ones ones_like full full_like empty empty_like empty_strided empty_permuted arange eye linspace fill
-    zero copy size dim numel nelement ndimension stride storage_offset data_ptr untyped_storage element_size item
-    tolist numpy is_contiguous is_floating_point is_complex is_nonzero is_inference is_same_size is_set_to is_shared
-    is_pinned is_signed view_as reshape_as broadcast_to broadcast_tensors meshgrid t adjoint swapaxes swapdims
-    moveaxis movedim unfold as_strided resolve_conj resolve_neg alias lift_fresh lift_fresh_copy detach_copy
-    view_copy result_type get_device requires_grad_ retain_grad register_hook tensor as_tensor asarray from_numpy
-    scalar_tensor sym_size sym_numel one_hot tril_indices triu_indices _to_copy _unsafe_view _reshape_alias
-    _shape_as_tensor _local_scalar_dense _assert _assert_async _assert_tensor_metadata atleast_1d atleast_2d
-    atleast_3d block_diag combinations cartesian_prod pixel_shuffle pixel_unshuffle channel_shuffle unsafe_split
-    unsafe_chunk data_copy __getitem__ __setitem__ __len__ __bool__ __int__ __float__ __index__ __repr__ __format__
-    __iter__ __contains__ __array__ __dlpack__ __dlpack_device__ __hash__ __deepcopy__ __reduce_ex__ __get__ __set__
-    __dir__ is_tensor is_storage is_grad_enabled _set_grad_enabled is_inference_mode_enabled is_autocast_enabled
-    get_default_dtype get_default_device _nested_tensor_from_mask_left_aligned
+    bool char byte cpu expand expand_as repeat repeat_interleave tile cat concat concatenate stack hstack vstack dstack
+    split split_with_sizes tensor_split chunk unbind unflatten flatten ravel squeeze unsqueeze select narrow slice
+    index_select index gather take take_along_dim scatter index_put index_copy index_fill masked_fill masked_scatter
+    masked_select select_scatter slice_scatter where roll flip fliplr flipud rot90 pad constant_pad_nd tril triu diag
+    diagonal diag_embed new_empty new_zeros new_ones new_full new_tensor zeros zeros_like ones ones_like full full_like
+    empty empty_like empty_strided empty_permuted eye fill zero copy size dim numel nelement ndimension stride
+    storage_offset data_ptr untyped_storage element_size item tolist numpy is_contiguous is_floating_point is_complex
+    is_nonzero is_inference is_same_size is_set_to is_shared is_pinned is_signed view_as reshape_as broadcast_to
+    broadcast_tensors meshgrid t adjoint swapaxes swapdims moveaxis movedim unfold as_strided resolve_conj resolve_neg
+    alias lift_fresh lift_fresh_copy detach_copy view_copy result_type get_device requires_grad_ retain_grad
+    register_hook tensor as_tensor asarray from_numpy scalar_tensor sym_size sym_numel one_hot tril_indices triu_indices
+    _to_copy _unsafe_view _reshape_alias _shape_as_tensor _local_scalar_dense _assert _assert_async
+    _assert_tensor_metadata atleast_1d atleast_2d atleast_3d block_diag combinations cartesian_prod pixel_shuffle
+    pixel_unshuffle channel_shuffle unsafe_split unsafe_chunk data_copy __getitem__ __setitem__ __len__ __bool__ __int__
+    __float__ __index__ __repr__ __format__ __iter__ __contains__ __array__ __dlpack__ __dlpack_device__ __hash__
+    __deepcopy__ __reduce_ex__ __get__ __set__ __dir__ is_tensor is_storage is_grad_enabled _set_grad_enabled
+    is_inference_mode_enabled is_autocast_enabled get_default_dtype get_default_device
+    _nested_tensor_from_mask_left_aligned
 """)
 COMPARES = _words("""
     eq ne lt le gt ge equal not_equal less less_equal greater greater_equal isnan isinf isfinite isneginf isposinf
-    isclose allclose isin logical_and logical_or logical_not logical_xor any all max min amax amin aminmax argmax
-    argmin maximum minimum fmax fmin sort argsort topk kthvalue median searchsorted bucketize nonzero unique
-    unique_consecutive count_nonzero signbit sign sgn
+    isclose allclose isin logical_and logical_or logical_not logical_xor any all argmax argmin fmax fmin sort argsort
+    topk kthvalue median searchsorted bucketize nonzero unique unique_consecutive count_nonzero signbit sign sgn
 """)
 ROUNDED = _words("""
-    mul multiply div divide true_divide neg negative abs absolute fabs positive square sqrt reciprocal relu relu_
-    leaky_relu prelu threshold hardtanh relu6 clamp clip clamp_min clamp_max floor ceil round trunc frac fix
-    floor_divide nan_to_num copysign ldexp
+    neg negative fabs positive relu relu_ leaky_relu prelu threshold hardtanh relu6 floor ceil round trunc frac fix
+    floor_divide nan_to_num copysign
 """)
-WITHOUT_ALPHA = _words("add sub subtract rsub")  # with another factor than 1, a fused multiply-add here and not there
-POWERS = _words("pow float_power")  # by 1, 2 and 3: products
 RANDOM_IF_TRAINING = _words("dropout alpha_dropout feature_dropout feature_alpha_dropout dropout1d dropout2d dropout3d")
 
 _OWNERS = (torch, torch.Tensor, F, torch._C._nn, torch._C._VariableFunctions, torch.special, torch.functional, operator)
@@ -85,6 +81,71 @@ def _named(names: Iterable[str]) -> Iterable[Any]:
                     yield found
 
 
+# ---- what may stay with some arguments ----------------------------------------------------------------------
+# Each takes the arguments of PyTorch's function, and says whether it may.
+
+
+def _without_alpha(args: Any, kwargs: Any) -> bool:
+    """A sum: with another factor than 1 it is a fused multiply-add here and not there."""
+    if len(args) > 2 and (isinstance(args[2], torch.Tensor) or args[2] != 1):  # an old order: input, alpha, other
+        return False
+    return bool(kwargs.get("alpha", 1) == 1)
+
+
+def _exact_power(args: Any, kwargs: Any) -> bool:
+    """A power that is products, of real values."""
+    exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
+    return isinstance(exponent, int | float) and exponent in (1, 2, 3) and _real(args, kwargs)
+
+
+def _whole_steps(args: Any, kwargs: Any) -> bool:
+    """A range of whole numbers that its type has; others depend on their place and on how many there are."""
+    dtype = kwargs.get("dtype")
+    numbers = [*args, *(kwargs[name] for name in ("start", "end", "step") if name in kwargs)]
+    if (dtype is None and all(isinstance(n, int | torch.SymInt) for n in numbers)) or dtype in _INTEGERS:
+        return True
+    most = _WHOLE.get(torch.get_default_dtype() if dtype is None else dtype, 0)
+    return all(isinstance(n, torch.SymInt) or (n == n // 1 and abs(n) <= most) for n in numbers)
+
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+_WHOLE = {torch.float32: 2**24, torch.float64: 2**53, torch.float16: 2**11, torch.bfloat16: 2**8}
+
+
+def _real(args: Any, kwargs: Any) -> bool:
+    """A product, a quotient, a root: of complex values it is several roundings, and other ones in an array's last."""
+    for one in (*args, *kwargs.values()):
+        if isinstance(one, complex) or (isinstance(one, torch.Tensor) and one.is_complex()):
+            return False
+    return True
+
+
+def _bounds_are_numbers(args: Any, kwargs: Any) -> bool:
+    return not any(isinstance(bound, torch.Tensor) for bound in (*args[1:], *kwargs.values()))
+
+
+CONDITIONS: dict[str, Callable[[Any, Any], bool]] = {
+    **dict.fromkeys(("add", "sub", "subtract", "rsub"), _without_alpha),
+    **dict.fromkeys(("pow", "float_power"), _exact_power),
+    **dict.fromkeys(_words("mul multiply div divide true_divide square sqrt reciprocal abs absolute"), _real),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max"), _bounds_are_numbers),
+    "arange": _whole_steps,
+}
+
+
+# ---- what stays, with a sign for its zeros ------------------------------------------------------------------
+
+EXTREMES = _words("max min amax amin aminmax maximum minimum clamp clip clamp_min clamp_max")
+
+
+def _signed(found: Any) -> Any:
+    """PyTorch's result with 0 for -0: of equal zeros its extremes take the one or the other by their place."""
+    for one in found if isinstance(found, tuple) else (found,):
+        if one.is_floating_point():
+            one.add_(0.0)
+    return found
+
+
 # ---- what runs on llorch ------------------------------------------------------------------------------------
 # Each takes the arguments of PyTorch's function, and returns Declined where llorch has no kernel for them.
 
@@ -105,8 +166,10 @@ def _take(name: str, *tensors: torch.Tensor | None) -> None:
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Any:
     _take("linear", input, weight, bias)
     if weight.ndim == 1:
-        y = linear(input, weight[None])[..., 0]
-        return y if bias is None else y + bias
+        return linear(input, weight[None], None if bias is None else bias.reshape(1))[..., 0]
+    if bias is not None and bias.shape != weight.shape[:1]:
+        shape = (*input.shape[:-1], weight.shape[0])
+        return _scaled(bias.expand(shape), operators.linear(input.float(), weight.float(), None), 1, 1)
     return operators.linear(input, weight, bias)
 
 
@@ -133,15 +196,18 @@ def addmm(
     _none("addmm", out=out)
     if beta == 1 and alpha == 1 and input.ndim == 1 and input.shape[0] == mat2.shape[1]:
         return operators.linear(mat1, mat2.t(), input)
-    return _scaled(input, matmul(mat1, mat2), beta, alpha)
+    if alpha == 0:  # PyTorch doesn't look at the product, which may have infinities
+        return _scaled(input, mat1.new_zeros((mat1.shape[0], mat2.shape[1]), dtype=torch.float32), beta, 1)
+    return _scaled(input, matmul(mat1.float(), mat2.float()), beta, alpha)
 
 
 def _scaled(input: torch.Tensor, product: torch.Tensor, beta: Any, alpha: Any) -> Any:
+    """input * beta + product * alpha, the product in float32, in the input's type: 16 bits are rounded once."""
     if alpha != 1:
         product = product * alpha
-    if beta == 0:
-        return product
-    return product + (input if beta == 1 else input * beta)
+    if beta != 0:
+        product = product + (input.float() if beta == 1 else input.float() * beta)
+    return product.to(input.dtype)
 
 
 def baddbmm(
@@ -149,7 +215,7 @@ def baddbmm(
 ) -> Any:
     _take("baddbmm", input, batch1, batch2)
     _none("baddbmm", out=out)
-    return _scaled(input, operators.matmul(batch1, batch2), beta, alpha)
+    return _scaled(input, operators.matmul(batch1.float(), batch2.float()), beta, alpha)
 
 
 def _none(name: str, **given: Any) -> None:
@@ -158,8 +224,9 @@ def _none(name: str, **given: Any) -> None:
             raise Declined(f"with {argument}=")
 
 
-def softmax(input: torch.Tensor, dim: Any = None, dtype: Any = None, *, out: None = None) -> Any:
+def softmax(input: torch.Tensor, dim: Any = None, dtype: Any = None, *, axis: Any = None, out: None = None) -> Any:
     _none("softmax", out=out)
+    dim = axis if dim is None else dim
     if not isinstance(dim, int):
         raise Declined("without an axis")
     x = input if dtype is None else input.to(dtype)
@@ -228,6 +295,8 @@ def scaled_dot_product_attention(
 ) -> Any:
     _take("scaled_dot_product_attention", query, key, value)
     operators.check_grad("scaled_dot_product_attention", (attn_mask,))
+    if query.shape[-1] == 0:
+        raise Declined("of heads without values")
     if dropout_p > 0:
         _refuse_dropout(dropout_p)
     if is_causal and attn_mask is not None:
@@ -274,6 +343,8 @@ def silu(input: torch.Tensor, inplace: bool = False) -> Any:
 
 def gelu(input: torch.Tensor, *, approximate: str = "none") -> Any:
     _take("gelu", input)
+    if approximate not in ("none", "tanh"):
+        raise RuntimeError(f"approximate must be none or tanh, got {approximate!r}")
     return operators.unary(input, "gelu_tanh" if approximate == "tanh" else "gelu")
 
 
@@ -283,16 +354,35 @@ def rsqrt(input: torch.Tensor, *, out: None = None) -> Any:
     return input.float().sqrt().reciprocal().to(input.dtype)
 
 
-def sum_(input: torch.Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: None = None) -> Any:
+def sum_(
+    input: torch.Tensor,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    axis: Any = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+    out: None = None,
+) -> Any:
     _none("sum", out=out)
     x = input if dtype is None else input.to(dtype)
-    return _reduced("sum", x, dim, keepdim)[0]
+    return _reduced("sum", x, dim if axis is None else axis, keepdim or keepdims)[0]
 
 
-def mean(input: torch.Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None, out: None = None) -> Any:
+def mean(
+    input: torch.Tensor,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    axis: Any = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+    out: None = None,
+) -> Any:
     _none("mean", out=out)
     x = input if dtype is None else input.to(dtype)
-    total, count = _reduced("mean", x.float() if x.dtype in NAMES else x, dim, keepdim)
+    wide = x.float() if x.dtype in NAMES else x
+    total, count = _reduced("mean", wide, dim if axis is None else axis, keepdim or keepdims)
     return (total / count).to(x.dtype)
 
 
@@ -301,16 +391,28 @@ def _reduced(name: str, x: torch.Tensor, dim: Any, keepdim: bool) -> tuple[torch
     if not x.is_floating_point():
         raise Declined(f"of {x.dtype}")
     _take(name, x)
+    axes = _reduced_axes(x.ndim, dim)
     if x.ndim == 0:
         return x.clone(), 1
-    dims = range(x.ndim) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
-    axes = sorted({d % x.ndim for d in dims})
     count = math.prod(x.shape[d] for d in axes)
     rows = x.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
     y = operators.sum_last(rows)
     if keepdim:
         y = y.reshape([1 if d in axes else n for d, n in enumerate(x.shape)])
     return y, count
+
+
+def _reduced_axes(ndim: int, dim: Any) -> list[int]:
+    """The axes of a reduction, each once and counted from 0; all of them where none is given."""
+    given = [] if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    most = max(ndim, 1)  # a tensor without axes has 0 and -1
+    for d in given:
+        if not -most <= d < most:
+            raise IndexError(f"dim must be in {-most} .. {most - 1} for a tensor of {ndim} axes, got {d}")
+    axes = sorted({d % most for d in given})
+    if len(axes) < len(given):
+        raise RuntimeError(f"dim must name each axis once, got {tuple(given)} for a tensor of {ndim} axes")
+    return axes or list(range(ndim))
 
 
 def _in_projection_packed(
@@ -355,6 +457,7 @@ FUNCTIONS = {
     "matmul": matmul,
     "mm": matmul,
     "bmm": matmul,
+    "mv": matmul,
     "addmm": addmm,
     "baddbmm": baddbmm,
     "softmax": softmax,
@@ -365,7 +468,14 @@ FUNCTIONS = {
     "linear": linear,
     "scaled_dot_product_attention": scaled_dot_product_attention,
 }
-_STAYS, _WITHOUT_ALPHA, _POWER = "stays", "stays without alpha", "stays by some exponents"
+_STAYS, _EXTREME = "stays", "stays, with a sign for its zeros"
+
+
+class _If(NamedTuple):
+    """What stays where its arguments are of some kind."""
+
+    holds: Callable[[Any, Any], bool]
+    otherwise: str | None  # as what it stays then; None where it doesn't
 
 
 def _in_place(function: Any) -> Any:
@@ -377,7 +487,10 @@ def _in_place(function: Any) -> Any:
 
 def _table() -> dict[Any, Any]:
     table: dict[Any, Any] = dict.fromkeys(_named((*MOVES, *COMPARES, *ROUNDED)), _STAYS)
-    table |= dict.fromkeys(_named(WITHOUT_ALPHA), _WITHOUT_ALPHA) | dict.fromkeys(_named(POWERS), _POWER)
+    table |= dict.fromkeys(_named(EXTREMES), _EXTREME)
+    for name, holds in CONDITIONS.items():
+        table |= dict.fromkeys(_named([name]), _If(holds, _EXTREME if name in EXTREMES else None))
+    del table[torch.Tensor.__rpow__]  # whose exponent is the tensor
     for name in RANDOM_IF_TRAINING:
         for owner in (F, torch):
             if found := getattr(owner, name, None):
@@ -426,13 +539,16 @@ ATEN = FUNCTIONS | {
     "linalg_vector_norm": lambda x, ord=2, dim=None, keepdim=False, *, dtype=None: _norm(x, ord, dim, keepdim, dtype),
 }
 _ATEN_STAYS = {*MOVES, *COMPARES, *ROUNDED}
-_NUMBERS = {*WITHOUT_ALPHA, *POWERS}  # integers beside a number
 
 
 def _norm(x: torch.Tensor, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> Any:
     if ord != 2:
         raise Declined(f"of order {ord}")
+    if not x.is_floating_point():
+        raise Declined(f"of {x.dtype}")
     x = x if dtype is None else x.to(dtype)
+    if x.dtype not in NAMES:
+        raise Declined(f"of {x.dtype}")
     return sum_(x.float() * x.float(), dim, keepdim).sqrt().to(x.dtype)
 
 
@@ -449,9 +565,14 @@ class _Inside(TorchDispatchMode):  # type: ignore[misc]
         bare = name.removesuffix("_") if func._schema.is_mutable else name
         if func.namespace == "llorch":
             return func(*args, **kwargs)
+        if not (bare in ATEN or bare in CONDITIONS or bare in EXTREMES or bare in _ATEN_STAYS):
+            with self:  # in inference mode, what consists of others comes here whole
+                y = func.decompose(*args, **kwargs)
+            if y is not NotImplemented:
+                return y
         if not _floats(args, kwargs):
             y = func(*args, **kwargs)
-            if bare not in _ATEN_STAYS and bare not in _NUMBERS and _floats(y):  # made of integers, or by chance
+            if not _stays(bare, args, kwargs) and _floats(y):  # made of integers, or by chance
                 self.mode.leave(name, self.function)
             return y
         if (function := ATEN.get(bare)) is not None:
@@ -462,21 +583,17 @@ class _Inside(TorchDispatchMode):  # type: ignore[misc]
                 return func(*args, **kwargs)
             self.mode.note(name)
             return args[0].copy_(y) if bare != name else y
-        if not (bare in _ATEN_STAYS or _plain_sum(bare, args, kwargs)):
+        if not _stays(bare, args, kwargs):
             self.mode.leave(name, self.function)
-        return func(*args, **kwargs)
+        y = func(*args, **kwargs)
+        return _signed(y) if bare in EXTREMES else y
 
 
-def _plain_sum(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether it is a sum without a factor, or a power that is exact products."""
-    if name in WITHOUT_ALPHA:
-        return bool(kwargs.get("alpha", 1) == 1 and (len(args) < 3 or args[2] == 1))
-    return name in POWERS and _exact_power(args, kwargs)
-
-
-def _exact_power(args: Any, kwargs: Any) -> bool:
-    exponent = kwargs.get("exponent", args[1] if len(args) > 1 else None)
-    return isinstance(exponent, int | float) and exponent in (1, 2, 3)
+def _stays(name: str, args: Any, kwargs: Any) -> bool:
+    """Whether one of PyTorch's operators may, with these arguments."""
+    if name in _ATEN_STAYS or name in EXTREMES:
+        return True
+    return name in CONDITIONS and CONDITIONS[name](args, kwargs)
 
 
 def _floats(*given: Any) -> bool:
@@ -520,31 +637,32 @@ class Exact(TorchFunctionMode):  # type: ignore[misc]
         if entry is _STAYS:
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if entry is _WITHOUT_ALPHA:
-            if kwargs.get("alpha", 1) == 1:
+        if type(entry) is _If:
+            if entry.holds(args, kwargs):
                 return func(*args, **kwargs)
-        elif entry is _POWER:
-            if _exact_power(args, kwargs):
-                return func(*args, **kwargs)
-        elif entry is _multi_head_attention:
+            entry = entry.otherwise
+        if entry is _EXTREME:
+            return _signed(func(*args, **kwargs))
+        if entry is None:
+            return self._left(func, args, kwargs, "")
+        if entry is _multi_head_attention:
             with self:
                 return entry(*args, **kwargs)
-        elif entry is not None:
-            if self.covered is not None and entry is not dropout:
-                self.covered[func.__name__] += 1
-            try:
-                return entry(*args, **kwargs)
-            except Declined as why:
-                return self._left(func, args, kwargs, f" {why}")
-        return self._left(func, args, kwargs, "")
+        if self.covered is not None and entry is not dropout:
+            self.covered[func.__name__] += 1
+        try:
+            return entry(*args, **kwargs)
+        except Declined as why:
+            return self._left(func, args, kwargs, f" {why}")
 
     def _left(self, func: Any, args: Any, kwargs: Any, why: str) -> Any:
         """A function that isn't in the table, or that the table's can't compute with these arguments."""
         name = getattr(func, "__name__", str(func))
         if torch.compiler.is_compiling():
-            if _floats(args, kwargs):
+            y = func(*args, **kwargs)
+            if _floats(args, kwargs, y):
                 self.leave(f"{name}{why}", "")
-            return func(*args, **kwargs)
+            return y
         if why:
             if _floats(args, kwargs):
                 self.leave(f"{name}{why}", "")

@@ -165,14 +165,27 @@ def unary(x: torch.Tensor, function: str) -> torch.Tensor:
     """A function of every value, correctly rounded: exp, tanh, erf, sigmoid, silu, gelu, gelu_tanh, cos or sin."""
     y = torch.empty_like(x)
     if function in ("cos", "sin"):
-        array(y)[...] = _circle(array(x))[function == "sin"]
+        array(y)[...] = (_half_circle if x.dtype is torch.float16 else _circle)(array(x))[function == "sin"]
     else:
         _FUNCTIONS[function](array(x), out=array(y))
     return y
 
 
+def _half_circle(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Cosine and sine of float16 values, correctly rounded: in float64, and rounded once.
+
+    Of no float16 value is either nearer than 2**-29 of itself to the middle of two others, so any float64 function
+    will do.
+    """
+    angles = x.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.cos(angles).astype(np.float16), np.sin(angles).astype(np.float16)
+
+
 def _circle(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Cosine and sine of every value, correctly rounded to float32: as of the position 1 at these frequencies.
+
+    No bfloat16 value's is so near to the middle of two others that rounding it again gives the wrong one.
 
     ValueError for finite values of 2**24 and more, for which there is no kernel.
     """

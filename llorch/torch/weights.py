@@ -21,6 +21,7 @@ class _Pack(NamedTuple):
     stride: Any
     version: int
     bias_version: int
+    bias_layout: Any  # its shape and stride
 
 
 _owners: dict[int, "weakref.ref[torch.Tensor]"] = {}  # the parameter of each memory
@@ -57,8 +58,10 @@ def _owned(tensor: torch.Tensor) -> bool:
 
 def packed(weight: torch.Tensor, bias: torch.Tensor | None) -> llorch.PackedLinear | None:
     """The pack of a weight (N, K) with its bias (N,), both of one type; None where they are no module's parameters."""
+    if weight.is_neg() or (bias is not None and bias.is_neg()):  # a view whose memory has the other sign
+        return None
     if bias is None:
-        key, bias_version = (weight.untyped_storage()._cdata, weight.data_ptr(), 0, 0), 0
+        key = (weight.untyped_storage()._cdata, weight.data_ptr(), 0, 0)
     else:
         storages = weight.untyped_storage()._cdata, bias.untyped_storage()._cdata
         key = (storages[0], weight.data_ptr(), storages[1], bias.data_ptr())
@@ -68,7 +71,7 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None) -> llorch.PackedLine
         and pack.version == weight._version
         and pack.shape == weight.shape
         and pack.stride == weight.stride()
-        and (bias is None or pack.bias_version == bias._version)
+        and (bias is None or (pack.bias_version == bias._version and pack.bias_layout == (bias.shape, bias.stride())))
         and pack.packed.dtype == NAMES[weight.dtype]
     ):
         return pack.packed
@@ -79,5 +82,6 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None) -> llorch.PackedLine
         array(weight), None if bias is None else array(bias), dtype=NAMES[weight.dtype], transposed=True
     )
     memory = tuple(StorageWeakRef(t.untyped_storage()) for t in (weight, bias) if t is not None)
-    _packs[key] = _Pack(made, memory, weight.shape, weight.stride(), version, bias_version)
+    layout = None if bias is None else (bias.shape, bias.stride())
+    _packs[key] = _Pack(made, memory, weight.shape, weight.stride(), version, bias_version, layout)
     return made
