@@ -562,9 +562,11 @@ def test_batch_sizes_in_words(model):
     ]
 
 
-def test_without_lm_eval_the_extra_is_named():
+def test_without_lm_eval_the_extra_is_named(tmp_path):
     code = "import sys; sys.modules['lm_eval'] = None; import llorch.lm_eval"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(  # in a folder without llorch's source, which would be imported
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ}, cwd=tmp_path
+    )
     assert done.stderr.endswith('ImportError: llorch.lm_eval needs the package lm_eval: pip install "llorch[eval]"\n')
 
 

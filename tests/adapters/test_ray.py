@@ -332,6 +332,7 @@ def cluster(tmp_path_factory):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_TMPDIR", str(folder))
         patch.setenv("PYTHONPATH", os.pathsep.join([paths, os.environ.get("PYTHONPATH", "")]))
+        patch.chdir(folder)  # workers import from the job's folder first, and llorch's source tree isn't llorch
         node = {"num_cpus": 1, "object_store_memory": 80 << 20}
         patient = {"health_check_timeout_ms": 120_000, "health_check_failure_threshold": 20}  # a busy machine is slow
         made = Cluster(
