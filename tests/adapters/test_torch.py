@@ -527,7 +527,7 @@ def test_weights_that_are_computed(outermost):
     norms = torch.nn.utils.parametrizations
     for change, layer, left in (
         (norms.weight_norm, torch.nn.Linear(8, 4), "_weight_norm"),
-        (norms.spectral_norm, torch.nn.Linear(8, 4), "mv"),
+        (norms.spectral_norm, torch.nn.Linear(8, 4), "vdot"),
         (torch.nn.utils.weight_norm, torch.nn.Linear(8, 4), None if outermost else "_weight_norm"),
         (pruned, torch.nn.Linear(8, 4), ""),
         (pruned, torch.nn.LayerNorm(8), ""),
