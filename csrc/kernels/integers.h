@@ -223,9 +223,10 @@ typedef struct integers_part {
 
 /* How many panels R rows take together, and whether the float32 sums of a block of 128 have a register each beside the exact
  * ones. Where they have none, they stay in memory, as y always does: a compiler that knew better would save and restore the
- * exact sums. With 32 wide registers two thirds of the panels leave room, and no store waits (measured: a tenth faster). */
+ * exact sums. With 32 wide registers half as many panels leave room, and no store waits (measured: a tenth faster). */
 #define INTEGERS_ROOMY (LL_VL == 16)
-#define INTEGERS_PANELS(R) (!INTEGERS_ROOMY ? TILE_PANELS(R) : 12 / (R) < TILE_MOST_PANELS ? 12 / (R) : TILE_MOST_PANELS)
+#define INTEGERS_PANELS(R) \
+    (INTEGERS_ROOMY && LL_TILE_ROWS / (R) < TILE_MOST_PANELS ? LL_TILE_ROWS / (R) : TILE_PANELS(R))
 
 LL_INLINE void integers_keep(vf *to, vf v)
 {
