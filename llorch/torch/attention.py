@@ -41,7 +41,10 @@ def attention(
     is_causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
-    """What torch.ops.llorch.attention computes."""
+    """Attention by `llorch.attention`; arguments as of torch.nn.functional.scaled_dot_product_attention.
+
+    A masked key doesn't exist for its query: its keys are numbered from the first that it sees.
+    """
     if q.ndim == 4 and mask is None and q.shape[0] == k.shape[0] and k.shape == v.shape and 0 not in k.shape:
         Tq, Tk = q.shape[2], k.shape[2]
         if q.shape[3] == k.shape[3] and (not is_causal or Tq == Tk) and q.numel():  # what most calls are

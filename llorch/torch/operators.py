@@ -224,19 +224,6 @@ def _fake_attention(
     )
 
 
-@_operator(
+attention = _operator(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool is_causal, float? scale) -> Tensor", _fake_attention
-)
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    """Attention by `llorch.attention`; arguments as of torch.nn.functional.scaled_dot_product_attention.
-
-    A masked key doesn't exist for its query: its keys are numbered from the first that it sees.
-    """
-    return _attention.attention(q, k, v, mask, is_causal, scale)
+)(_attention.attention)
