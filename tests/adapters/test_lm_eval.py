@@ -573,9 +573,9 @@ def test_without_lm_eval_the_extra_is_named(tmp_path):
 @pytest.mark.weights
 def test_a_real_model(hf):
     path = smollm2()
-    first, *others = [run(ours(path, batch_size=size, max_length=512), CHOICES[:12]) for size in SIZES]
+    first, *others = [run(ours(path, batch_size=size, max_length=512), CHOICES[:24]) for size in SIZES]
     assert all(hexed(other) == hexed(first) for other in others)
-    integers = [run(ours(path, batch_size=size, compute="int16"), CHOICES[:12]) for size in (1, 64)]
+    integers = [run(ours(path, batch_size=size, compute="int16"), CHOICES[:24]) for size in (1, 64)]
     assert hexed(integers[0]) == hexed(integers[1]) != hexed(first)
-    theirs = run(hf(path.parent, gguf_file=path.name, batch_size=8), CHOICES[:12])
+    theirs = run(hf(path.parent, gguf_file=path.name, batch_size=8), CHOICES[:24])
     assert max(abs(one[0] - other[0]) for one, other in zip(first, theirs, strict=True)) < 1e-3
