@@ -443,6 +443,8 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
 /* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
  * thread may change. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
+/* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
+int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by
  * the thread that called, between parts of the work and 50 ms apart, where that thread has switched it on; then what is
  * left of the work is dropped, and every later call of ll_parallel_for on that thread does nothing, until

@@ -68,6 +68,7 @@ static atomic_flag busy = ATOMIC_FLAG_INIT;
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static int workers; /* belongs to whoever holds busy */
+static _Thread_local int number; /* of a worker, from 1 on; 0: a caller */
 static atomic_int num_threads;
 
 static inline void pause_cpu(void)
@@ -198,9 +199,11 @@ static void sleep_until_joinable(uint64_t seen)
     pthread_mutex_unlock(&sleep_lock);
 }
 
-static void *worker(void *unused)
+int ll_thread_number(void) { return number; }
+
+static void *worker(void *mine)
 {
-    (void)unused;
+    number = (int)(intptr_t)mine;
     uint64_t seen = 0; /* generations begin at 1 */
     int64_t rest_from = now_ns();
     for (unsigned look = 1;; look++) {
@@ -256,7 +259,7 @@ static void make_workers(int wanted)
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     for (pthread_t id; workers < wanted; workers++)
-        if (!space_is_left() || pthread_create(&id, &attributes, worker, NULL))
+        if (!space_is_left() || pthread_create(&id, &attributes, worker, (void *)(intptr_t)(workers + 1)))
             break;
     pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -416,8 +416,8 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
     workspace += LL_BLOCK * Dp;
     for (size_t i = 0; i < tiles; i++, workspace += attention_tile_floats(D, g->score_stride)) {
         attention_tile *t = &tile[i];
-        t->row = tile_row(tile_begin + i, g->tiles, rows);
-        t->R = tile_row(tile_begin + i + 1, g->tiles, rows) - t->row;
+        t->row = ll_tile_row(tile_begin + i, g->tiles, rows);
+        t->R = ll_tile_row(tile_begin + i + 1, g->tiles, rows) - t->row;
         t->first = ll_attention_sees(a, g, t->row);
         t->last = ll_attention_sees(a, g, t->row + t->R - 1);
         t->base = t->first.begin / LL_BLOCK * LL_BLOCK;
@@ -427,7 +427,7 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
         t->z = t->o + LL_TILE_ROWS * Dp;
         memset(t->o, 0, t->R * Dp * sizeof *t->o);
     }
-    const size_t row_begin = tile_row(tile_begin, g->tiles, rows), row_end = tile_row(tile_end, g->tiles, rows);
+    const size_t row_begin = ll_tile_row(tile_begin, g->tiles, rows), row_end = ll_tile_row(tile_end, g->tiles, rows);
     for (size_t i = 0; i < tiles; i++)
         attention_pack_queries(a, g, &tile[i]);
     /* positions that some row sees, and what is before them in their first chunk */
@@ -475,7 +475,7 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
 LL_INLINE void attention_call(const ll_attention_args *a, const ll_attention_group *g, size_t tile_begin, size_t tile_end)
 {
     const size_t rows = g->count * g->Tq, bytes = a->D * ll_dtype_size(a->dtype);
-    for (size_t i = tile_row(tile_begin, g->tiles, rows); i < tile_row(tile_end, g->tiles, rows); i++)
+    for (size_t i = ll_tile_row(tile_begin, g->tiles, rows); i < ll_tile_row(tile_end, g->tiles, rows); i++)
         attention_prefetch(attention_query(g, i), bytes);
     if (g->packed || g->kv->blocks || g->kv->Tk > LL_BLOCK)
         return;

@@ -94,8 +94,8 @@ LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t tile_b
     _Alignas(64) float p[LL_FEW_ROWS * FEW_STRIP], y[LL_FEW_ROWS * FEW_STRIP];
     const ll_weight *w = &a->weight;
     const size_t M = a->M, K = w->K, tiles = tile_count(M), size = ll_dtype_size(w->format);
-    const size_t first = tile_row(tile_begin, tiles, M), stop = tile_row(tile_end, tiles, M);
-    const size_t step = FEW_STEP(tile_row(1, tiles, M)); /* of the tile with the most rows, which is the first */
+    const size_t first = ll_tile_row(tile_begin, tiles, M), stop = ll_tile_row(tile_end, tiles, M);
+    const size_t step = FEW_STEP(ll_tile_row(1, tiles, M)); /* of the tile with the most rows, which is the first */
     for (size_t n = begin; n < end; n += FEW_STRIP) {
         const size_t columns = ll_least(FEW_STRIP, end - n), padded = (columns + 2 * LL_VL - 1) / (2 * LL_VL) * (2 * LL_VL);
         for (size_t m = first; m < stop; m++) {
@@ -108,7 +108,7 @@ LL_NOINLINE void few_rows(const ll_linear_args *a, const float *x, size_t tile_b
             memset(p + first * FEW_STRIP, 0, (stop - first) * FEW_STRIP * sizeof *p);
             for (size_t i = 0; i < kc; i += step) /* the rows of the weight are in the first cache for all tiles */
                 for (size_t tile = tile_begin; tile < tile_end; tile++) {
-                    const size_t m = tile_row(tile, tiles, M), R = tile_row(tile + 1, tiles, M) - m;
+                    const size_t m = ll_tile_row(tile, tiles, M), R = ll_tile_row(tile + 1, tiles, M) - m;
                     few_function(R, w->format)(
                         x + m * K + (k + i) * R, (const char *)w->data + (ptrdiff_t)(k + i) * w->k_stride + n * size,
                         w->k_stride, ll_least(step, kc - i), columns, p + m * FEW_STRIP);

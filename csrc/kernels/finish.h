@@ -73,12 +73,21 @@ LL_INLINE char *linear_to(const linear_place *t)
     return (char *)t->args->y + (ptrdiff_t)t->m * t->args->y_stride + t->n * ll_dtype_size(t->args->dtype);
 }
 
-/* Calls for the next tile's rows of y: they lie far apart, no processor guesses that they are needed. */
-LL_INLINE void linear_call(const linear_place *t, size_t R)
+/* Calls for the next tile's rows of y, and of what is added to them: they lie far apart, no processor guesses that they are
+ * needed. Into the second cache: what this tile still reads would push them out of the first. */
+LL_INLINE void linear_call(const linear_place *t, size_t R, size_t V)
 {
-    if (t->again)
-        for (size_t r = R; r < 2 * R; r++)
-            __builtin_prefetch(linear_to(t) + (ptrdiff_t)r * t->args->y_stride, 1, 3);
+    const ll_linear_args *a = t->args;
+    const size_t size = ll_dtype_size(a->dtype);
+    if (!t->again)
+        return;
+    for (size_t r = R; r < 2 * R; r++)
+        for (size_t column = 0; column < V * LL_VL * size; column += 64) {
+            __builtin_prefetch(linear_to(t) + (ptrdiff_t)r * a->y_stride + column, 0, 2);
+            if (a->residual)
+                __builtin_prefetch((const char *)a->residual + (ptrdiff_t)(t->m + r) * a->residual_stride + t->n * size + column,
+                                   0, 2);
+        }
 }
 
 /* y to where the next part finds it, or finished to its place. */

@@ -123,7 +123,7 @@ LL_NOINLINE void LL_SYMBOL(pack_integers)(const ll_linear_args *a, float *packed
     const size_t tiles = tile_count(a->M), K = a->weight.K, sub = ll_formats[a->weight.format].sub;
     const int offset = ll_formats[a->weight.format].offset, minimum = ll_formats[a->weight.format].minimum;
     for (size_t tile = begin; tile < end; tile++) {
-        const size_t m = tile_row(tile, tiles, a->M), R = tile_row(tile + 1, tiles, a->M) - m;
+        const size_t m = ll_tile_row(tile, tiles, a->M), R = ll_tile_row(tile + 1, tiles, a->M) - m;
         const char *x = (const char *)a->x + (ptrdiff_t)m * a->x_stride;
         float *to = packed + m * integers_row(K, sub);
         for (size_t k = 0; k < K; k += LL_BLOCK) {
@@ -249,7 +249,7 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
     const float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], d[8], m[8];
     linear_begin(&t->at, R, V, y);
-    linear_call(&t->at, R);
+    linear_call(&t->at, R, V);
     for (size_t k = 0; k < t->kc; k += LL_BLOCK) {
         const size_t count = ll_least(LL_BLOCK, t->kc - k);
         LL_UNROLL_ALL
@@ -348,8 +348,8 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
     const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
         const size_t block_end = ll_least(block + block_tiles, tile_end);
-        const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
-        const size_t together = INTEGERS_PANELS(tile_row(block + 1, tiles, a->M) - m);
+        const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
+        const size_t together = INTEGERS_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
         const size_t depth = block_end - block == 1 ? BLOCKS_DEPTH : INTEGERS_DEPTH;
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
             const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
@@ -367,7 +367,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .b = room + p * integers_panel(kc), .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
                         .minimum = ll_formats[w->format].minimum};
                     for (size_t tile = block; tile < block_end; tile++) {
-                        const size_t R = tile_row(tile + 1, tiles, a->M) - part.at.m;
+                        const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
                         const float *of_tile = x + part.at.m * integers_row(K, sub);
                         part.x = of_tile + k / 2 * R;
                         part.sums = of_tile + (integers_sums(K) + k / sub) * R;

@@ -44,7 +44,7 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
     const size_t V = P * TILE_PANEL_VECTORS;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
     linear_begin(&t->at, R, V, y);
-    linear_call(&t->at, R);
+    linear_call(&t->at, R, V);
     tile_dot(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k,
              t->ahead_panel, y);
     linear_end(&t->at, R, V, y);
@@ -127,10 +127,10 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
         const size_t block_end = ll_least(block + block_tiles, tile_end), count = block_end - block;
-        const size_t m = tile_row(block, tiles, a->M), rows = tile_row(block_end, tiles, a->M) - m;
+        const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
         const int direct = w->packed && !in_blocks && (count == 1 || w->format == LL_F32);
         const size_t depth = count > 1 ? LINEAR_DEPTH : direct ? K : in_blocks ? BLOCKS_DEPTH : LINEAR_DEPTH;
-        const size_t together = TILE_PANELS(tile_row(block + 1, tiles, a->M) - m);
+        const size_t together = TILE_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
         for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
             const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
             size_t k = 0;
@@ -169,7 +169,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         }
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
-                        const size_t R = tile_row(tile + 1, tiles, a->M) - part.at.m;
+                        const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
                         part.x = x + part.at.m * K + k * R;
                         part.at.again = tile + 1 < block_end && last;
                         linear_tiles[R - 1][direct ? w->format : LL_F32](&part, now);

@@ -26,7 +26,7 @@ LL_NOINLINE void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_
 {
     const size_t tiles = tile_count(a->M), K = a->weight.K;
     for (size_t tile = begin; tile < end; tile++) {
-        size_t m = tile_row(tile, tiles, a->M), R = tile_row(tile + 1, tiles, a->M) - m;
+        size_t m = ll_tile_row(tile, tiles, a->M), R = ll_tile_row(tile + 1, tiles, a->M) - m;
         size_t k0 = 0;
         /* Transposed squares, each stored over the unused end of the one before; the last values one by one, as
          * what lies behind them is another thread's. */

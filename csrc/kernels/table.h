@@ -64,6 +64,12 @@ static inline ll_span ll_attention_sees(const ll_attention_args *a, const ll_att
     return (ll_span){p > a->window ? p - a->window : 0, ll_least(p + a->window + 1, g->kv->Tk)};
 }
 
+/* The first row of a tile of M rows in tiles: as even as can be, so that no tile has one row and waits for its own chains. */
+static inline size_t ll_tile_row(size_t tile, size_t tiles, size_t M)
+{
+    return tile * (M / tiles) + ll_least(tile, M % tiles);
+}
+
 /* ---- quantising, between quantize.c and its kernel ---- */
 
 /* Sub-blocks of a K-quant whose scales are sought together. */
@@ -119,8 +125,8 @@ typedef struct ll_kernels {
     void (*normalize)(const ll_normalize_args *a, size_t begin, size_t end);
 } ll_kernels;
 
-/* A thread's part of a job's workspace. A task doesn't know which thread runs it: it takes any that is free, and there
- * are as many as threads. */
+/* A thread's part of a job's workspace. There are as many as threads; a task takes its own thread's, which is in the caches
+ * of its core, or any that is free. */
 typedef struct ll_workspaces {
     float *base;
     size_t floats; /* of each, a multiple of 16; 0 for none */
@@ -132,7 +138,7 @@ static inline float *ll_workspace_take(ll_workspaces *w, int *slot)
 {
     if (!w->floats)
         return NULL;
-    *slot = 0;
+    *slot = ll_thread_number() % w->threads;
     while (atomic_exchange_explicit(&w->taken[*slot], 1, memory_order_acquire))
         *slot = (*slot + 1) % w->threads;
     return w->base + (size_t)*slot * w->floats;

@@ -25,9 +25,8 @@
 #define TILE_PANELS(R) \
     (LL_TILE_ROWS * LL_TILE_PANELS / (R) < TILE_MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : TILE_MOST_PANELS)
 
-/* M rows in tiles: as even as can be, so that no tile has one row and waits for its own chains. */
+/* Tiles of M rows. */
 LL_INLINE size_t tile_count(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
-LL_INLINE size_t tile_row(size_t tile, size_t tiles, size_t M) { return tile * (M / tiles) + ll_least(tile, M % tiles); }
 
 /* X(1) X(2) .. for every number of rows that a tile may have. */
 #if LL_TILE_ROWS == 2

@@ -1,5 +1,11 @@
-/* ops/linear.c: packs x into tiles, then splits the panels of the weight (or, where those are few, the tiles) over
- * threads. */
+/* ops/linear.c: packs x into tiles and splits the product over threads, in one of three ways.
+ *
+ *   LL_BY_PANELS  x is packed once for all threads, then each takes panels of the weight: it is read, and widened, once.
+ *   LL_OWN_X      the same, but each thread packs all of x for itself: of a small x that takes less time than fetching what
+ *                 another core has written, and nobody waits for it.
+ *   LL_BY_ROWS    each thread takes rows of x, packs them, and multiplies all of the weight: for many rows on a weight that
+ *                 the caches hold.
+ */
 #include "../formats.h"
 #include "../kernels/table.h"
 
@@ -9,10 +15,20 @@
 #define GRAIN_ROWS 16
 /* Panels a thread takes at once at least: those that a kernel has together. The fewer, the less one waits for the other at
  * the end, which tells where the memory is what both wait for, and where there are few; a strip of columns where few rows
- * meet a plain weight. From so many on there are enough for all threads. */
+ * meet a plain weight. */
 #define GRAIN_PANELS 4
 #define GRAIN_PANELS_STRIP 32
+/* By rows: from so many tiles a thread on, where the weight has at most so many bytes, or so few panels that they are no
+ * work for all. A tile is so many parts at most, so that all threads are done at about the same time, and a thread has at
+ * most so many tiles at once, as many as a kernel goes through with a part of the weight. */
+#define ROWS_TILES 3
+#define ROWS_WEIGHT_BYTES ((size_t)4 << 20)
 #define MANY_PANELS 32
+#define ROWS_PARTS 4
+#define ROWS_AT_ONCE 43
+/* x of its own: at most so many values, and at least so many columns a thread. */
+#define OWN_VALUES ((size_t)1 << 18)
+#define OWN_COLUMNS 128
 /* Panels that are packed and used in turn. */
 #define TOGETHER 4
 /* From so many rows on, a weight that is not packed is packed first. */
@@ -20,16 +36,22 @@
 /* From so many values of x on, packing them is shared too. */
 #define PACK_VALUES 65536
 
+typedef enum linear_way { LL_BY_PANELS, LL_OWN_X, LL_BY_ROWS } linear_way;
+
 typedef struct linear_job {
     const ll_linear_args *args;
     const ll_kernels *kernels;
     void (*pack_x)(const ll_linear_args *, float *, size_t, size_t);
     void (*linear)(const ll_linear_args *, const float *, size_t, size_t, size_t, size_t, float *);
-    float *x;     /* in tiles */
-    char *packed; /* where the weight is packed first, or NULL */
-    ll_linear_args with_packed;
+    linear_way way;
     size_t tiles, panels;
+    size_t parts, most;      /* by rows: of a tile; tiles that a thread has at once */
+    size_t own;              /* floats of a thread's workspace that are its own x */
     ll_workspaces workspaces;
+    unsigned char filled[LL_MAX_THREADS]; /* own x: whether it is there */
+    float *x;                /* in tiles, for all threads */
+    char *packed;            /* where the weight is packed first, or NULL */
+    ll_linear_args with_packed;
 } linear_job;
 
 /* One row of contiguous float32 is a tile as it lies, at whole floats: tiles are read as floats. */
@@ -41,11 +63,45 @@ static int x_is_packed(const ll_linear_args *a)
 /* Many rows read the weight several times: it is packed first. */
 static int weight_is_packed_first(const ll_linear_args *a) { return !a->weight.packed && a->M > PACK_ROWS; }
 
+static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, size_t threads)
+{
+    const ll_weight *w = &a->weight;
+    if (panels < MANY_PANELS && panels < tiles)
+        return LL_BY_ROWS;
+    if (w->packed && w->format == LL_F32 && tiles >= ROWS_TILES * threads
+        && ll_packed_bytes(w->K, w->N, LL_F32) <= ROWS_WEIGHT_BYTES)
+        return LL_BY_ROWS;
+    const int own = threads > 1 && !x_is_packed(a) && a->M * w->K <= OWN_VALUES && w->N >= OWN_COLUMNS * threads;
+    return own ? LL_OWN_X : LL_BY_PANELS;
+}
+
+static linear_job job_of(const ll_linear_args *a)
+{
+    const ll_kernels *kernels = ll_table();
+    const int integers = a->weight.compute == LL_INT16;
+    const size_t tiles = kernels->pack_tiles(a->M), panels = ll_panels(a->weight.N);
+    /* no more than there is work for: a tile or a panel each */
+    const size_t threads = ll_least((size_t)llorch_get_num_threads(), tiles > panels ? tiles : panels);
+    linear_job job = {.args = a, .kernels = kernels, .tiles = tiles, .panels = panels,
+                      .way = way_of(a, tiles, panels, threads),
+                      .pack_x = integers ? kernels->pack_integers : kernels->pack_x,
+                      .linear = integers ? kernels->linear_int16 : kernels->linear};
+    job.parts = ll_least(ROWS_PARTS, (panels + GRAIN_PANELS - 1) / GRAIN_PANELS);
+    job.most = ll_least(tiles / threads + 1, ROWS_AT_ONCE);
+    const size_t rows = job.way == LL_OWN_X ? a->M : job.way == LL_BY_ROWS ? ll_least(job.most * kernels->tile_rows, a->M) : 0;
+    const size_t floats = (integers ? kernels->integers_floats : kernels->linear_floats)(a);
+    job.own = (rows * a->weight.K + 15) / 16 * 16; /* whole lines of the cache */
+    job.workspaces.floats = job.own + (floats + 15) / 16 * 16;
+    job.workspaces.threads = (int)threads;
+    return job;
+}
+
 /* x in tiles, the weight packed; whole lines too. Integers with their sums and scales take less than float32, from a block's
  * values on. */
-static size_t x_bytes(const ll_linear_args *a)
+static size_t x_bytes(const linear_job *job)
 {
-    return x_is_packed(a) ? 0 : (a->M * a->weight.K * sizeof(float) + 63) / 64 * 64;
+    const ll_linear_args *a = job->args;
+    return job->own || x_is_packed(a) ? 0 : (a->M * a->weight.K * sizeof(float) + 63) / 64 * 64;
 }
 
 static size_t packed_bytes(const ll_linear_args *a)
@@ -53,24 +109,16 @@ static size_t packed_bytes(const ll_linear_args *a)
     return weight_is_packed_first(a) ? ll_packed_bytes(a->weight.K, a->weight.N, LL_F32) : 0;
 }
 
-/* No more than there is work for: a tile or a panel each. Parts of whole lines of the cache. */
-static ll_workspaces workspaces_of(const ll_linear_args *a, const ll_kernels *kernels)
+static size_t scratch_of(const linear_job *job)
 {
-    const size_t tiles = kernels->pack_tiles(a->M), panels = ll_panels(a->weight.N);
-    const size_t floats = (a->weight.compute == LL_INT16 ? kernels->integers_floats : kernels->linear_floats)(a);
-    return (ll_workspaces){.floats = (floats + 15) / 16 * 16,
-                           .threads = (int)ll_least((size_t)llorch_get_num_threads(), tiles > panels ? tiles : panels)};
-}
-
-static size_t scratch_of(const ll_linear_args *a, const ll_workspaces *w)
-{
-    return x_bytes(a) + packed_bytes(a) + (size_t)w->threads * w->floats * sizeof(float);
+    const ll_workspaces *w = &job->workspaces;
+    return x_bytes(job) + packed_bytes(job->args) + (size_t)w->threads * w->floats * sizeof(float);
 }
 
 size_t ll_linear_scratch(const ll_linear_args *a)
 {
-    const ll_workspaces w = workspaces_of(a, ll_table());
-    return scratch_of(a, &w);
+    const linear_job job = job_of(a);
+    return scratch_of(&job);
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)
@@ -79,34 +127,58 @@ static void pack_x_task(void *context, size_t begin, size_t end)
     job->pack_x(job->args, job->x, begin, end);
 }
 
-static void panels_task(void *context, size_t begin, size_t end)
-{
-    linear_job *job = context;
-    int slot = 0;
-    float *workspace = ll_workspace_take(&job->workspaces, &slot);
-    if (!job->packed)
-        job->linear(job->args, job->x, 0, job->tiles, begin, end, workspace);
-    else
-        for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
-            size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
-            job->kernels->pack(&job->args->weight, LL_F32, job->packed, panel, stop);
-            job->linear(&job->with_packed, job->x, 0, job->tiles, panel, stop, workspace);
-        }
-    ll_workspace_give(&job->workspaces, slot);
-}
-
 static void pack_weight_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
     job->kernels->pack(&job->args->weight, LL_F32, job->packed, begin, end);
 }
 
-static void tiles_task(void *context, size_t begin, size_t end)
+static void panels_task(void *context, size_t begin, size_t end)
 {
     linear_job *job = context;
     int slot = 0;
-    float *workspace = ll_workspace_take(&job->workspaces, &slot);
-    job->linear(job->packed ? &job->with_packed : job->args, job->x, begin, end, 0, job->panels, workspace);
+    float *const own = ll_workspace_take(&job->workspaces, &slot), *const workspace = own ? own + job->own : NULL;
+    const float *x = job->own ? own : job->x;
+    if (job->own && !job->filled[slot]) {
+        job->pack_x(job->args, own, 0, job->tiles);
+        job->filled[slot] = 1;
+    }
+    if (!job->packed)
+        job->linear(job->args, x, 0, job->tiles, begin, end, workspace);
+    else
+        for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
+            size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
+            job->kernels->pack(&job->args->weight, LL_F32, job->packed, panel, stop);
+            job->linear(&job->with_packed, x, 0, job->tiles, panel, stop, workspace);
+        }
+    ll_workspace_give(&job->workspaces, slot);
+}
+
+/* Parts [begin, end) of tiles: what is less than a tile by itself, whole ones together. Rows are a product of their own. */
+static void rows_task(void *context, size_t begin, size_t end)
+{
+    linear_job *job = context;
+    const ll_linear_args *a = job->packed ? &job->with_packed : job->args;
+    int slot = 0;
+    float *const own = ll_workspace_take(&job->workspaces, &slot);
+    while (begin < end) {
+        const size_t tile = begin / job->parts, first = begin % job->parts, left = end - begin;
+        const int whole = !first && left >= job->parts;
+        const size_t tiles = whole ? ll_least(left / job->parts, job->most) : 1;
+        const size_t taken = whole ? tiles * job->parts : ll_least(left, job->parts - first);
+        const size_t m = ll_tile_row(tile, job->tiles, a->M);
+        ll_linear_args rows = *a;
+        rows.M = ll_tile_row(tile + tiles, job->tiles, a->M) - m;
+        rows.x = (const char *)a->x + (ptrdiff_t)m * a->x_stride;
+        rows.y = (char *)a->y + (ptrdiff_t)m * a->y_stride;
+        if (a->residual)
+            rows.residual = (const char *)a->residual + (ptrdiff_t)m * a->residual_stride;
+        const size_t made = job->kernels->pack_tiles(rows.M);
+        job->pack_x(&rows, own, 0, made);
+        job->linear(&rows, own, 0, made, whole ? 0 : job->panels * first / job->parts,
+                    whole ? job->panels : job->panels * (first + taken) / job->parts, own + job->own);
+        begin += taken;
+    }
     ll_workspace_give(&job->workspaces, slot);
 }
 
@@ -115,39 +187,35 @@ int ll_linear(const ll_linear_args *a)
     const size_t M = a->M, K = a->weight.K, N = a->weight.N;
     if (!M || !N)
         return 0;
-    const ll_kernels *kernels = ll_table();
-    linear_job job = {.args = a, .kernels = kernels, .panels = ll_panels(N), .workspaces = workspaces_of(a, kernels)};
-    job.pack_x = a->weight.compute == LL_INT16 ? kernels->pack_integers : kernels->pack_x;
-    job.linear = a->weight.compute == LL_INT16 ? kernels->linear_int16 : kernels->linear;
+    linear_job job = job_of(a);
     const int threads = job.workspaces.threads;
-    const size_t scratch_bytes = scratch_of(a, &job.workspaces);
+    const size_t scratch_bytes = scratch_of(&job);
     char *scratch = NULL;
     if (scratch_bytes && !(scratch = ll_scratch_take(scratch_bytes)))
         return -1;
     if (job.workspaces.floats)
-        job.workspaces.base = (float *)(void *)(scratch + x_bytes(a) + packed_bytes(a));
-    job.tiles = kernels->pack_tiles(M);
+        job.workspaces.base = (float *)(void *)(scratch + x_bytes(&job) + packed_bytes(a));
     if (x_is_packed(a)) {
         job.x = (float *)(uintptr_t)a->x;
-    } else {
+    } else if (!job.own) {
         job.x = (float *)(void *)scratch;
         ll_parallel_for(job.tiles, PACK_VALUES * job.tiles / (M * (K + 1)) + 1, pack_x_task, &job);
     }
     if (weight_is_packed_first(a)) {
-        job.packed = scratch + x_bytes(a);
+        job.packed = scratch + x_bytes(&job);
         job.with_packed = *a;
         job.with_packed.weight = (ll_weight){.data = job.packed, .format = LL_F32, .packed = 1, .K = K, .N = N};
     }
-    if (job.panels >= MANY_PANELS || job.panels >= job.tiles) {
+    if (job.way == LL_BY_ROWS) {
+        const size_t work = M * (K + 1) * N / (job.tiles * job.parts);
+        if (job.packed)
+            ll_parallel_for(job.panels, PACK_VALUES / (LL_PANEL * (K + 1)) + 1, pack_weight_task, &job);
+        ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, rows_task, &job);
+    } else {
         size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP : GRAIN_PANELS;
         if (job.panels * LL_PANEL * (K + 1) < 2 * GRAIN_FMA / (M < GRAIN_ROWS ? GRAIN_ROWS : M))
             grain = job.panels;
         ll_parallel_for_threads(job.panels, grain, threads, panels_task, &job);
-    } else {
-        const size_t work = M * (K + 1) * N / job.tiles;
-        if (job.packed)
-            ll_parallel_for(job.panels, PACK_VALUES / (LL_PANEL * (K + 1)) + 1, pack_weight_task, &job);
-        ll_parallel_for_threads(job.tiles, GRAIN_FMA / work + 1, threads, tiles_task, &job);
     }
     ll_scratch_give(scratch);
     return 0;
