@@ -146,11 +146,11 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
                         .kc = kc, .b = direct ? packed : (const char *)room + p * kc * LL_PANEL * sizeof(float),
                         .b_panel = (direct ? K_packed : kc) * LL_PANEL, .ahead = (const char *)x};
-                    if (direct && count > 1) { /* the tiles share the calls for what comes after */
+                    if (direct && count > 1) { /* the tiles share the calls for what comes after, whoever will take it */
                         const ptrdiff_t whole = (ptrdiff_t)(K_packed * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
                         part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
                                      : !last ? packed - (ptrdiff_t)p * whole + (ptrdiff_t)(kc * LL_PANEL * size)
-                                     : panel + PACK_GROUP < panel_end ? packed + (ptrdiff_t)(PACK_GROUP - p) * whole - in
+                                     : panel + PACK_GROUP < ll_panels(w->N) ? packed + (ptrdiff_t)(PACK_GROUP - p) * whole - in
                                                                  : packed;
                         part.ahead_k = LL_PANEL * size / count;
                         part.ahead_panel = (size_t)whole;
