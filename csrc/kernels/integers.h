@@ -167,13 +167,12 @@ LL_INLINE size_t integers_panel(size_t kc) { return kc / 2 * LL_PANEL + 2 * kc /
 
 LL_INLINE void integers_fetch(const char *panel, size_t K, size_t k, size_t kc, float *to, int format)
 {
-    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub, next = blocks_next(k, kc, K, format);
+    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub;
     float *D_to = to + kc / 2 * LL_PANEL, *M_to = D_to + kc / sub * LL_PANEL;
     for (size_t end = k + kc; k < end; ) {
         const blocks_group g = blocks_at(panel, k, K, format);
         for (; k < end && k < g.first + g.values; k += LL_RUN) {
             const size_t run = (k - g.first) / LL_RUN;
-            blocks_call(g.runs + run * ll_run_bytes(format), next, format);
             for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
                 const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
                 for (size_t s = 0; s < subs; s++) {
@@ -219,6 +218,8 @@ typedef struct integers_part {
     const float *b;                  /* panels as integers_fetch leaves them, b_panel floats apart */
     size_t b_panel, kc, sub;
     int minimum;
+    const char *ahead;               /* where the tile calls for what is fetched next, */
+    size_t ahead_sub, ahead_panel;   /* how far it goes in a sub-block, and from panel to panel (bytes) */
 } integers_part;
 
 /* How many panels R rows take together, and whether the float32 sums of a block of 128 have a register each beside the exact
@@ -247,6 +248,7 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
     const size_t V = P * TILE_PANEL_VECTORS, sub = t->sub;
     const float *x = t->x, *sums = t->sums, *scales = t->scales;
     const float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
+    const char *ahead = t->ahead;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], d[8], m[8];
     linear_begin(&t->at, R, V, y);
     linear_call(&t->at, R, V);
@@ -257,6 +259,10 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
             integers_add(p + i, vf_zero());
         for (size_t s = 0; s < count; s += sub) {
             vi S[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+            for (size_t line = 0; line < t->ahead_sub; line += 64)
+                for (size_t v = 0; v < P; v++)
+                    __builtin_prefetch(ahead + line + v * t->ahead_panel, 0, 2);
+            ahead += t->ahead_sub;
             LL_UNROLL_ALL
             for (size_t r = 0; r < R; r++) {
                 const vi first = t->minimum ? vi_zero() : vi_set1(blocks_word(sums + r));
@@ -315,6 +321,7 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
             panels -= taken; \
             t.at.n += taken * LL_PANEL; \
             t.b += taken * t.b_panel; \
+            t.ahead += taken * t.ahead_panel; \
             t.at.sums += taken * t.at.sums_panel; \
         } \
     }
@@ -361,11 +368,15 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                                                 room + p * integers_panel(kc));
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
+                    const int last = k + kc == K;
+                    const size_t next = panel + p + (last ? PACK_GROUP : 0), count = block_end - block;
                     integers_part part = {
-                        .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = k + kc == K,
+                        .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
                         .b = room + p * integers_panel(kc), .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
-                        .minimum = ll_formats[w->format].minimum};
+                        .minimum = ll_formats[w->format].minimum,
+                        .ahead = (const char *)w->data + next * bytes + (last ? 0 : (k + kc) / sub * (bytes * sub / K)),
+                        .ahead_sub = next < ll_panels(w->N) ? bytes * sub / K / count + 1 : 0, .ahead_panel = bytes};
                     for (size_t tile = block; tile < block_end; tile++) {
                         const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
                         const float *of_tile = x + part.at.m * integers_row(K, sub);
@@ -376,6 +387,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         integers_tiles[R - 1](&part, now);
                         part.at.m += R;
                         part.at.sums += R * LL_PANEL;
+                        part.ahead += kc / sub * part.ahead_sub;
                     }
                 }
                 k += depth;
