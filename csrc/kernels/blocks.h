@@ -147,32 +147,24 @@ LL_INLINE blocks_group blocks_at(const char *panel, size_t k, size_t K, int form
 /* Panels that go into the cache together, and then meet all rows. */
 #define PACK_GROUP 4
 
-/* Values of k that they have for a single tile of rows, which doesn't take long: they stay in the first cache. */
-#define BLOCKS_DEPTH LL_BLOCK
+/* Values of k that `panels` panels have for a single tile of rows, which doesn't take long, where one takes `size` bytes: they
+ * stay in the first cache, beside the rows. */
+#define BLOCKS_NEAR ((size_t)24 << 10)
 
-/* Bytes from what is fetched, values [k, k + kc), to what is fetched when these have met all rows: further on in the panel,
- * or the beginning of the one of the next group. It is called for meanwhile, or the memory would rest. */
-LL_INLINE size_t blocks_next(size_t k, size_t kc, size_t K, int format)
+LL_INLINE size_t blocks_near(size_t panels, size_t size)
 {
-    const size_t most = ll_group_values(format), group = ll_group_bytes(format, most);
-    return k + kc < K ? ((k + kc) / most - k / most) * group : PACK_GROUP * ll_panel_bytes(K, format) - k / most * group;
-}
-
-LL_INLINE void blocks_call(const char *run, size_t next, int format)
-{
-    for (size_t line = 0; line < ll_run_bytes(format); line += 64)
-        __builtin_prefetch(run + next + line, 0, 2);
+    const size_t blocks = BLOCKS_NEAR / (panels * LL_PANEL * size * LL_BLOCK);
+    return blocks > 1 ? blocks * LL_BLOCK : LL_BLOCK;
 }
 
 /* Values [k, k + kc) of a panel as float32 [kc][16]; k is a multiple of LL_BLOCK. */
 LL_INLINE void blocks_widen(const char *panel, size_t K, size_t k, size_t kc, float *to, int format)
 {
-    const size_t sub = ll_formats[format].sub, next = blocks_next(k, kc, K, format);
+    const size_t sub = ll_formats[format].sub;
     for (size_t end = k + kc; k < end; ) {
         const blocks_group g = blocks_at(panel, k, K, format);
         for (; k < end && k < g.first + g.values; k += LL_RUN, to += LL_RUN * LL_PANEL) {
             const size_t run = (k - g.first) / LL_RUN;
-            blocks_call(g.runs + run * ll_run_bytes(format), next, format);
             for (size_t c = 0; c < LL_PANEL; c += LL_VL) {
                 const char *from = g.runs + run * ll_run_bytes(format) + c * sizeof(uint32_t);
                 vf D[2], M[2];

@@ -357,9 +357,10 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
         const size_t block_end = ll_least(block + block_tiles, tile_end);
         const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
         const size_t together = INTEGERS_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
-        const size_t depth = block_end - block == 1 ? BLOCKS_DEPTH : INTEGERS_DEPTH;
-        for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
-            const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
+        const size_t count = block_end - block, depth = count == 1 ? blocks_near(together, sizeof(int16_t)) : INTEGERS_DEPTH;
+        const size_t group = count == 1 ? together : PACK_GROUP;
+        for (size_t panel = panel_begin; panel < panel_end; panel += group) {
+            const size_t panels = ll_least(group, panel_end - panel);
             size_t k = 0;
             do {
                 const size_t kc = ll_least(depth, K - k);
@@ -369,7 +370,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
                     const int last = k + kc == K;
-                    const size_t next = panel + p + (last ? PACK_GROUP : 0), count = block_end - block;
+                    const size_t next = panel + p + (last ? PACK_GROUP : 0);
                     integers_part part = {
                         .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},

@@ -129,10 +129,12 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t block_end = ll_least(block + block_tiles, tile_end), count = block_end - block;
         const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
         const int direct = w->packed && !in_blocks && (count == 1 || w->format == LL_F32);
-        const size_t depth = count > 1 ? LINEAR_DEPTH : direct ? K : in_blocks ? BLOCKS_DEPTH : LINEAR_DEPTH;
         const size_t together = TILE_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
-        for (size_t panel = panel_begin; panel < panel_end; panel += PACK_GROUP) {
-            const size_t panels = ll_least(PACK_GROUP, panel_end - panel);
+        const int near = count == 1 && in_blocks;
+        const size_t depth = near ? blocks_near(together, sizeof(float)) : count == 1 && direct ? K : LINEAR_DEPTH;
+        const size_t group = near ? together : PACK_GROUP;
+        for (size_t panel = panel_begin; panel < panel_end; panel += group) {
+            const size_t panels = ll_least(group, panel_end - panel);
             size_t k = 0;
             do {
                 const size_t kc = ll_least(depth, K - k);
@@ -162,10 +164,11 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                             part.ahead = (const char *)w->data + (ptrdiff_t)k_next * w->k_stride + next * LL_PANEL * size;
                             part.ahead_k = (size_t)w->k_stride;
                             part.ahead_panel = LL_PANEL * size;
-                        } else if (w->packed && !in_blocks) {
-                            part.ahead = (const char *)w->data + (next * K_packed + k_next) * LL_PANEL * size;
-                            part.ahead_k = LL_PANEL * size / count;
-                            part.ahead_panel = K_packed * LL_PANEL * size;
+                        } else if (w->packed && next < ll_panels(w->N)) {
+                            const size_t bytes = ll_panel_bytes(K, w->format);
+                            part.ahead = (const char *)w->data + next * bytes + k_next * bytes / K_packed;
+                            part.ahead_k = bytes / K_packed / count + 1;
+                            part.ahead_panel = bytes;
                         }
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
