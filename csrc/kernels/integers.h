@@ -377,7 +377,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .b = room + p * integers_panel(kc), .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
                         .minimum = ll_formats[w->format].minimum,
                         .ahead = (const char *)w->data + next * bytes + (last ? 0 : (k + kc) / sub * (bytes * sub / K)),
-                        .ahead_sub = next < ll_panels(w->N) ? bytes * sub / K / count + 1 : 0, .ahead_panel = bytes};
+                        .ahead_sub = K && next < ll_panels(w->N) ? bytes * sub / K / count + 1 : 0, .ahead_panel = bytes};
                     for (size_t tile = block; tile < block_end; tile++) {
                         const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
                         const float *of_tile = x + part.at.m * integers_row(K, sub);

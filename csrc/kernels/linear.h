@@ -164,7 +164,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                             part.ahead = (const char *)w->data + (ptrdiff_t)k_next * w->k_stride + next * LL_PANEL * size;
                             part.ahead_k = (size_t)w->k_stride;
                             part.ahead_panel = LL_PANEL * size;
-                        } else if (w->packed && next < ll_panels(w->N)) {
+                        } else if (w->packed && K && next < ll_panels(w->N)) {
                             const size_t bytes = ll_panel_bytes(K, w->format);
                             part.ahead = (const char *)w->data + next * bytes + k_next * bytes / K_packed;
                             part.ahead_k = bytes / K_packed / count + 1;
