@@ -121,6 +121,8 @@ typedef struct ll_linear_args {
 /* 0, or -1: no memory to work in (ll_linear_scratch bytes). */
 int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
+/* Tells threads that wait which weight, if it is packed, the product after the next has. */
+void ll_linear_ahead(const ll_weight *w);
 
 /* ---- softmax (ops/softmax.c) ---------------------------------------------------------------- */
 
@@ -443,6 +445,9 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
 /* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
  * thread may change. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
+/* What the jobs after the next will read: a thread that waits meanwhile calls for it, from `first` bytes on for each thread
+ * before it, into its caches. It isn't read: it may be gone. */
+void ll_parallel_ahead(const void *data, size_t bytes, size_t first);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by

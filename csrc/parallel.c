@@ -48,6 +48,8 @@
 #define CHUNK_NS 20000000
 #define ASK_NS 50000000
 #define FIRST_CHUNKS 64 /* the first is one of so many */
+#define AHEAD_BYTES ((size_t)256 << 10) /* called for by one thread at most: some of its second cache */
+#define AHEAD_LINES 4 /* between two looks at the state */
 
 #define SLOT ((uint64_t)1 << 10)
 #define GENERATION ((uint64_t)1 << 20)
@@ -70,6 +72,9 @@ static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static int workers; /* belongs to whoever holds busy */
 static _Thread_local int number; /* of a worker, from 1 on; 0: a caller */
 static atomic_int num_threads;
+
+static _Atomic(const char *) ahead; /* ll_parallel_ahead's */
+static atomic_size_t ahead_bytes, ahead_first;
 
 static inline void pause_cpu(void)
 {
@@ -201,10 +206,41 @@ static void sleep_until_joinable(uint64_t seen)
 
 int ll_thread_number(void) { return number; }
 
+void ll_parallel_ahead(const void *data, size_t bytes, size_t first)
+{
+    atomic_store_explicit(&ahead_bytes, bytes, memory_order_relaxed);
+    atomic_store_explicit(&ahead_first, first, memory_order_relaxed);
+    atomic_store_explicit(&ahead, data, memory_order_relaxed); /* torn from its size it would be a call in vain */
+}
+
+/* What a waiting thread has called for. */
+typedef struct called {
+    const char *data;
+    size_t at, end;
+} called;
+
+/* A few lines of what comes next; whether there were any. */
+static int call_ahead(called *c)
+{
+    const char *data = atomic_load_explicit(&ahead, memory_order_relaxed);
+    if (data != c->data) {
+        const size_t bytes = atomic_load_explicit(&ahead_bytes, memory_order_relaxed);
+        c->data = data;
+        c->at = ll_least((size_t)number * atomic_load_explicit(&ahead_first, memory_order_relaxed), bytes);
+        c->end = ll_least(bytes, c->at + AHEAD_BYTES);
+    }
+    if (c->at >= c->end)
+        return 0;
+    for (int line = 0; line < AHEAD_LINES; line++, c->at += 64)
+        __builtin_prefetch(data + c->at, 0, 2);
+    return 1;
+}
+
 static void *worker(void *mine)
 {
     number = (int)(intptr_t)mine;
     uint64_t seen = 0; /* generations begin at 1 */
+    called ahead_of = {NULL, 0, 0};
     int64_t rest_from = now_ns();
     for (unsigned look = 1;; look++) {
         uint64_t s = atomic_load_explicit(&state, memory_order_relaxed);
@@ -219,7 +255,7 @@ static void *worker(void *mine)
         } else if (look % 64 == 0 && now_ns() - rest_from > SPIN_NS) {
             sleep_until_joinable(seen);
             rest_from = now_ns();
-        } else {
+        } else if (!call_ahead(&ahead_of)) {
             pause_cpu();
         }
     }

@@ -115,6 +115,16 @@ static int plan_norm(const ll_run *run, const ll_call *c, size_t rows)
     return 0;
 }
 
+/* Tells idle threads of the next linear layer's weight; after the last one it is the next run's first. */
+static void plan_ahead(const ll_plan *plan, const ll_call *c)
+{
+    const ll_call *next = c, *end = plan->calls + plan->count;
+    do
+        next = next + 1 < end ? next + 1 : plan->calls;
+    while (next->op != LL_CALL_LINEAR);
+    ll_linear_ahead(&next->weight);
+}
+
 static int plan_linear(const ll_run *run, const ll_call *c, size_t rows)
 {
     const ptrdiff_t size = sizeof(float);
@@ -242,7 +252,10 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
         case LL_CALL_PLACES: plan_rows(run, c, run->rows, plan_places_task); break;
         case LL_CALL_LAYER_NORM:
         case LL_CALL_RMS_NORM: failed = plan_norm(run, c, run->rows); break;
-        case LL_CALL_LINEAR: failed = plan_linear(run, c, run->rows); break;
+        case LL_CALL_LINEAR:
+            plan_ahead(run->plan, c);
+            failed = plan_linear(run, c, run->rows);
+            break;
         case LL_CALL_ROPE: plan_rope(run, c, run->rows); break;
         case LL_CALL_ATTENTION:
             failed = plan_attention(run, c);
