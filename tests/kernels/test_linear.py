@@ -293,7 +293,9 @@ def test_batch_invariance_check_can_fail():
 
 @pytest.mark.parametrize("threads", (2, 3, 8))
 def test_thread_invariant(threads):
-    for M, K, N in ((1, 1024, 5000), (2, 1024, 3000), (12, 1024, 1024), (200, 300, 1000), (3000, 64, 64)):
+    """Also by rows, with tiles in parts and uneven ones, and with x for each thread alone."""
+    shapes = (1, 1024, 5000), (2, 1024, 3000), (12, 1024, 1024), (200, 300, 1000), (3000, 64, 64)
+    for M, K, N in (*shapes, (130, 384, 384), (505, 70, 600), (1037, 40, 530), (34, 1536, 390)):
         x, w = normal(M, K), normal(K, N, seed=1)
         h = normal(M, N, seed=2)
         for kept in DTYPES:
@@ -304,6 +306,8 @@ def test_thread_invariant(threads):
             with num_threads(threads):
                 assert_same_bits(packed(x), wanted, f"{M, K, N}, {kept}")
                 assert_same_bits(packed(x, activation="silu", residual=h), fused, f"{M, K, N}, {kept}, fused")
+                into = h.copy()
+                assert_same_bits(packed(x, activation="silu", residual=into, out=into), fused, "into the residual")
                 plain = llorch.linear(x, reference.narrow(w, DTYPES[kept]))
                 assert_same_bits(plain, wanted, f"{M, K, N}, plain {kept}")
                 assert_same_bits(PackedLinear(w, dtype=kept)(x), wanted, f"{M, K, N}, packed by {threads}")
