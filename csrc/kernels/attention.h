@@ -168,7 +168,15 @@ LL_INLINE void attention_scores_part(const float *q, const float *keys, size_t D
                            size_t P)
 {
     const size_t V = P * TILE_PANEL_VECTORS;
-    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS], c = vf_set1(scale);
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+    const vf c = vf_set1(scale);
+    if (D <= LL_BLOCK) { /* nearly always: the sums never leave their registers */
+        tile_block(R, V, TILE_PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, D, y);
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            vf_store(s + i / V * s_stride + i % V * LL_VL, vf_mul(vf_add(vf_zero(), y[i]), c));
+        return;
+    }
     for (size_t i = 0; i < R * V; i++)
         y[i] = vf_zero();
     tile_dot(R, V, TILE_PANEL_VECTORS, q, 1, R, (const char *)keys, LL_PANEL, D * LL_PANEL, LL_F32, D, NULL, 0, 0, y);
@@ -188,15 +196,14 @@ LL_INLINE void attention_values_part(const float *e, size_t e_stride, const atte
                            float *o, size_t o_stride, size_t R, size_t P)
 {
     const size_t V = P * TILE_PANEL_VECTORS;
-    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
-    for (size_t r = 0; r < R; r++)
-        for (size_t i = 0; i < V; i++)
-            y[r * V + i] = vf_load(o + r * o_stride + i * LL_VL);
-    tile_dot(R, V, TILE_PANEL_VECTORS, e, e_stride, 1, v->at + column * v->panel * sizeof(float), v->stride, v->panel,
-             LL_F32, count, NULL, 0, 0, y);
-    for (size_t r = 0; r < R; r++)
-        for (size_t i = 0; i < V; i++)
-            vf_store(o + r * o_stride + i * LL_VL, y[r * V + i]);
+    vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+    tile_block(R, V, TILE_PANEL_VECTORS, e, e_stride, 1, v->at + column * v->panel * sizeof(float), v->stride, v->panel, count,
+               p);
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++) {
+        float *to = o + i / V * o_stride + i % V * LL_VL;
+        vf_store(to, vf_add(vf_load(to), p[i]));
+    }
 }
 
 /* As many panels at a time as R rows take, then one by one. */

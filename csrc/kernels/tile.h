@@ -120,6 +120,19 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
         tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
 }
 
+/* p = one block of dot128, of float32: count values of k, from +0. */
+LL_INLINE void tile_block(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b, size_t b_k,
+                          size_t b_panel, size_t count, vf *p)
+{
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        p[i] = vf_zero();
+    if (count == LL_BLOCK) /* a constant length: fewer branches, and one that is foreseen */
+        tile_fma(R, V, panel, a, a_row, a_k, b, b_k, b_panel, LL_F32, LL_BLOCK, NULL, 0, 0, 0, p);
+    else
+        tile_fma(R, V, panel, a, a_row, a_k, b, b_k, b_panel, LL_F32, count, NULL, 0, 0, 0, p);
+}
+
 /* y += dot128 over K values of k that begin at a boundary of blocks: y [R * V] vectors, in memory. */
 LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
                         size_t b_k, size_t b_panel, int dtype, size_t K, const char *ahead, size_t ahead_k, size_t ahead_panel,
