@@ -62,6 +62,8 @@
 #define LL_NOINLINE static __attribute__((noinline, unused))
 /* What is in memory stays there: no value is kept in a register from before to after. */
 #define LL_MEMORY() __asm__ volatile("" ::: "memory")
+/* An array that is written before it is read, where no compiler sees it. */
+#define LL_UNSET(array) __asm__("" : "=m"(array))
 
 /* Before a loop: n times its body. Not under a sanitizer: its checks would be repeated with it, which takes compilers many
  * minutes, and where the loops stay loops it sees every index of a register, too. */

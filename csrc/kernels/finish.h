@@ -46,26 +46,50 @@ LL_INLINE float *linear_sum(const linear_place *t, size_t V, size_t i)
     return t->sums + i % V / TILE_PANEL_VECTORS * t->sums_panel + i / V * LL_PANEL + i % TILE_PANEL_VECTORS * LL_VL;
 }
 
+/* Vectors of columns of a tile, at most. */
+#define LINEAR_MOST (TILE_MOST_PANELS * TILE_PANEL_VECTORS)
+
+LL_INLINE void linear_bias(const linear_place *t, size_t V, vf *bias)
+{
+    const size_t N = t->args->weight.N;
+    const char *from = (const char *)t->args->bias;
+    LL_UNROLL
+    for (size_t v = 0; v < V; v++) {
+        const size_t n = t->n + v * LL_VL, count = from && n < N ? ll_least(LL_VL, N - n) : 0;
+        bias[v] = count ? row_load_n(from, n, count, LL_F32) : vf_zero();
+    }
+}
+
 /* y is the bias, or what the part before has left. */
 LL_INLINE void linear_begin(const linear_place *t, size_t R, size_t V, vf *y)
 {
-    const size_t N = t->args->weight.N;
     if (!t->first) {
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_load(linear_sum(t, V, i));
-    } else if (!t->args->bias) {
+        return;
+    }
+    vf bias[LINEAR_MOST];
+    linear_bias(t, V, bias);
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        y[i] = bias[i % V];
+}
+
+/* p = that + p */
+LL_INLINE void linear_add_begin(const linear_place *t, size_t R, size_t V, vf *p)
+{
+    if (!t->first) {
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
-            y[i] = vf_zero();
-    } else {
-        for (size_t v = 0; v < V; v++) {
-            size_t n = t->n + v * LL_VL, count = n < N ? ll_least(LL_VL, N - n) : 0;
-            vf bias = count ? row_load_n((const char *)t->args->bias, n, count, LL_F32) : vf_zero();
-            for (size_t r = 0; r < R; r++)
-                y[r * V + v] = bias;
-        }
+            p[i] = vf_add(vf_load(linear_sum(t, V, i)), p[i]);
+        return;
     }
+    vf bias[LINEAR_MOST];
+    linear_bias(t, V, bias);
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        p[i] = vf_add(bias[i % V], p[i]);
 }
 
 LL_INLINE char *linear_to(const linear_place *t)
@@ -90,29 +114,45 @@ LL_INLINE void linear_call(const linear_place *t, size_t R, size_t V)
         }
 }
 
-/* y to where the next part finds it, or finished to its place. */
-LL_INLINE void linear_end(const linear_place *t, size_t R, size_t V, vf *y)
+/* float32 to its place, after the activation: constant loops, which keep to registers. */
+LL_INLINE void linear_store(const linear_place *t, size_t R, size_t V, const vf *y)
+{
+    const ll_linear_args *a = t->args;
+    char *to = linear_to(t);
+    const char *residual = a->residual ? (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float)
+                                       : NULL;
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++) {
+        vf v = y[i];
+        if (residual)
+            v = vf_add(v, row_load(residual + (ptrdiff_t)(i / V) * a->residual_stride, i % V * LL_VL, LL_F32));
+        row_store(to + (ptrdiff_t)(i / V) * a->y_stride, i % V * LL_VL, v, LL_F32);
+    }
+}
+
+/* p to where the next part finds it, or finished to its place. */
+LL_INLINE void linear_end(const linear_place *t, size_t R, size_t V, const vf *p)
 {
     const ll_linear_args *a = t->args;
     const size_t N = a->weight.N;
     if (!t->last) {
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
-            vf_store(linear_sum(t, V, i), y[i]);
+            vf_store(linear_sum(t, V, i), p[i]);
         return;
     }
+    const int inside = t->n + V * LL_VL <= N && a->dtype == LL_F32; /* no column past N */
+    if (inside && !a->activation) {
+        linear_store(t, R, V, p);
+        return;
+    }
+    vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        y[i] = p[i];
     linear_activate(a, y, R * V * LL_VL);
-    if (t->n + V * LL_VL <= N && a->dtype == LL_F32) { /* no column past N: constant loops, which keep to registers */
-        char *to = linear_to(t);
-        if (a->residual) {
-            const char *residual = (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float);
-            LL_UNROLL
-            for (size_t i = 0; i < R * V; i++)
-                y[i] = vf_add(y[i], row_load(residual + (ptrdiff_t)(i / V) * a->residual_stride, i % V * LL_VL, LL_F32));
-        }
-        LL_UNROLL
-        for (size_t i = 0; i < R * V; i++)
-            row_store(to + (ptrdiff_t)(i / V) * a->y_stride, i % V * LL_VL, y[i], LL_F32);
+    if (inside) {
+        linear_store(t, R, V, y);
         return;
     }
     for (size_t r = 0; r < R; r++)

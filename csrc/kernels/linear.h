@@ -43,11 +43,32 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
 {
     const size_t V = P * TILE_PANEL_VECTORS;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
-    linear_begin(&t->at, R, V, y);
+    LL_UNSET(y);
     linear_call(&t->at, R, V);
-    tile_dot(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, t->kc, t->ahead, t->ahead_k,
-             t->ahead_panel, y);
-    linear_end(&t->at, R, V, y);
+    if (!t->kc) {
+        linear_begin(&t->at, R, V, y);
+        linear_end(&t->at, R, V, y);
+        return;
+    }
+    for (size_t k = 0;; k += LL_BLOCK) { /* the sums are in memory only between two blocks: a store takes as long as two fma */
+        vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
+        tile_part(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, k, t->kc, t->ahead, t->ahead_k,
+                  t->ahead_panel, p);
+        if (k == 0) {
+            linear_add_begin(&t->at, R, V, p);
+        } else {
+            LL_UNROLL
+            for (size_t i = 0; i < R * V; i++)
+                p[i] = vf_add(y[i], p[i]);
+        }
+        if (t->kc - k <= LL_BLOCK) {
+            linear_end(&t->at, R, V, p);
+            return;
+        }
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++)
+            y[i] = p[i];
+    }
 }
 
 /* R rows on `panels` panels, as many at a time as R rows take. */

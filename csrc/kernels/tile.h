@@ -120,45 +120,37 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
         tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
 }
 
-/* p = one block of dot128, of float32: count values of k, from +0. */
-LL_INLINE void tile_block(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b, size_t b_k,
-                          size_t b_panel, size_t count, vf *p)
+/* p = the block of dot128 that begins at k, of K values of k: its products' sums, from +0. */
+LL_INLINE void tile_part(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                         size_t b_k, size_t b_panel, int dtype, size_t k, size_t K, const char *ahead, size_t ahead_k,
+                         size_t ahead_panel, vf *p)
 {
+    const float *ak = a + k * a_k;
+    const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
     LL_UNROLL
     for (size_t i = 0; i < R * V; i++)
         p[i] = vf_zero();
-    if (count == LL_BLOCK) /* a constant length: fewer branches, and one that is foreseen */
-        tile_fma(R, V, panel, a, a_row, a_k, b, b_k, b_panel, LL_F32, LL_BLOCK, NULL, 0, 0, 0, p);
-    else
-        tile_fma(R, V, panel, a, a_row, a_k, b, b_k, b_panel, LL_F32, count, NULL, 0, 0, 0, p);
+    if (K - k == LL_BLOCK && dtype != LL_F32 && V > panel) { /* what comes after these panels' ends are the next ones */
+        const size_t half = LL_BLOCK / 2, ends = TILE_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, TILE_AHEAD, p);
+        next = next ? next + half * ahead_k : NULL;
+        ak += half * a_k;
+        bk += half * b_k * ll_dtype_size(dtype);
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, ends, p);
+    } else if (K - k >= LL_BLOCK) { /* a constant length: fewer branches, and one that is foreseen */
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel, TILE_AHEAD, p);
+    } else {
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, TILE_AHEAD, p);
+    }
 }
 
 /* y += dot128 over K values of k that begin at a boundary of blocks: y [R * V] vectors, in memory. */
 LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t K, const char *ahead, size_t ahead_k, size_t ahead_panel,
-                        vf *y)
+                        size_t b_k, size_t b_panel, int dtype, size_t K, vf *y)
 {
     for (size_t k = 0; k < K; k += LL_BLOCK) {
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL];
-        LL_UNROLL
-        for (size_t i = 0; i < R * V; i++)
-            p[i] = vf_zero();
-        const float *ak = a + k * a_k;
-        const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
-        if (K - k == LL_BLOCK && dtype != LL_F32 && V > panel) { /* what comes after these panels' ends are the next ones */
-            const size_t half = LL_BLOCK / 2, ends = TILE_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, TILE_AHEAD, p);
-            next = next ? next + half * ahead_k : NULL;
-            ak += half * a_k;
-            bk += half * b_k * ll_dtype_size(dtype);
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, ends, p);
-        } else if (K - k >= LL_BLOCK) { /* a constant length: fewer branches, and one that is foreseen */
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel,
-                     TILE_AHEAD, p);
-        } else {
-            tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, TILE_AHEAD,
-                     p);
-        }
+        tile_part(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, k, K, NULL, 0, 0, p);
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_add(y[i], p[i]);
