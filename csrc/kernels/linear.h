@@ -169,7 +169,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
                         .kc = kc, .b = direct ? packed : (const char *)room + p * kc * LL_PANEL * sizeof(float),
                         .b_panel = (direct ? K_packed : kc) * LL_PANEL, .ahead = (const char *)x};
-                    if (direct && count > 1) { /* the tiles share the calls for what comes after, whoever will take it */
+                    if (direct && w->format == LL_F32 && rows > 2) { /* the tiles share the calls, whoever will take the panels */
                         const ptrdiff_t whole = (ptrdiff_t)(K_packed * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
                         part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
                                      : !last ? packed - (ptrdiff_t)p * whole + (ptrdiff_t)(kc * LL_PANEL * size)
