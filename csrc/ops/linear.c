@@ -26,8 +26,9 @@
 #define MANY_PANELS 32
 #define ROWS_PARTS 4
 #define ROWS_AT_ONCE 43
-/* x of its own: at most so many values, and at least so many columns a thread. */
+/* x of its own: at most so many values, and of all threads together, and at least so many columns a thread. */
 #define OWN_VALUES ((size_t)1 << 18)
+#define OWN_VALUES_ALL ((size_t)1 << 22)
 #define OWN_COLUMNS 128
 /* Panels that are packed and used in turn. */
 #define TOGETHER 4
@@ -71,7 +72,8 @@ static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, s
     if (w->packed && w->format == LL_F32 && tiles >= ROWS_TILES * threads
         && ll_packed_bytes(w->K, w->N, LL_F32) <= ROWS_WEIGHT_BYTES)
         return LL_BY_ROWS;
-    const int own = threads > 1 && !x_is_packed(a) && a->M * w->K <= OWN_VALUES && w->N >= OWN_COLUMNS * threads;
+    const int own = threads > 1 && !x_is_packed(a) && a->M * w->K <= ll_least(OWN_VALUES, OWN_VALUES_ALL / threads)
+                    && w->N >= OWN_COLUMNS * threads;
     return own ? LL_OWN_X : LL_BY_PANELS;
 }
 
