@@ -83,7 +83,7 @@ static linear_job job_of(const ll_linear_args *a)
     const int integers = a->weight.compute == LL_INT16;
     const size_t tiles = kernels->pack_tiles(a->M), panels = ll_panels(a->weight.N);
     /* no more than there is work for: a tile or a panel each */
-    const size_t threads = ll_least((size_t)llorch_get_num_threads(), tiles > panels ? tiles : panels);
+    const size_t work = tiles > panels ? tiles : panels, threads = ll_least((size_t)llorch_get_num_threads(), work ? work : 1);
     linear_job job = {.args = a, .kernels = kernels, .tiles = tiles, .panels = panels,
                       .way = way_of(a, tiles, panels, threads),
                       .pack_x = integers ? kernels->pack_integers : kernels->pack_x,
@@ -142,11 +142,17 @@ static void pack_weight_task(void *context, size_t begin, size_t end)
     job->kernels->pack(&job->args->weight, LL_F32, job->packed, begin, end);
 }
 
+/* What of a thread's workspace is the kernel's, or NULL. */
+static float *kernels_part(const linear_job *job, float *own)
+{
+    return job->workspaces.floats > job->own ? own + job->own : NULL;
+}
+
 static void panels_task(void *context, size_t begin, size_t end)
 {
     linear_job *job = context;
     int slot = 0;
-    float *const own = ll_workspace_take(&job->workspaces, &slot), *const workspace = own ? own + job->own : NULL;
+    float *const own = ll_workspace_take(&job->workspaces, &slot), *const workspace = kernels_part(job, own);
     const float *x = job->own ? own : job->x;
     if (job->own && !job->filled[slot]) {
         job->pack_x(job->args, own, 0, job->tiles);
@@ -185,7 +191,7 @@ static void rows_task(void *context, size_t begin, size_t end)
         const size_t made = job->kernels->pack_tiles(rows.M);
         job->pack_x(&rows, own, 0, made);
         job->linear(&rows, own, 0, made, whole ? 0 : job->panels * first / job->parts,
-                    whole ? job->panels : job->panels * (first + taken) / job->parts, own + job->own);
+                    whole ? job->panels : job->panels * (first + taken) / job->parts, kernels_part(job, own));
         begin += taken;
     }
     ll_workspace_give(&job->workspaces, slot);

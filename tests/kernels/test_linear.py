@@ -306,6 +306,10 @@ def test_thread_invariant(threads):
             with num_threads(threads):
                 assert_same_bits(packed(x), wanted, f"{M, K, N}, {kept}")
                 assert_same_bits(packed(x, activation="silu", residual=h), fused, f"{M, K, N}, {kept}, fused")
+                half, added = x.astype(np.float16), h.astype(np.float16)
+                with num_threads(1):
+                    wanted_half = packed(half, residual=added)
+                assert_same_bits(packed(half, residual=added, out=added), wanted_half, "float16, into the residual")
                 into = h.copy()
                 assert_same_bits(packed(x, activation="silu", residual=into, out=into), fused, "into the residual")
                 plain = llorch.linear(x, reference.narrow(w, DTYPES[kept]))
