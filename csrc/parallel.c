@@ -15,7 +15,8 @@
  * that the system had no time for is not waited for: it finds the job closed. As no worker reads the job
  * without having joined, and none is left in it when the caller goes, the job can be written again.
  *
- * Idle workers look at the state for SPIN_NS and then sleep. Sleeping is announced in `sleepers` before the
+ * Idle workers look at the state for SPIN_NS, meanwhile call for what the caller said comes next (ll_parallel_ahead: nothing
+ * is read, and what is torn or gone costs a few lines of cache), and then sleep. Sleeping is announced in `sleepers` before the
  * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
  * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
  *

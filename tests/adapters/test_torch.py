@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import torch.nn.functional as F  # noqa: E402
+from torch_modules import Calls  # noqa: E402
 
 from llorch.torch import exact, operators, report  # noqa: E402
 from llorch.torch.functions import Exact  # noqa: E402
@@ -506,15 +507,6 @@ def test_llorch_has_it_by_name():
 # ---- what a module's parts, types and neighbours may be -----------------------------------------------------
 
 
-class Written(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
-
-
 def pruned(module):
     from torch.nn.utils import prune
 
@@ -561,7 +553,7 @@ def test_a_familys_modules_keep_its_types():
                 near(made(x), module(x), 2e-5 if weight is given is torch.float32 else 0.02)
                 assert same(made(x)[1:2], made(x[1:2]))
                 assert ("rms_norm" in report(made, x).covered) == (weight is given)
-    wide = Written(lambda x: F.silu(x.float()))
+    wide = Calls(lambda x: F.silu(x.float()))
     assert exact(wide)(torch.ones(3, dtype=torch.bfloat16)).dtype is torch.float32
     config = transformers.T5Config(
         vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
@@ -577,12 +569,12 @@ def test_a_familys_modules_keep_its_types():
 def test_a_bound_far_out_is_kept():
     for most, x in ((20, [50.0, 1, -50]), (64504, [65000.0, 1, -9]), (1e25, [3e30, 1, -9])):
         for function in (F.silu, F.gelu):
-            module = Written(lambda x, f=function, m=most: f(x).clamp(max=m))
+            module = Calls(lambda x, f=function, m=most: f(x).clamp(max=m))
             near(exact(module)(torch.tensor(x)), module(torch.tensor(x)))
 
 
 def attend(*args, **kwargs):
-    return exact(Written(lambda: F.scaled_dot_product_attention(*args, **kwargs)), strict=True)()
+    return exact(Calls(lambda: F.scaled_dot_product_attention(*args, **kwargs)), strict=True)()
 
 
 def test_masks_of_wrong_shapes_are_refused():

@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from torch_modules import Calls  # noqa: E402
 
 from llorch.torch import exact  # noqa: E402
 
@@ -17,15 +18,6 @@ def inference():
     torch.manual_seed(0)
     with torch.inference_mode():
         yield
-
-
-class Calls(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *given):
-        return self.function(*given)
 
 
 def strict(function):
