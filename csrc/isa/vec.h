@@ -6,7 +6,8 @@
  *   LL_TILE_ROWS             rows of x that a tile of the matrix product takes at most, and
  *   LL_TILE_PANELS           panels of 16 columns that it takes then: the accumulators LL_TILE_ROWS x
  *                            LL_TILE_PANELS x 16 / LL_VL fill the register file, but for the operands
- *   LL_UNROLL                before a loop over registers: unroll it, so that they are registers (LL_UNROLL_BY)
+ *   LL_UNROLL                before a loop over registers, of constant turns: unroll it, so that they are registers
+ *                            (LL_UNROLL_WHOLE)
  *   vf                       a vector of LL_VL float32
  *
  *   vf_zero()  vf_set1(a)                     every lane +0.0, every lane a
@@ -65,20 +66,20 @@
 /* An array that is written before it is read, where no compiler sees it. */
 #define LL_UNSET(array) __asm__("" : "=m"(array))
 
-/* Before a loop: n times its body. Not under a sanitizer: its checks would be repeated with it, which takes compilers many
- * minutes, and where the loops stay loops it sees every index of a register, too. */
+/* Before a loop: n times its body; or, of at most n turns, a constant, the whole of it. clang doesn't get an array apart into
+ * registers while a loop over it is there, and unrolls by a number too late for that. Not under a sanitizer: its checks would be
+ * repeated with the body, which takes compilers many minutes, and where the loops stay loops it sees every index of a register,
+ * too. */
 #define LL_PRAGMA(words) _Pragma(#words)
 #if defined(LL_SANITIZE)
 #define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll 1)
+#define LL_UNROLL_WHOLE(n) LL_PRAGMA(GCC unroll 1)
 #elif defined(__clang__)
 #define LL_UNROLL_BY(n) LL_PRAGMA(clang loop unroll_count(n))
-#define LL_UNROLL_ALL LL_PRAGMA(clang loop unroll(full))
+#define LL_UNROLL_WHOLE(n) LL_PRAGMA(clang loop unroll(full))
 #else
 #define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll n)
-#endif
-/* A loop of constant turns as a whole; with a count clang leaves loops within loops as they are. */
-#ifndef LL_UNROLL_ALL
-#define LL_UNROLL_ALL LL_UNROLL
+#define LL_UNROLL_WHOLE(n) LL_PRAGMA(GCC unroll n)
 #endif
 
 #define LL_LANES 64

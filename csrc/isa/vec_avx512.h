@@ -3,7 +3,7 @@
 #define LL_STRIP 4
 #define LL_TILE_ROWS 12
 #define LL_TILE_PANELS 2
-#define LL_UNROLL LL_UNROLL_BY(24)
+#define LL_UNROLL LL_UNROLL_WHOLE(24)
 typedef __m512 vf;
 
 #define LL_FN static inline __attribute__((always_inline, unused))

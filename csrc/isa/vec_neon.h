@@ -3,7 +3,7 @@
 #define LL_STRIP 8
 #define LL_TILE_ROWS 6
 #define LL_TILE_PANELS 1
-#define LL_UNROLL LL_UNROLL_BY(16)
+#define LL_UNROLL LL_UNROLL_WHOLE(16)
 typedef float32x4_t vf;
 
 #define LL_FN static inline __attribute__((always_inline, unused))

@@ -18,7 +18,26 @@
 #define FEW_STEP(R) ((R) > 6 ? 16 : 8)
 #define FEW_VECTORS(R) ((R) <= 2 || 2 * (R) > LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL ? 1 : 2)
 
-/* p[r] = fma(x[i, r], w[i], p[r]) for i < steps, V vectors of columns; count is of a single vector that isn't whole. */
+/* v[r] = fma(x[r], w, v[r]): a row of the weight, V vectors of columns; count is of a single vector that isn't whole. */
+LL_INLINE void few_rows_row(const vf *xs, const float *x, size_t R, size_t V, const char *row, ptrdiff_t stride, size_t count,
+                            int type, vf *v)
+{
+    vf w[2];
+    for (size_t line = 0; line < V * LL_VL * ll_dtype_size(type); line += 64)
+        __builtin_prefetch(row + FEW_STEP(R) * stride + line, 0, 3);
+    LL_UNROLL
+    for (size_t j = 0; j < V; j++)
+        w[j] = count == LL_VL ? row_load(row, j * LL_VL, type) : row_load_n(row, 0, count, type);
+    LL_UNROLL
+    for (size_t r = 0; r < R; r++) {
+        vf xr = R <= 2 ? xs[r] : vf_set1(x[r]);
+        LL_UNROLL
+        for (size_t j = 0; j < V; j++)
+            v[r * V + j] = vf_fma(xr, w[j], v[r * V + j]);
+    }
+}
+
+/* p[r] = fma(x[i, r], w[i], p[r]) for i < steps. */
 LL_INLINE void few_rows_vectors(const vf *xs, const float *x, size_t R, size_t V, const char *row, ptrdiff_t stride,
                                 size_t steps, size_t count, int type, float *p)
 {
@@ -26,21 +45,14 @@ LL_INLINE void few_rows_vectors(const vf *xs, const float *x, size_t R, size_t V
     LL_UNROLL
     for (size_t i = 0; i < R * V; i++)
         v[i] = vf_load(p + i / V * FEW_STRIP + i % V * LL_VL);
-    LL_UNROLL
-    for (size_t i = 0; i < steps; i++, row += stride) {
-        vf w[2];
-        for (size_t line = 0; line < V * LL_VL * ll_dtype_size(type); line += 64)
-            __builtin_prefetch(row + FEW_STEP(R) * stride + line, 0, 3);
+    const size_t whole = FEW_STEP(R);
+    if (steps == whole) {
         LL_UNROLL
-        for (size_t j = 0; j < V; j++)
-            w[j] = count == LL_VL ? row_load(row, j * LL_VL, type) : row_load_n(row, 0, count, type);
-        LL_UNROLL
-        for (size_t r = 0; r < R; r++) {
-            vf xr = R <= 2 ? xs[i * R + r] : vf_set1(x[i * R + r]);
-            LL_UNROLL
-            for (size_t j = 0; j < V; j++)
-                v[r * V + j] = vf_fma(xr, w[j], v[r * V + j]);
-        }
+        for (size_t i = 0; i < whole; i++)
+            few_rows_row(xs + i * R, x + i * R, R, V, row + (ptrdiff_t)i * stride, stride, count, type, v);
+    } else {
+        for (size_t i = 0; i < steps; i++)
+            few_rows_row(xs + i * R, x + i * R, R, V, row + (ptrdiff_t)i * stride, stride, count, type, v);
     }
     LL_UNROLL
     for (size_t i = 0; i < R * V; i++)

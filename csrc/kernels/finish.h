@@ -119,15 +119,19 @@ LL_INLINE void linear_store(const linear_place *t, size_t R, size_t V, const vf 
 {
     const ll_linear_args *a = t->args;
     char *to = linear_to(t);
-    const char *residual = a->residual ? (const char *)a->residual + (ptrdiff_t)t->m * a->residual_stride + t->n * sizeof(float)
-                                       : NULL;
-    LL_UNROLL
-    for (size_t i = 0; i < R * V; i++) {
-        vf v = y[i];
-        if (residual)
-            v = vf_add(v, row_load(residual + (ptrdiff_t)(i / V) * a->residual_stride, i % V * LL_VL, LL_F32));
-        row_store(to + (ptrdiff_t)(i / V) * a->y_stride, i % V * LL_VL, v, LL_F32);
+    const ptrdiff_t stride = a->y_stride, residual_stride = a->residual_stride;
+    if (a->residual) {
+        const char *residual = (const char *)a->residual + (ptrdiff_t)t->m * residual_stride + t->n * sizeof(float);
+        LL_UNROLL
+        for (size_t i = 0; i < R * V; i++) {
+            const vf other = vf_load(residual + (ptrdiff_t)(i / V) * residual_stride + i % V * sizeof(vf));
+            vf_store(to + (ptrdiff_t)(i / V) * stride + i % V * sizeof(vf), vf_add(y[i], other));
+        }
+        return;
     }
+    LL_UNROLL
+    for (size_t i = 0; i < R * V; i++)
+        vf_store(to + (ptrdiff_t)(i / V) * stride + i % V * sizeof(vf), y[i]);
 }
 
 /* p to where the next part finds it, or finished to its place. */

@@ -254,7 +254,7 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
     linear_call(&t->at, R, V);
     for (size_t k = 0; k < t->kc; k += LL_BLOCK) {
         const size_t count = ll_least(LL_BLOCK, t->kc - k);
-        LL_UNROLL_ALL
+        LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             integers_add(p + i, vf_zero());
         for (size_t s = 0; s < count; s += sub) {
@@ -263,44 +263,44 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
                 for (size_t v = 0; v < P; v++)
                     __builtin_prefetch(ahead + line + v * t->ahead_panel, 0, 2);
             ahead += t->ahead_sub;
-            LL_UNROLL_ALL
+            LL_UNROLL
             for (size_t r = 0; r < R; r++) {
                 const vi first = t->minimum ? vi_zero() : vi_set1(blocks_word(sums + r));
-                LL_UNROLL_ALL
+                LL_UNROLL
                 for (size_t v = 0; v < V; v++)
                     S[r * V + v] = first;
             }
             for (size_t j = 0; j < sub / 2; j++, x += R, b += LL_PANEL) {
                 vi w[8];
-                LL_UNROLL_ALL
+                LL_UNROLL
                 for (size_t v = 0; v < V; v++)
                     w[v] = vi_load(b + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
-                LL_UNROLL_ALL
+                LL_UNROLL
                 for (size_t r = 0; r < R; r++) {
                     const vi xs = vi_set1(blocks_word(x + r));
-                    LL_UNROLL_ALL
+                    LL_UNROLL
                     for (size_t v = 0; v < V; v++)
                         S[r * V + v] = vi_dot(S[r * V + v], xs, w[v]);
                 }
             }
-            LL_UNROLL_ALL
+            LL_UNROLL
             for (size_t v = 0; v < V; v++)
                 d[v] = vf_load(D + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
             if (t->minimum) {
-                LL_UNROLL_ALL
+                LL_UNROLL
                 for (size_t v = 0; v < V; v++)
                     m[v] = vf_load(M + v / TILE_PANEL_VECTORS * t->b_panel + v % TILE_PANEL_VECTORS * LL_VL);
-                LL_UNROLL_ALL
+                LL_UNROLL
                 for (size_t i = 0; i < R * V; i++)
                     integers_add(p + i, vf_fma(vf_set1(sums[i / V]), m[i % V], vf_fma(vi_to_vf(S[i]), d[i % V], p[i])));
             } else {
-                LL_UNROLL_ALL
+                LL_UNROLL
                 for (size_t i = 0; i < R * V; i++)
                     integers_add(p + i, vf_fma(vi_to_vf(S[i]), d[i % V], p[i]));
             }
             sums += R, D += LL_PANEL, M += LL_PANEL;
         }
-        LL_UNROLL_ALL
+        LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             integers_keep(y + i, vf_fma(p[i], vf_set1(scales[i / V]), vf_load((const float *)(y + i))));
         scales += R;

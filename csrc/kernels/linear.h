@@ -52,8 +52,8 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
     }
     for (size_t k = 0;; k += LL_BLOCK) { /* the sums are in memory only between two blocks: a store takes as long as two fma */
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
-        tile_part(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, k, t->kc, t->ahead, t->ahead_k,
-                  t->ahead_panel, p);
+        tile_part(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, k, t->kc, R > 2 ? P : 1,
+                  t->ahead, t->ahead_k, t->ahead_panel, p); /* one row or two have nothing to call for */
         if (k == 0) {
             linear_add_begin(&t->at, R, V, p);
         } else {

@@ -89,22 +89,23 @@ LL_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, si
  *   a      value (r, k) is a[r * a_row + k * a_k]
  *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
  *          dtype, which widen exactly; panel is how many vectors lie side by side. bfloat16 is in pairs of k (llorch.h)
- *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k, as many lines
- *          as there are panels, ahead_panel bytes apart; or the constant NULL
+ *   ahead  what will be read later and is called for into the second cache, ahead_k bytes on for every k: `lines` lines,
+ *          ahead_panel bytes apart
  *   stream how far ahead of itself b is called for, in bytes, where dtype has 16 bits; into the second cache, as calls into the
  *          first wait for places there (measured: a tenth slower)
- * R, V, panel and dtype are constants wherever this is called: p then stays in registers. */
+ * R, V, panel, dtype and lines are constants wherever this is called: p then stays in registers. */
 LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t kc, const char *ahead, size_t ahead_k, size_t ahead_panel,
-                        size_t stream, vf *p)
+                        size_t b_k, size_t b_panel, int dtype, size_t kc, size_t lines, const char *ahead, size_t ahead_k,
+                        size_t ahead_panel, size_t stream, vf *p)
 {
     const size_t size = ll_dtype_size(dtype), rows = dtype == LL_BF16 ? 2 : 1; /* that lie together */
     size_t k = 0;
     LL_UNROLL_BY(4)
     for (; k + rows <= kc; k += rows) {
-        if (ahead) {
-            for (size_t v = 0; v < (R > 2 ? V : 1); v += panel) /* one row or two have nothing to call for */
-                __builtin_prefetch(ahead + v / panel * ahead_panel, 0, 2);
+        if (lines) {
+            LL_UNROLL
+            for (size_t i = 0; i < lines; i++)
+                __builtin_prefetch(ahead + i * ahead_panel, 0, 2);
             ahead += rows * ahead_k;
         }
         if (dtype != LL_F32 && k % 2 == 0)
@@ -122,25 +123,25 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
 
 /* p = the block of dot128 that begins at k, of K values of k: its products' sums, from +0. */
 LL_INLINE void tile_part(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                         size_t b_k, size_t b_panel, int dtype, size_t k, size_t K, const char *ahead, size_t ahead_k,
-                         size_t ahead_panel, vf *p)
+                         size_t b_k, size_t b_panel, int dtype, size_t k, size_t K, size_t lines, const char *ahead,
+                         size_t ahead_k, size_t ahead_panel, vf *p)
 {
     const float *ak = a + k * a_k;
-    const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead ? ahead + k * ahead_k : NULL;
+    const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = lines ? ahead + k * ahead_k : NULL;
     LL_UNROLL
     for (size_t i = 0; i < R * V; i++)
         p[i] = vf_zero();
     if (K - k == LL_BLOCK && dtype != LL_F32 && V > panel) { /* what comes after these panels' ends are the next ones */
         const size_t half = LL_BLOCK / 2, ends = TILE_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
-        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, TILE_AHEAD, p);
-        next = next ? next + half * ahead_k : NULL;
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, lines, next, ahead_k, ahead_panel, TILE_AHEAD, p);
+        next = lines ? next + half * ahead_k : NULL;
         ak += half * a_k;
         bk += half * b_k * ll_dtype_size(dtype);
-        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, next, ahead_k, ahead_panel, ends, p);
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, lines, next, ahead_k, ahead_panel, ends, p);
     } else if (K - k >= LL_BLOCK) { /* a constant length: fewer branches, and one that is foreseen */
-        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, next, ahead_k, ahead_panel, TILE_AHEAD, p);
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, LL_BLOCK, lines, next, ahead_k, ahead_panel, TILE_AHEAD, p);
     } else {
-        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, next, ahead_k, ahead_panel, TILE_AHEAD, p);
+        tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, K - k, lines, next, ahead_k, ahead_panel, TILE_AHEAD, p);
     }
 }
 
@@ -150,7 +151,7 @@ LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t
 {
     for (size_t k = 0; k < K; k += LL_BLOCK) {
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL];
-        tile_part(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, k, K, NULL, 0, 0, p);
+        tile_part(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, k, K, 0, NULL, 0, 0, p);
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_add(y[i], p[i]);
