@@ -85,6 +85,22 @@ LL_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, si
     }
 }
 
+/* p += a * b for one k, or two of bfloat16, which lie together: a step of tile_fma, which begins at k. */
+LL_INLINE void tile_step(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                         size_t b_panel, int dtype, size_t k, size_t lines, const char *ahead, size_t ahead_panel,
+                         size_t stream, vf *p)
+{
+    LL_UNROLL
+    for (size_t i = 0; i < lines; i++)
+        __builtin_prefetch(ahead + i * ahead_panel, 0, 2);
+    if (dtype != LL_F32 && k % 2 == 0)
+        for (size_t v = 0; v < V; v += panel)
+            __builtin_prefetch(b + (v / panel) * b_panel * ll_dtype_size(dtype) + stream, 0, 2);
+    tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
+    if (dtype == LL_BF16)
+        tile_row_fma(R, V, panel, a + a_k, a_row, b, b_panel, 1, dtype, p);
+}
+
 /* p += a * b over kc values of k, kc at most what is left of a block of 128.
  *   a      value (r, k) is a[r * a_row + k * a_k]
  *   b      vector v of row k is at b + k * b_k + (v / panel) * b_panel + (v % panel) * LL_VL, counted in values of
@@ -98,24 +114,16 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
                         size_t b_k, size_t b_panel, int dtype, size_t kc, size_t lines, const char *ahead, size_t ahead_k,
                         size_t ahead_panel, size_t stream, vf *p)
 {
-    const size_t size = ll_dtype_size(dtype), rows = dtype == LL_BF16 ? 2 : 1; /* that lie together */
+    const size_t rows = dtype == LL_BF16 ? 2 : 1; /* that lie together */
+    const size_t a_step = rows * a_k, b_step = rows * b_k * ll_dtype_size(dtype), ahead_step = rows * ahead_k;
     size_t k = 0;
-    LL_UNROLL_BY(4)
-    for (; k + rows <= kc; k += rows) {
-        if (lines) {
-            LL_UNROLL
-            for (size_t i = 0; i < lines; i++)
-                __builtin_prefetch(ahead + i * ahead_panel, 0, 2);
-            ahead += rows * ahead_k;
-        }
-        if (dtype != LL_F32 && k % 2 == 0)
-            for (size_t v = 0; v < V; v += panel)
-                __builtin_prefetch(b + (v / panel) * b_panel * size + stream, 0, 2);
-        LL_UNROLL
-        for (size_t i = 0; i < rows; i++)
-            tile_row_fma(R, V, panel, a + i * a_k, a_row, b, b_panel, i, dtype, p);
-        a += rows * a_k;
-        b += rows * b_k * size;
+    if (R > 3) { /* a step is long enough by itself; of several clang loads all first, into more registers than there are */
+        for (; k + rows <= kc; k += rows, a += a_step, b += b_step, ahead += ahead_step)
+            tile_step(R, V, panel, a, a_row, a_k, b, b_panel, dtype, k, lines, ahead, ahead_panel, stream, p);
+    } else {
+        LL_UNROLL_BY(4)
+        for (; k + rows <= kc; k += rows, a += a_step, b += b_step, ahead += ahead_step)
+            tile_step(R, V, panel, a, a_row, a_k, b, b_panel, dtype, k, lines, ahead, ahead_panel, stream, p);
     }
     if (k < kc) /* the last of an odd K */
         tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
@@ -127,14 +135,14 @@ LL_INLINE void tile_part(size_t R, size_t V, size_t panel, const float *a, size_
                          size_t ahead_k, size_t ahead_panel, vf *p)
 {
     const float *ak = a + k * a_k;
-    const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = lines ? ahead + k * ahead_k : NULL;
+    const char *bk = b + k * b_k * ll_dtype_size(dtype), *next = ahead + k * ahead_k;
     LL_UNROLL
     for (size_t i = 0; i < R * V; i++)
         p[i] = vf_zero();
     if (K - k == LL_BLOCK && dtype != LL_F32 && V > panel) { /* what comes after these panels' ends are the next ones */
         const size_t half = LL_BLOCK / 2, ends = TILE_AHEAD + (V / panel - 1) * b_panel * ll_dtype_size(dtype);
         tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, lines, next, ahead_k, ahead_panel, TILE_AHEAD, p);
-        next = lines ? next + half * ahead_k : NULL;
+        next += half * ahead_k;
         ak += half * a_k;
         bk += half * b_k * ll_dtype_size(dtype);
         tile_fma(R, V, panel, ak, a_row, a_k, bk, b_k, b_panel, dtype, half, lines, next, ahead_k, ahead_panel, ends, p);
@@ -151,7 +159,7 @@ LL_INLINE void tile_dot(size_t R, size_t V, size_t panel, const float *a, size_t
 {
     for (size_t k = 0; k < K; k += LL_BLOCK) {
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL];
-        tile_part(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, k, K, 0, NULL, 0, 0, p);
+        tile_part(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, k, K, 0, b, 0, 0, p);
         LL_UNROLL
         for (size_t i = 0; i < R * V; i++)
             y[i] = vf_add(y[i], p[i]);
