@@ -34,6 +34,8 @@
  *   vi_shr(v, n)  vi_shr16(v, n)              logical shifts, of 32 bits or of each 16
  *   vi_shl(v, n)  vi_and(a, b)  vi_or(a, b)   vi_and_or(a, b, c): (a & b) | c
  *   vi_dot(v, a, b)                           v + the sum of the products of a's and b's pairs of signed 16 bits
+ *   vi_dot_chain(v, a, b)                     the same, of long chains of which few are side by side: newer clangs make two
+ *                                             instructions of one there, for its latency; optional, LL_DOT_CHAIN
  *   vi_to_vf(v)  vi_from_vf(v)                signed integers to float32 and back, rounded to nearest even
  *   vi_as_vf(v)                               the same bits
  *   vi_store_i16(p, v)                        LL_VL integers, which fit, as 16 bits
@@ -80,6 +82,10 @@
 #else
 #define LL_UNROLL_BY(n) LL_PRAGMA(GCC unroll n)
 #define LL_UNROLL_WHOLE(n) LL_PRAGMA(GCC unroll n)
+#endif
+
+#ifndef LL_DOT_CHAIN
+LL_INLINE vi vi_dot_chain(vi v, vi a, vi b) { return vi_dot(v, a, b); }
 #endif
 
 #define LL_LANES 64

@@ -25,7 +25,7 @@
 #if LL_TILE_ROWS == 2
 #define BLOCKS_UNROLL(n)
 #else
-#define BLOCKS_UNROLL(n) LL_UNROLL_BY(n)
+#define BLOCKS_UNROLL(n) LL_UNROLL_WHOLE(n)
 #endif
 
 /* Bytes from word to word of a plane. */

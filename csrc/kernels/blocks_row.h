@@ -76,7 +76,7 @@ LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *p
                             LL_UNROLL
                             for (size_t v = 0; v < V; v++) {
                                 const char *q = from + v / TILE_PANEL_VECTORS * bytes + v % TILE_PANEL_VECTORS * sizeof(vi);
-                                S[v] = vi_dot(S[v], xs, blocks_pair(q, (unsigned)j, format));
+                                S[v] = vi_dot_chain(S[v], xs, blocks_pair(q, (unsigned)j, format));
                             }
                         }
                         LL_UNROLL
