@@ -16,7 +16,7 @@
 /* Rows of the weight that R rows take at a time: their chains are fetched and put back once for so many. Vectors of
  * columns: chains enough, and no more than registers. */
 #define FEW_STEP(R) ((R) > 6 ? 16 : 8)
-#define FEW_VECTORS(R) ((R) <= 2 || 2 * (R) > LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL ? 1 : 2)
+#define FEW_VECTORS(R) ((R) == 2 || 2 * (R) > LL_TILE_ROWS * LL_TILE_PANELS * LL_PANEL / LL_VL ? 1 : 2)
 
 /* v[r] = fma(x[r], w, v[r]): a row of the weight, V vectors of columns; count is of a single vector that isn't whole. */
 LL_INLINE void few_rows_row(const vf *xs, const float *x, size_t R, size_t V, const char *row, ptrdiff_t stride, size_t count,
