@@ -346,9 +346,13 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end);
 void *ll_scratch_take(size_t bytes);
 void ll_scratch_give(void *scratch);
 
-/* Memory for weights and caches, aligned to 64 at least; NULL when there is none. */
+/* Memory for caches and work, aligned to 64 at least; NULL when there is none. */
 void *ll_memory_new(size_t bytes);
 void ll_memory_free(void *memory);
+
+/* The same for packed weights, which lie side by side in large pages where the system has them. */
+void *ll_weight_new(size_t bytes);
+void ll_weight_free(void *memory);
 
 /* ---- functions of one variable (ops/unary.c, exact.c) --------------------------------------- */
 

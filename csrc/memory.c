@@ -49,7 +49,9 @@ void ll_scratch_give(void *scratch)
     free(b);
 }
 
-/* Weights are read from front to back again and again: large pages save a walk through the page tables every 4 KB. */
+/* ---- memory that stays -------------------------------------------------------------------------- */
+
+/* What is read from front to back again and again: large pages save a walk through the page tables every 4 KB. */
 #define LARGE_PAGE ((size_t)2 << 20)
 
 void *ll_memory_new(size_t bytes)
@@ -67,3 +69,85 @@ void *ll_memory_new(size_t bytes)
 }
 
 void ll_memory_free(void *memory) { free(memory); }
+
+/* ---- weights -------------------------------------------------------------------------------------
+ *
+ * Most weights of a small model are smaller than a large page. They lie in regions of such pages, one behind the other:
+ * products of 34 rows on 42 MB of them are a tenth faster than with a page every 4 KB (measured). A region is freed with
+ * its last weight; until then the pages of a weight that is freed go back by themselves. */
+#define REGION_BYTES (16 * LARGE_PAGE)
+#define OWN_REGION (4 * LARGE_PAGE) /* from so many bytes on a weight has one to itself */
+#define MOST_PAGE ((uintptr_t)1 << 16) /* of any system: what is given back begins and ends at these */
+
+#if defined(__linux__) && defined(MADV_HUGEPAGE) && !defined(LL_SANITIZE)
+#define REGIONS 1
+#else /* no large pages to wish for, or somebody who looks at where each weight ends */
+#define REGIONS 0
+#endif
+
+typedef struct region {
+    atomic_size_t owners; /* its weights, and `current` */
+    size_t used, bytes;
+} region; /* followed by the weights, ALIGNMENT further on */
+
+typedef struct weight {
+    region *in;
+    size_t bytes; /* with this */
+} weight; /* followed by the memory, ALIGNMENT further on */
+
+static _Atomic(region *) current; /* where the next weight goes: who takes it out has it alone */
+
+static region *region_new(size_t bytes)
+{
+    region *r = ll_memory_new(bytes);
+    if (!r)
+        return NULL;
+    atomic_init(&r->owners, 1);
+    r->used = ALIGNMENT;
+    r->bytes = bytes;
+    return r;
+}
+
+static void region_release(region *r)
+{
+    if (r && atomic_fetch_sub_explicit(&r->owners, 1, memory_order_acq_rel) == 1)
+        ll_memory_free(r);
+}
+
+void *ll_weight_new(size_t bytes)
+{
+    if (bytes > SIZE_MAX - 4 * ALIGNMENT)
+        return NULL;
+    const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT;
+    const int own = !REGIONS || whole >= OWN_REGION;
+    region *r = own ? NULL : atomic_exchange_explicit(&current, NULL, memory_order_acq_rel);
+    if (!r || r->bytes - r->used < whole) {
+        region_release(r);
+        r = region_new(own ? whole + ALIGNMENT : REGION_BYTES);
+        if (!r)
+            return NULL;
+    }
+    weight *w = (weight *)(void *)((char *)r + r->used);
+    *w = (weight){r, whole};
+    r->used += whole;
+    atomic_fetch_add_explicit(&r->owners, 1, memory_order_relaxed);
+    region_release(own ? r : atomic_exchange_explicit(&current, r, memory_order_acq_rel));
+    return (char *)w + ALIGNMENT;
+}
+
+void ll_weight_free(void *memory)
+{
+    if (!memory)
+        return;
+    const weight *w = (weight *)(void *)((char *)memory - ALIGNMENT);
+    region *r = w->in;
+#if REGIONS
+    if (r->bytes == REGION_BYTES) { /* of several, the others' pages stay */
+        const uintptr_t begin = ((uintptr_t)memory + MOST_PAGE - 1) / MOST_PAGE * MOST_PAGE;
+        const uintptr_t end = ((uintptr_t)w + w->bytes) / MOST_PAGE * MOST_PAGE;
+        if (begin < end)
+            (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
+#endif
+    region_release(r);
+}

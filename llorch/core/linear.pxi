@@ -19,6 +19,8 @@ cdef extern from "llorch.h" nogil:
     void ll_packed_row(const ll_weight *, size_t k, float *y)
     void *ll_memory_new(size_t)
     void ll_memory_free(void *)
+    void *ll_weight_new(size_t)
+    void ll_weight_free(void *)
 
 
 cdef dict _functions = {"gelu": LL_GELU, "gelu_tanh": LL_GELU_TANH, "silu": LL_SILU, "relu": LL_RELU,
@@ -341,7 +343,7 @@ cdef class PackedLinear:
                 if w.N:
                     memcpy(<void *><uintptr_t>kept.ctypes.data, b, w.N * sizeof(float))
                 kept.flags.writeable = False
-            packed = ll_memory_new(bytes)
+            packed = ll_weight_new(bytes)
             if packed == NULL:
                 raise MemoryError(f"no memory for a packed weight of {bytes} bytes")
             with nogil:
@@ -357,12 +359,12 @@ cdef class PackedLinear:
             self._weight.k_stride = self._weight.n_stride = 0
             self._weight.K, self._weight.N, self.bias = w.K, w.N, kept
         finally:
-            ll_memory_free(packed)
+            ll_weight_free(packed)
             _drop(&obias)
         return 0
 
     def __dealloc__(self):
-        ll_memory_free(self._packed)
+        ll_weight_free(self._packed)
 
     @property
     def in_features(self):
@@ -457,7 +459,7 @@ def _packed_reserve(K, N, dtype, compute="float32"):
     w.compute = _compute(compute, w.format)
     _check_blocks(w.K, w.format)
     w.k_stride = w.n_stride = 0
-    packed._packed = ll_memory_new(ll_packed_bytes(w.K, w.N, w.format))
+    packed._packed = ll_weight_new(ll_packed_bytes(w.K, w.N, w.format))
     if packed._packed == NULL:
         raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(w.K, w.N, w.format)} bytes")
     w.data = packed._packed
