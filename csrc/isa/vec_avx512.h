@@ -117,6 +117,7 @@ LL_FN void vi_store(void *p, vi v) { _mm512_storeu_si512(p, (__m512i)v); }
 LL_FN vi vi_shr(vi v, unsigned n) { return (vi)_mm512_srli_epi32((__m512i)v, n); }
 LL_FN vi vi_shl(vi v, unsigned n) { return (vi)_mm512_slli_epi32((__m512i)v, n); }
 LL_FN vi vi_shr16(vi v, unsigned n) { return (vi)_mm512_srli_epi16((__m512i)v, n); }
+LL_FN vi vi_add(vi a, vi b) { return (vi)_mm512_add_epi32((__m512i)a, (__m512i)b); }
 LL_FN vi vi_and(vi a, vi b) { return a & b; }
 LL_FN vi vi_or(vi a, vi b) { return a | b; }
 LL_FN vi vi_and_or(vi a, vi b, vi c) { return (vi)_mm512_ternarylogic_epi32((__m512i)a, (__m512i)b, (__m512i)c, 0xea); }

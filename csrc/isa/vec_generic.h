@@ -195,6 +195,7 @@ LL_FN vi vi_shr16(vi v, unsigned n)
     }
     return v;
 }
+LL_FN vi vi_add(vi a, vi b) { LL_EACH a.lane[l] += b.lane[l]; return a; }
 LL_FN vi vi_and(vi a, vi b) { LL_EACH a.lane[l] &= b.lane[l]; return a; }
 LL_FN vi vi_or(vi a, vi b) { LL_EACH a.lane[l] |= b.lane[l]; return a; }
 LL_FN vi vi_and_or(vi a, vi b, vi c) { return vi_or(vi_and(a, b), c); }

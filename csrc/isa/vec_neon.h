@@ -110,6 +110,7 @@ LL_FN vi vi_shr16(vi v, unsigned n)
 {
     return vreinterpretq_u32_u16(vshlq_u16(vreinterpretq_u16_u32(v), vdupq_n_s16((int16_t)-(int)n)));
 }
+LL_FN vi vi_add(vi a, vi b) { return vaddq_u32(a, b); }
 LL_FN vi vi_and(vi a, vi b) { return vandq_u32(a, b); }
 LL_FN vi vi_or(vi a, vi b) { return vorrq_u32(a, b); }
 LL_FN vi vi_and_or(vi a, vi b, vi c) { return vorrq_u32(vandq_u32(a, b), c); }

@@ -1,7 +1,7 @@
 /* blocks_row.h: one row of x on a packed weight in blocks, which is read as it lies and widened in registers: decoding.
  *
  * Formula, order, rounding and edges are linear.h's; with `integers` those of integers.h.
- * Cost:     the weight is read from memory once, front to back, some panels side by side for chains enough. A value of float32
+ * Cost:     the weight is read from memory once, front to back; of float32 some panels side by side for chains enough. A value of float32
  *           takes a mask, a subtraction, a product and an fma: two vectors of products a vector of weights, which on many
  *           processors is what limits it. Integers take a shift and a mask a pair, and half a multiply-add.
  * Oracle:   llorch.reference.linear and linear_int16. Tests: tests/kernels/test_blocks.py.
@@ -26,8 +26,16 @@ LL_INLINE size_t integers_sums(size_t K) { return K / 2; }
 LL_INLINE size_t integers_scales(size_t K, size_t sub) { return K / 2 + K / sub; }
 LL_INLINE size_t integers_row(size_t K, size_t sub) { return integers_scales(K, sub) + (K + LL_BLOCK - 1) / LL_BLOCK; }
 
-/* How far ahead of itself a panel is called for, in bytes, into the second cache: calls into the first one wait for places
- * there (measured: two thirds of the speed). 3072 reaches nine tenths of it. */
+/* Panels at once. Integers take one after the other: the weight is then a single stream, which processors foresee by
+ * themselves, and comes as fast as memory can be read, where four streams come at two thirds of that (measured; so do
+ * streams within a panel, and calls by hand for a single one). Two chains of a sub-block, whose sums are exact, keep the
+ * products busy. Float32 is too slow to wait for memory, and has a chain a panel: four, or with 16 registers, of which the
+ * compiler keeps too few for so many, two (measured: faster by 8 to 40 %). */
+#define BLOCKS_PANELS(integers) ((integers) ? 1 : LL_VL == 8 ? 2 : TILE_MOST_PANELS)
+#define BLOCKS_CHAINS 2
+
+/* How far ahead of itself each of several panels is called for, in bytes, into the second cache: calls into the first one wait
+ * for places there (measured: two thirds of the speed). 3072 reaches nine tenths of it. */
 #define BLOCKS_AHEAD 8192
 
 /* P panels from column n on, at `panel`. x: [K] float32, or the row of integers. Format and P are constants. */
@@ -53,7 +61,7 @@ LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *p
                 const char *from = g.runs + run * run_bytes;
                 /* behind these panels' ends are the next ones */
                 const size_t ahead = BLOCKS_AHEAD + (from + BLOCKS_AHEAD < panel + bytes ? 0 : (P - 1) * bytes);
-                for (size_t v = 0; v < V; v += TILE_PANEL_VECTORS)
+                for (size_t v = 0; P > 1 && v < V; v += TILE_PANEL_VECTORS)
                     for (size_t line = 0; line < run_bytes; line += 64)
                         __builtin_prefetch(from + v / TILE_PANEL_VECTORS * bytes + line + ahead, 0, 2);
                 BLOCKS_UNROLL(2)
@@ -66,19 +74,23 @@ LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *p
                                      &D[v], &M[v]);
                     if (integers) {
                         const float *sum = x + integers_sums(K) + k / sub + s;
-                        vi S[TILE_MOST_PANELS * TILE_PANEL_VECTORS];
+                        vi S[BLOCKS_CHAINS * BLOCKS_PANELS(1) * TILE_PANEL_VECTORS];
                         LL_UNROLL
-                        for (size_t v = 0; v < V; v++)
-                            S[v] = minimum ? vi_zero() : vi_set1(blocks_word(sum));
+                        for (size_t v = 0; v < BLOCKS_CHAINS * V; v++)
+                            S[v] = minimum || v >= V ? vi_zero() : vi_set1(blocks_word(sum));
                         BLOCKS_UNROLL(16)
                         for (size_t j = s * sub / 2; j < (s + 1) * sub / 2; j++) {
                             const vi xs = vi_set1(blocks_word(x + k / 2 + j));
                             LL_UNROLL
                             for (size_t v = 0; v < V; v++) {
                                 const char *q = from + v / TILE_PANEL_VECTORS * bytes + v % TILE_PANEL_VECTORS * sizeof(vi);
-                                S[v] = vi_dot_chain(S[v], xs, blocks_pair(q, (unsigned)j, format));
+                                vi *const chain = S + j % BLOCKS_CHAINS * V + v;
+                                *chain = vi_dot_chain(*chain, xs, blocks_pair(q, (unsigned)j, format));
                             }
                         }
+                        LL_UNROLL
+                        for (size_t v = V; v < BLOCKS_CHAINS * V; v++)
+                            S[v % V] = vi_add(S[v % V], S[v]);
                         LL_UNROLL
                         for (size_t v = 0; v < V; v++) {
                             p[v] = vf_fma(vi_to_vf(S[v]), D[v], p[v]);
@@ -107,10 +119,6 @@ LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *p
     }
     linear_end(&place, 1, V, y);
 }
-
-/* Panels at once: many streams from memory. With 16 registers of 8 the compiler keeps what float32 needs of four panels in
- * memory; widening is all there is to wait for then, and two are faster (measured: by 8 to 40 %). */
-#define BLOCKS_PANELS(integers) (LL_VL == 8 && !(integers) ? 2 : TILE_MOST_PANELS)
 
 /* Panels [begin, end), some at a time. */
 LL_INLINE void blocks_rows(const ll_linear_args *a, const float *x, size_t begin, size_t end, int format, int integers)
