@@ -93,7 +93,7 @@ LL_INLINE void tile_step(size_t R, size_t V, size_t panel, const float *a, size_
     LL_UNROLL
     for (size_t i = 0; i < lines; i++)
         __builtin_prefetch(ahead + i * ahead_panel, 0, 2);
-    if (dtype != LL_F32 && k % 2 == 0)
+    if (dtype != LL_F32 && V > panel && k % 2 == 0) /* a single stream is foreseen */
         for (size_t v = 0; v < V; v += panel)
             __builtin_prefetch(b + (v / panel) * b_panel * ll_dtype_size(dtype) + stream, 0, 2);
     tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
