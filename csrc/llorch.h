@@ -449,9 +449,9 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
 /* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
  * thread may change. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
-/* What the jobs after the next will read: a thread that waits meanwhile calls for it, from `first` bytes on for each thread
- * before it, into its caches. It isn't read: it may be gone. */
-void ll_parallel_ahead(const void *data, size_t bytes, size_t first);
+/* What a job after the next will read, of n items in grains, so many bytes each: a thread that waits meanwhile calls for the
+ * first of its own into its caches. It isn't read: it may be gone. */
+void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by

@@ -9,11 +9,16 @@
  *     state = generation << 20 | slots << 10 | joined           joinable while joined < slots
  *
  * The caller writes the job, then stores a new state (release). A worker joins by compare-and-swap of
- * joined + 1 (acquire), takes chunks from job.next until there are none, and counts itself in
+ * joined + 1 (acquire), takes chunks until there are none, and counts itself in
  * job.finished (release). The caller takes chunks too; then it closes the job by exchanging the state for
  * one without slots, which also tells how many had joined, and waits for those alone (acquire). A worker
  * that the system had no time for is not waited for: it finds the job closed. As no worker reads the job
  * without having joined, and none is left in it when the caller goes, the job can be written again.
+ *
+ * Chunks. Each thread has a range of its own, side by side in memory, and takes half of what is left of it, from its front: so
+ * a thread reads one stream, begins where it was foreseen to begin, and its last chunks are small. Who has none left takes
+ * half of another's, from its end; a thread that never came loses its range so. Whose range it is, is no one's to rely on: a
+ * chunk is taken by compare-and-swap.
  *
  * Idle workers look at the state for SPIN_NS, meanwhile call for what the caller said comes next (ll_parallel_ahead: nothing
  * is read, and what is torn or gone costs a few lines of cache), and then sleep. Sleeping is announced in `sleepers` before the
@@ -44,11 +49,10 @@
 
 #define SPIN_NS 200000 /* what passes between two calls of a program in Python, where waking up would take 50000 */
 #define STACK_BYTES (512 * 1024)
-#define SHARES_PER_THREAD 2
 #define SPARE_BYTES ((size_t)64 << 20)
 #define CHUNK_NS 20000000
 #define ASK_NS 50000000
-#define FIRST_CHUNKS 64 /* the first is one of so many */
+#define FIRST_CHUNKS 32 /* of a thread's range: the first is one of so many */
 #define AHEAD_BYTES ((size_t)256 << 10) /* called for by one thread at most: some of its second cache */
 #define AHEAD_LINES 4 /* between two looks at the state */
 
@@ -56,14 +60,26 @@
 #define GENERATION ((uint64_t)1 << 20)
 #define COUNT_MASK ((uint64_t)1023)
 
-static struct {
+/* [0, n), in grains: the last may be shorter. */
+typedef struct work {
     ll_task task;
     void *context;
-    size_t n, grain, shares;
+    size_t n, grain, grains;
+} work;
+
+/* Grains [begin, end): begin << 32 | end. A line of the cache each. */
+typedef struct range {
+    _Alignas(64) _Atomic uint64_t left;
+} range;
+
+static struct {
+    work work;
+    int threads;
     int timed; /* chunks end in time for an interrupt */
-    _Atomic size_t next;
     atomic_int finished;
 } job;
+
+static range ranges[LL_MAX_THREADS]; /* of the job's threads */
 
 static _Atomic uint64_t state;
 static atomic_int sleepers;
@@ -75,7 +91,7 @@ static _Thread_local int number; /* of a worker, from 1 on; 0: a caller */
 static atomic_int num_threads;
 
 static _Atomic(const char *) ahead; /* ll_parallel_ahead's */
-static atomic_size_t ahead_bytes, ahead_first;
+static atomic_size_t ahead_bytes, ahead_n, ahead_grain;
 
 static inline void pause_cpu(void)
 {
@@ -131,61 +147,94 @@ int ll_interrupt_poll(void) { return interruptible ? ask_at(now_ns()) : 0; }
 
 /* ---- chunks ------------------------------------------------------------------------------------ */
 
-/* The one place where a task runs. */
-static void run(ll_task task, void *context, size_t begin, size_t end)
+static size_t first_of(size_t grains, size_t threads, size_t thread) { return grains * thread / threads; }
+
+/* Grains of [0, n), no more than a range can number; they become larger where there are more. */
+static work work_of(size_t n, size_t grain, ll_task task, void *context)
+{
+    work w = {task, context, n, grain, (n - 1) / grain + 1};
+    for (; w.grains > UINT32_MAX / LL_MAX_THREADS; w.grains = (n - 1) / w.grain + 1)
+        w.grain *= 2;
+    return w;
+}
+
+/* Grains [begin, end): the one place where a task runs. */
+static void run(const work *w, size_t begin, size_t end)
 {
     ll_fpenv saved = ll_fpenv_enter();
-    task(context, begin, end);
+    w->task(w->context, begin * w->grain, ll_least(end * w->grain, w->n));
     ll_fpenv_leave(saved);
 }
 
-/* How much of a job one thread takes at once, where chunks are timed; n: all. */
-static size_t first_most(size_t n, size_t grain, int timed) { return timed ? (n / FIRST_CHUNKS / grain + 1) * grain : n; }
+/* How many of so many grains a thread takes at first, where chunks are timed. */
+static size_t first_most(size_t grains, int timed) { return timed ? grains / FIRST_CHUNKS + 1 : grains; }
 
-/* Runs a chunk; what the next may be at most. */
-static size_t run_timed(ll_task task, void *context, size_t begin, size_t end, size_t n, size_t grain, int64_t *now)
+/* Runs a chunk; how many grains the next may have. */
+static size_t run_timed(const work *w, size_t begin, size_t end, int64_t *now)
 {
     const int64_t start = *now;
-    run(task, context, begin, end);
+    run(w, begin, end);
     *now = now_ns();
     const double most = (double)(end - begin) * CHUNK_NS / (double)(*now - start + 1);
-    return most >= (double)n ? n : ((size_t)most / grain + 1) * grain;
+    return most >= (double)w->grains ? w->grains : (size_t)most + 1;
 }
 
-/* Chunks become smaller towards the end, in whole grains: the first are large, and the last are over at about the same
- * time whatever the threads' speeds are. The caller of the job asks for interrupts. */
+/* Half of what is left of a range, at most so many grains; 0: nothing is. */
+static size_t take(range *r, size_t most, int from_end, size_t *begin)
+{
+    uint64_t left = atomic_load_explicit(&r->left, memory_order_relaxed);
+    for (;;) {
+        const uint64_t first = left >> 32, end = left & UINT32_MAX;
+        if (first >= end)
+            return 0;
+        const uint64_t count = ll_least((end - first + 1) / 2, most);
+        const uint64_t rest = from_end ? first << 32 | (end - count) : (first + count) << 32 | end;
+        if (atomic_compare_exchange_weak_explicit(&r->left, &left, rest, memory_order_relaxed, memory_order_relaxed)) {
+            *begin = from_end ? end - count : first;
+            return count;
+        }
+    }
+}
+
+/* The same of this thread's range, or of the next one that has something left. */
+static size_t take_any(size_t most, size_t *begin)
+{
+    const int own = number % job.threads;
+    size_t count = take(&ranges[own], most, 0, begin);
+    for (int other = 1; !count && other < job.threads; other++)
+        count = take(&ranges[(own + other) % job.threads], most, 1, begin);
+    return count;
+}
+
+/* The caller of the job asks for interrupts. */
 static void take_chunks(int caller)
 {
-    size_t begin = atomic_load_explicit(&job.next, memory_order_relaxed), most = first_most(job.n, job.grain, job.timed);
-    int64_t now = job.timed && begin < job.n ? now_ns() : 0;
-    while (begin < job.n) {
-        size_t left = job.n - begin, chunk = (left / job.shares / job.grain + 1) * job.grain;
-        chunk = ll_least(ll_least(chunk, most), left);
-        if (!atomic_compare_exchange_weak_explicit(&job.next, &begin, begin + chunk, memory_order_relaxed,
-                                                   memory_order_relaxed))
-            continue; /* begin is what it is now */
+    const work *w = &job.work;
+    size_t most = first_most(w->grains / (size_t)job.threads, job.timed), begin = 0, count;
+    int64_t now = job.timed ? now_ns() : 0;
+    while ((count = take_any(most, &begin))) {
         if (job.timed)
-            most = run_timed(job.task, job.context, begin, begin + chunk, job.n, job.grain, &now);
+            most = run_timed(w, begin, begin + count, &now);
         else
-            run(job.task, job.context, begin, begin + chunk);
+            run(w, begin, begin + count);
         if (caller && job.timed && ask_at(now))
-            atomic_store_explicit(&job.next, job.n, memory_order_relaxed);
-        begin = atomic_load_explicit(&job.next, memory_order_relaxed);
+            for (int t = 0; t < job.threads; t++)
+                atomic_store_explicit(&ranges[t].left, 0, memory_order_relaxed);
     }
 }
 
 /* All of a job on the calling thread. */
-static void run_alone(size_t n, size_t grain, ll_task task, void *context)
+static void run_alone(const work *w)
 {
-    if (!interruptible || n <= grain) {
-        run(task, context, 0, n);
+    if (!interruptible || w->grains == 1) {
+        run(w, 0, w->grains);
         return;
     }
-    size_t most = first_most(n, grain, 1);
+    size_t most = first_most(w->grains, 1);
     int64_t now = now_ns();
-    for (size_t begin = 0; begin < n && !ask_at(now);) {
-        const size_t end = begin + ll_least(most, n - begin);
-        most = run_timed(task, context, begin, end, n, grain, &now);
+    for (size_t begin = 0; begin < w->grains && !ask_at(now);) {
+        const size_t end = begin + ll_least(most, w->grains - begin);
+        most = run_timed(w, begin, end, &now);
         begin = end;
     }
 }
@@ -207,11 +256,12 @@ static void sleep_until_joinable(uint64_t seen)
 
 int ll_thread_number(void) { return number; }
 
-void ll_parallel_ahead(const void *data, size_t bytes, size_t first)
+void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain)
 {
     atomic_store_explicit(&ahead_bytes, bytes, memory_order_relaxed);
-    atomic_store_explicit(&ahead_first, first, memory_order_relaxed);
-    atomic_store_explicit(&ahead, data, memory_order_relaxed); /* torn from its size it would be a call in vain */
+    atomic_store_explicit(&ahead_n, n, memory_order_relaxed);
+    atomic_store_explicit(&ahead_grain, grain, memory_order_relaxed);
+    atomic_store_explicit(&ahead, data, memory_order_relaxed); /* torn from its sizes it would be a call in vain */
 }
 
 /* What a waiting thread has called for. */
@@ -226,9 +276,13 @@ static int call_ahead(called *c)
     const char *data = atomic_load_explicit(&ahead, memory_order_relaxed);
     if (data != c->data) {
         const size_t bytes = atomic_load_explicit(&ahead_bytes, memory_order_relaxed);
+        const size_t n = atomic_load_explicit(&ahead_n, memory_order_relaxed);
+        const size_t grain = atomic_load_explicit(&ahead_grain, memory_order_relaxed);
+        const size_t grains = grain ? (n + grain - 1) / grain : 0;
+        const size_t threads = ll_least((size_t)llorch_get_num_threads(), grains ? grains : 1);
         c->data = data;
-        c->at = ll_least((size_t)number * atomic_load_explicit(&ahead_first, memory_order_relaxed), bytes);
-        c->end = ll_least(bytes, c->at + AHEAD_BYTES);
+        c->at = ll_least(first_of(grains, threads, (size_t)number % threads) * grain, n) * bytes;
+        c->end = ll_least(n * bytes, c->at + AHEAD_BYTES);
     }
     if (c->at >= c->end)
         return 0;
@@ -311,23 +365,23 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
 {
     if (!n || interrupted)
         return;
-    if (n <= grain || threads == 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
-        run_alone(n, grain, task, context);
+    const work w = work_of(n, grain, task, context);
+    if (w.grains < (size_t)threads) /* more threads would have none */
+        threads = (int)w.grains;
+    if (threads == 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
+        run_alone(&w);
         return;
     }
-    const size_t items = (n - 1) / grain + 1; /* of work: more threads would have none */
-    if (items < (size_t)threads)
-        threads = (int)items;
     if (workers < threads - 1)
         make_workers(threads - 1);
 
-    job.task = task;
-    job.context = context;
-    job.n = n;
-    job.grain = grain;
-    job.shares = (size_t)threads * SHARES_PER_THREAD;
+    job.work = w;
+    job.threads = threads;
     job.timed = interruptible;
-    atomic_store_explicit(&job.next, 0, memory_order_relaxed);
+    for (int t = 0; t < threads; t++)
+        atomic_store_explicit(&ranges[t].left, (uint64_t)first_of(w.grains, (size_t)threads, (size_t)t) << 32
+                                                   | first_of(w.grains, (size_t)threads, (size_t)t + 1),
+                              memory_order_relaxed);
     atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
     uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
     atomic_store(&state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);

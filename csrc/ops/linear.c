@@ -125,9 +125,8 @@ size_t ll_linear_scratch(const ll_linear_args *a)
 
 void ll_linear_ahead(const ll_weight *w)
 {
-    const size_t panel = ll_panel_bytes(w->K, w->format);
     if (w->packed)
-        ll_parallel_ahead(w->data, ll_panels(w->N) * panel, GRAIN_PANELS * panel);
+        ll_parallel_ahead(w->data, ll_panel_bytes(w->K, w->format), ll_panels(w->N), GRAIN_PANELS);
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)

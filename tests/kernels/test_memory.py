@@ -1,0 +1,63 @@
+"""Memory of packed weights, which lie side by side: each keeps its values whoever comes and goes, and what is freed goes back."""
+
+import random
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, normal
+
+import llorch
+
+
+def test_weights_keep_their_values():
+    """Made and freed by several threads at once, in any order, in sizes that fill regions and that have one alone."""
+    x = normal(3, 16)
+    wrong = []
+
+    def work(seed):
+        rng, kept = random.Random(seed), []
+        for i in range(40):
+            n = 140_000 if i == 7 else rng.randrange(1, 20_000)
+            weight = np.full((16, n), seed * 100 + i, np.float32)
+            kept.append((llorch.PackedLinear(weight), weight))
+            while len(kept) > 6:
+                packed, of = kept.pop(rng.randrange(len(kept)))
+                if packed(x).tobytes() != llorch.linear(x, of).tobytes():
+                    wrong.append((seed, i))
+        for packed, of in kept:
+            assert_same_bits(packed(x), llorch.linear(x, of))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_freed_weights_go_back():
+    """Though a few are left in every region, and those that are left still hold what they held."""
+    code = """
+import numpy as np, llorch
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+first = llorch.PackedLinear(np.zeros((256, 512), np.float32))
+before = resident()
+many = [llorch.PackedLinear(np.full((256, 512), i % 7, np.float32)) for i in range(400)]
+full = resident()
+kept = many[::40]
+del many
+after = resident()
+right = all((p(np.ones((1, 256), np.float32)) == 256 * (i * 40 % 7)).all() for i, p in enumerate(kept))
+print(full - before, after - before, right)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    full, after, right = done.stdout.split()
+    assert int(full) >= 190  # MB: 400 weights of half a megabyte
+    assert int(after) <= 40  # ten are left, and no more than a large page beside each
+    assert right == "True"
