@@ -19,10 +19,10 @@ Made = TypeVar("Made")
 
 
 class Tokens(NamedTuple):
-    """Of each text its ids, and of each id its type; types is None where the model has none or one."""
+    """Of each text its ids, and of each id its type; None where all are of type 0."""
 
     ids: list[list[int]]
-    types: list[list[int]] | None
+    types: list[list[int] | None] | None
 
 
 class Inputs:
@@ -82,7 +82,10 @@ class Inputs:
         several = list(texts)
         found = self.tokenizer.call("encode text", lambda: library.encode_batch_fast(several))
         ids = [each.ids for each in found]
-        return Tokens(ids, [each.type_ids for each in found] if self.types > 1 else None)
+        if self.types < 2:
+            return Tokens(ids, None)
+        types = [each.type_ids for each in found]
+        return Tokens(ids, [each if any(each) else None for each in types])
 
     def prefix(self, text: str) -> int:
         """How many tokens of a text that begins so are this beginning: special tokens before it, not behind it."""

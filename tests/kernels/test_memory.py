@@ -1,4 +1,4 @@
-"""Memory of packed weights, which lie side by side: each keeps its values whoever comes and goes, and what is freed goes back."""
+"""Memory of packed weights, which lie side by side: each keeps its values, and what is freed goes back."""
 
 import random
 import subprocess
