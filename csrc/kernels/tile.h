@@ -117,7 +117,8 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
     const size_t rows = dtype == LL_BF16 ? 2 : 1; /* that lie together */
     const size_t a_step = rows * a_k, b_step = rows * b_k * ll_dtype_size(dtype), ahead_step = rows * ahead_k;
     size_t k = 0;
-    if (R > 3) { /* a step is long enough by itself; of several clang loads all first, into more registers than there are */
+    /* A long step goes by itself: of several clang loads all first, into more registers than there are. */
+    if (R > (LL_VL == 16 ? 3 : 2)) {
         for (; k + rows <= kc; k += rows, a += a_step, b += b_step, ahead += ahead_step)
             tile_step(R, V, panel, a, a_row, a_k, b, b_panel, dtype, k, lines, ahead, ahead_panel, stream, p);
     } else {
