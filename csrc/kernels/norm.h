@@ -238,9 +238,10 @@ LL_INLINE vf norm_output(const norm_row *row, const char *weight, const char *bi
 }
 
 /* weight and bias are NULL or not as constants: one loop for each case. */
-LL_INLINE void norm_apply_case(const norm_row *row, const char *weight, const char *bias, char *y, size_t n, int centre,
+LL_INLINE void norm_apply_case(const norm_row *of, const char *weight, const char *bias, char *y, size_t n, int centre,
                                int dtype)
 {
+    const norm_row own = *of, *row = &own; /* in registers, whatever is stored to y */
     size_t j = norm_way(y, n, dtype);
     if (j)
         row_store_n(y, 0, norm_output(row, weight, bias, 0, j, centre, dtype), j, dtype);
@@ -280,9 +281,10 @@ LL_INLINE void norm_edge_store(norm_edge *edge, char *end)
 
 /* norm_pass_apply for float32 past the caches; y follows the row before without a gap, n >= NORM_ALIGN_FROM. A thread that
  * waits for the pool sees these stores: the pool counts its finished workers by a locked add, which drains them. */
-LL_INLINE void norm_pass_stream(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre,
+LL_INLINE void norm_pass_stream(const norm_row *of, const char *w, const char *b, char *y, size_t n, int centre,
                                 norm_edge *edge)
 {
+    const norm_row own = *of, *row = &own;
     size_t j = norm_way(y, n, LL_F32);
     if (j) {
         vf v = norm_output(row, w, b, 0, j, centre, LL_F32);
