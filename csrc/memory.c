@@ -74,10 +74,11 @@ void ll_memory_free(void *memory) { free(memory); }
  *
  * Most weights of a small model are smaller than a large page. They lie in regions of such pages, one behind the other:
  * products of 34 rows on 42 MB of them are a tenth faster than with a page every 4 KB (measured). A region is freed with
- * its last weight; until then the pages of a weight that is freed go back by themselves. */
-#define REGION_BYTES (16 * LARGE_PAGE)
+ * its last weight; a page of it goes back with the last weight that has a part of it, whole, as the system can then give it
+ * to the next weight as it is. */
+#define REGION_PAGES 16
+#define REGION_BYTES (REGION_PAGES * LARGE_PAGE)
 #define OWN_REGION (4 * LARGE_PAGE) /* from so many bytes on a weight has one to itself */
-#define MOST_PAGE ((uintptr_t)1 << 16) /* of any system: what is given back begins and ends at these */
 
 #if defined(__linux__) && defined(MADV_HUGEPAGE) && !defined(LL_SANITIZE)
 #define REGIONS 1
@@ -86,14 +87,17 @@ void ll_memory_free(void *memory) { free(memory); }
 #endif
 
 typedef struct region {
-    atomic_size_t owners; /* its weights, and `current` */
+    atomic_size_t owners;              /* its weights, and `current` */
+    atomic_size_t owned[REGION_PAGES]; /* of each page the weights in it, and one more: of the first this, of others who fills */
     size_t used, bytes;
-} region; /* followed by the weights, ALIGNMENT further on */
+} region; /* followed by the weights, HEADER further on */
 
 typedef struct weight {
     region *in;
     size_t bytes; /* with this */
 } weight; /* followed by the memory, ALIGNMENT further on */
+
+#define HEADER ((sizeof(region) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
 
 static _Atomic(region *) current; /* where the next weight goes: who takes it out has it alone */
 
@@ -103,36 +107,73 @@ static region *region_new(size_t bytes)
     if (!r)
         return NULL;
     atomic_init(&r->owners, 1);
-    r->used = ALIGNMENT;
+    for (size_t page = 0; page < REGION_PAGES; page++)
+        atomic_init(&r->owned[page], 1);
+    r->used = HEADER;
     r->bytes = bytes;
     return r;
 }
 
 static void region_release(region *r)
 {
-    if (r && atomic_fetch_sub_explicit(&r->owners, 1, memory_order_acq_rel) == 1)
+    if (atomic_fetch_sub_explicit(&r->owners, 1, memory_order_acq_rel) == 1)
         ll_memory_free(r);
+}
+
+/* One less has pages [begin, end). */
+static void pages_release(region *r, size_t begin, size_t end)
+{
+#if REGIONS
+    for (size_t page = begin; page < end && r->bytes == REGION_BYTES; page++)
+        if (atomic_fetch_sub_explicit(&r->owned[page], 1, memory_order_acq_rel) == 1)
+            (void)madvise((char *)r + page * LARGE_PAGE, LARGE_PAGE, MADV_DONTNEED);
+#else
+    (void)r, (void)begin, (void)end;
+#endif
+}
+
+/* Nothing more goes into a region that the caller has alone. */
+static void region_close(region *r)
+{
+    if (!r)
+        return;
+    const size_t filling = r->used / LARGE_PAGE;
+    pages_release(r, filling ? filling : 1, REGION_PAGES);
+    region_release(r);
+}
+
+/* The place of a weight in a region that the caller has alone. */
+static void *region_place(region *r, size_t bytes)
+{
+    weight *w = (weight *)(void *)((char *)r + r->used);
+    const size_t begin = r->used / LARGE_PAGE, end = (r->used + bytes) / LARGE_PAGE;
+    *w = (weight){r, bytes};
+    r->used += bytes;
+    atomic_fetch_add_explicit(&r->owners, 1, memory_order_relaxed);
+    if (r->bytes == REGION_BYTES) {
+        for (size_t page = begin; page <= end && page < REGION_PAGES; page++)
+            atomic_fetch_add_explicit(&r->owned[page], 1, memory_order_relaxed);
+        pages_release(r, begin ? begin : 1, end); /* full */
+    }
+    return (char *)w + ALIGNMENT;
 }
 
 void *ll_weight_new(size_t bytes)
 {
-    if (bytes > SIZE_MAX - 4 * ALIGNMENT)
+    if (bytes > SIZE_MAX - HEADER - 2 * ALIGNMENT)
         return NULL;
     const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT;
     const int own = !REGIONS || whole >= OWN_REGION;
     region *r = own ? NULL : atomic_exchange_explicit(&current, NULL, memory_order_acq_rel);
     if (!r || r->bytes - r->used < whole) {
-        region_release(r);
-        r = region_new(own ? whole + ALIGNMENT : REGION_BYTES);
+        region_close(r);
+        r = region_new(own ? HEADER + whole : REGION_BYTES);
         if (!r)
             return NULL;
     }
-    weight *w = (weight *)(void *)((char *)r + r->used);
-    *w = (weight){r, whole};
-    r->used += whole;
-    atomic_fetch_add_explicit(&r->owners, 1, memory_order_relaxed);
-    region_release(own ? r : atomic_exchange_explicit(&current, r, memory_order_acq_rel));
-    return (char *)w + ALIGNMENT;
+    void *memory = region_place(r, whole);
+    region_close(own ? r : atomic_exchange_explicit(&current, r, memory_order_acq_rel));
+    return memory;
 }
 
 void ll_weight_free(void *memory)
@@ -141,13 +182,7 @@ void ll_weight_free(void *memory)
         return;
     const weight *w = (weight *)(void *)((char *)memory - ALIGNMENT);
     region *r = w->in;
-#if REGIONS
-    if (r->bytes == REGION_BYTES) { /* of several, the others' pages stay */
-        const uintptr_t begin = ((uintptr_t)memory + MOST_PAGE - 1) / MOST_PAGE * MOST_PAGE;
-        const uintptr_t end = ((uintptr_t)w + w->bytes) / MOST_PAGE * MOST_PAGE;
-        if (begin < end)
-            (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
-    }
-#endif
+    const size_t begin = (size_t)((const char *)w - (const char *)r);
+    pages_release(r, begin / LARGE_PAGE, ll_least((begin + w->bytes) / LARGE_PAGE + 1, REGION_PAGES));
     region_release(r);
 }
