@@ -147,8 +147,8 @@ LL_INLINE blocks_group blocks_at(const char *panel, size_t k, size_t K, int form
 /* Panels that go into the cache together, and then meet all rows. */
 #define PACK_GROUP 4
 
-/* Values of k that `panels` panels have for a single tile of rows, which doesn't take long, where one takes `size` bytes: they
- * stay in the first cache, beside the rows. */
+/* Values of k that `panels` panels have for so few tiles of rows that widening tells, where one takes `size` bytes: they stay
+ * in the first cache, beside the rows. */
 #define BLOCKS_NEAR ((size_t)24 << 10)
 
 LL_INLINE size_t blocks_near(size_t panels, size_t size)

@@ -370,7 +370,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
                     const int last = k + kc == K;
-                    const size_t next = panel + p + (last ? PACK_GROUP : 0);
+                    const size_t next = panel + p + (last ? group : 0);
                     integers_part part = {
                         .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
