@@ -19,10 +19,14 @@ Made = TypeVar("Made")
 
 
 class Tokens(NamedTuple):
-    """Of each text its ids, and of each id its type; None where all are of type 0."""
+    """Of each text its ids, and of each id its type; types is None where the model has none or one."""
 
     ids: list[list[int]]
-    types: list[list[int] | None] | None
+    types: list[list[int]] | None
+
+    def told_apart(self) -> list[list[int] | None] | None:
+        """The types as the engine takes them: None for a text whose tokens are all of type 0, which needs no array."""
+        return None if self.types is None else [each if any(each) else None for each in self.types]
 
 
 class Inputs:
@@ -82,10 +86,7 @@ class Inputs:
         several = list(texts)
         found = self.tokenizer.call("encode text", lambda: library.encode_batch_fast(several))
         ids = [each.ids for each in found]
-        if self.types < 2:
-            return Tokens(ids, None)
-        types = [each.type_ids for each in found]
-        return Tokens(ids, [each if any(each) else None for each in types])
+        return Tokens(ids, [each.type_ids for each in found] if self.types > 1 else None)
 
     def prefix(self, text: str) -> int:
         """How many tokens of a text that begins so are this beginning: special tokens before it, not behind it."""

@@ -243,8 +243,8 @@ class TextEncoder(Encoder):
 
     def _pooled(self, texts: list[str], skip: int) -> Array:
         """One row a text, of the hidden states of its tokens."""
-        ids, types = self._inputs(texts)
-        pooling = self._sentences.pooling
+        made = self._inputs(texts)
+        ids, types, pooling = made.ids, made.told_apart(), self._sentences.pooling
         if pooling == "cls":
             return self.first_batch(ids, types)
         parts = []
