@@ -99,7 +99,9 @@ typedef struct weight {
 
 #define HEADER ((sizeof(region) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
 
-static _Atomic(region *) current; /* where the next weight goes: who takes it out has it alone */
+/* Where the next weight goes: who takes it out has it alone. Of two at once the second makes another, and what is put back
+ * last stays. */
+static _Atomic(region *) current;
 
 static region *region_new(size_t bytes)
 {
@@ -168,6 +170,8 @@ void *ll_weight_new(size_t bytes)
     if (!r || r->bytes - r->used < whole) {
         region_close(r);
         r = region_new(own ? HEADER + whole : REGION_BYTES);
+        if (!r && !own) /* no room for a region: for this weight there may be */
+            r = region_new(HEADER + whole);
         if (!r)
             return NULL;
     }

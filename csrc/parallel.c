@@ -368,7 +368,8 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
     const work w = work_of(n, grain, task, context);
     if (w.grains < (size_t)threads) /* more threads would have none */
         threads = (int)w.grains;
-    if (threads == 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
+    threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
+    if (threads <= 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
         run_alone(&w);
         return;
     }
