@@ -52,14 +52,34 @@ static void plane_write(const uint8_t *q, unsigned first, unsigned bits, char *t
     }
 }
 
-/* The same back: adds the plane's bits to q. */
-static void plane_read(const char *from, unsigned first, unsigned bits, uint8_t *q)
+/* The integers of a run. */
+static void run_write(const uint8_t *q, int format, char *run)
 {
-    const unsigned values = 32 / bits;
+    const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
+    plane_write(q, 0, low, run);
+    if (!high)
+        return;
+    uint8_t placed[LL_RUN]; /* in the order of their places in the upper plane */
+    for (unsigned j = 0; j < LL_RUN / 2; j++) {
+        const unsigned pairs = 16 / high, place = j / pairs * pairs + ll_high_place(format, j) / high;
+        memcpy(placed + 2 * place, q + 2 * j, 2);
+    }
+    plane_write(placed, low, high, run + low * LL_PANEL * sizeof(uint32_t));
+}
+
+/* The same back. */
+static void run_read(const char *run, int format, uint8_t *q)
+{
+    const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
     for (unsigned k = 0; k < LL_RUN; k++) {
+        const unsigned j = k / 2, odd = k % 2 * 16;
         uint32_t word;
-        memcpy(&word, from + k / values * LL_PANEL * sizeof word, sizeof word);
-        q[k] |= (uint8_t)((word >> (bits * (k % values / 2) + 16 * (k % 2)) & ((1u << bits) - 1)) << first);
+        memcpy(&word, run + j / (16 / low) * LL_PANEL * sizeof word, sizeof word);
+        q[k] = (uint8_t)(word >> (ll_low_place(format, j) + odd) & ((1u << low) - 1));
+        if (high) {
+            memcpy(&word, run + (low + j / (16 / high)) * LL_PANEL * sizeof word, sizeof word);
+            q[k] |= (uint8_t)((word >> (ll_high_place(format, j) + odd) & ((1u << high) - 1)) << low);
+        }
     }
 }
 
@@ -176,9 +196,7 @@ void ll_blocks_pack(const ll_weight *w, size_t panel, char *to)
                 head_write(to, w->format, &b, i, column);
                 for (size_t j = 0; j < f->values; j += LL_RUN) {
                     char *run = runs + (i * f->values + j) / LL_RUN * run_bytes + column * sizeof(uint32_t);
-                    plane_write(b.q + j, 0, f->low, run);
-                    if (f->high)
-                        plane_write(b.q + j, f->low, f->high, run + f->low * LL_PANEL * sizeof(uint32_t));
+                    run_write(b.q + j, w->format, run);
                 }
             }
         }
@@ -198,10 +216,7 @@ void ll_blocks_column(const ll_weight *w, size_t n, size_t k, size_t count, floa
         head_read(head, w->format, &b, (k - group) / f->values, column);
         for (size_t j = 0; j < f->values; j += LL_RUN) {
             const char *run = head + ll_head_bytes(w->format, values / LL_RUN) + (k - group + j) / LL_RUN * run_bytes;
-            run += column * sizeof(uint32_t);
-            plane_read(run, 0, f->low, b.q + j);
-            if (f->high)
-                plane_read(run + f->low * LL_PANEL * sizeof(uint32_t), f->low, f->high, b.q + j);
+            run_read(run + column * sizeof(uint32_t), w->format, b.q + j);
         }
         ll_block_values(&b, w->format, y);
     }

@@ -94,11 +94,25 @@ size_t ll_quantize_rows(const ll_quantize_args *a);
  *            Q4_K, Q5_K  4 lower bits of sc; of mn; 2 upper bits of sc, then of mn
  *            Q6_K        8 bits of sc, 0 .. 3; and so on
  *   run    the lower plane, then the upper one. A plane of b bits is words [b][16]: word i has 32 / b values of k of a column,
- *          those of even k from bit 0 on, those of odd k from bit 16 on. So a shift and a mask give pairs of 16-bit
- *          integers of neighbouring k.
+ *          those of even k in bits 0 to 15, those of odd k at the same places of bits 16 to 31. So a shift and a mask give
+ *          pairs of 16-bit integers of neighbouring k. The pairs of a lower plane lie one above the other. Those of an upper
+ *          one lie so that one shift brings the bits of all pairs of a word of the lower plane above theirs.
  *
  * It takes the bits of the file, but for heads that don't fill a line: less than 2 % where K is a multiple of 128. */
 #define LL_RUN 32
+
+/* The lowest bit of pair j of a run (values 2 j and 2 j + 1) in its word of the lower plane, and of the upper one. */
+static inline unsigned ll_low_place(int format, unsigned j)
+{
+    const unsigned low = ll_formats[format].low;
+    return low * (j % (16 / low));
+}
+
+static inline unsigned ll_high_place(int format, unsigned j)
+{
+    const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
+    return ll_low_place(format, j) + high * (j / (16 / low) % (low / high));
+}
 
 static inline size_t ll_group_values(int format) { return ll_formats[format].values == 256 ? 256 : LL_BLOCK; }
 

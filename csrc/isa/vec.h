@@ -32,6 +32,7 @@
  *   vi                                        a vector of LL_VL integers of 32 bits, or as many pairs of 16 bits
  *   vi_zero()  vi_set1(a)  vi_load(p)  vi_store(p, v)
  *   vi_shr(v, n)  vi_shr16(v, n)              logical shifts, of 32 bits or of each 16
+ *   vi_sar(v, n)                              an arithmetic shift of 32 bits
  *   vi_shl(v, n)  vi_add(a, b)  vi_and(a, b)  vi_or(a, b)   vi_and_or(a, b, c): (a & b) | c
  *   vi_dot(v, a, b)                           v + the sum of the products of a's and b's pairs of signed 16 bits
  *   vi_dot_chain(v, a, b)                     the same, of long chains of which few are side by side: newer clangs make two

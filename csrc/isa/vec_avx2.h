@@ -107,6 +107,7 @@ LL_FN vi vi_set1(int32_t a) { return (vi)_mm256_set1_epi32(a); }
 LL_FN vi vi_load(const void *p) { return (vi)_mm256_loadu_si256(p); }
 LL_FN void vi_store(void *p, vi v) { _mm256_storeu_si256(p, (__m256i)v); }
 LL_FN vi vi_shr(vi v, unsigned n) { return (vi)_mm256_srli_epi32((__m256i)v, (int)n); }
+LL_FN vi vi_sar(vi v, unsigned n) { return (vi)_mm256_srai_epi32((__m256i)v, (int)n); }
 LL_FN vi vi_shl(vi v, unsigned n) { return (vi)_mm256_slli_epi32((__m256i)v, (int)n); }
 LL_FN vi vi_shr16(vi v, unsigned n) { return (vi)_mm256_srli_epi16((__m256i)v, (int)n); }
 LL_FN vi vi_add(vi a, vi b) { return (vi)_mm256_add_epi32((__m256i)a, (__m256i)b); }

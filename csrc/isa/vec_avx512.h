@@ -115,6 +115,7 @@ LL_FN vi vi_set1(int32_t a) { return (vi)_mm512_set1_epi32(a); }
 LL_FN vi vi_load(const void *p) { return (vi)_mm512_loadu_si512(p); }
 LL_FN void vi_store(void *p, vi v) { _mm512_storeu_si512(p, (__m512i)v); }
 LL_FN vi vi_shr(vi v, unsigned n) { return (vi)_mm512_srli_epi32((__m512i)v, n); }
+LL_FN vi vi_sar(vi v, unsigned n) { return (vi)_mm512_srai_epi32((__m512i)v, n); }
 LL_FN vi vi_shl(vi v, unsigned n) { return (vi)_mm512_slli_epi32((__m512i)v, n); }
 LL_FN vi vi_shr16(vi v, unsigned n) { return (vi)_mm512_srli_epi16((__m512i)v, n); }
 LL_FN vi vi_add(vi a, vi b) { return (vi)_mm512_add_epi32((__m512i)a, (__m512i)b); }

@@ -186,6 +186,11 @@ LL_FN vi vi_zero(void) { return vi_set1(0); }
 LL_FN vi vi_load(const void *p) { vi v; memcpy(&v, p, sizeof v); return v; }
 LL_FN void vi_store(void *p, vi v) { memcpy(p, &v, sizeof v); }
 LL_FN vi vi_shr(vi v, unsigned n) { LL_EACH v.lane[l] >>= n; return v; }
+LL_FN vi vi_sar(vi v, unsigned n) /* plain C leaves shifts of negative numbers to the compiler */
+{
+    LL_EACH v.lane[l] = v.lane[l] >> 31 ? ~(~v.lane[l] >> n) : v.lane[l] >> n;
+    return v;
+}
 LL_FN vi vi_shl(vi v, unsigned n) { LL_EACH v.lane[l] <<= n; return v; }
 LL_FN vi vi_shr16(vi v, unsigned n)
 {

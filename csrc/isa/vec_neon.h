@@ -105,6 +105,10 @@ LL_FN vi vi_set1(int32_t a) { return vdupq_n_u32((uint32_t)a); }
 LL_FN vi vi_load(const void *p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
 LL_FN void vi_store(void *p, vi v) { vst1q_u8(p, vreinterpretq_u8_u32(v)); }
 LL_FN vi vi_shr(vi v, unsigned n) { return vshlq_u32(v, vdupq_n_s32(-(int)n)); }
+LL_FN vi vi_sar(vi v, unsigned n)
+{
+    return vreinterpretq_u32_s32(vshlq_s32(vreinterpretq_s32_u32(v), vdupq_n_s32(-(int)n)));
+}
 LL_FN vi vi_shl(vi v, unsigned n) { return vshlq_u32(v, vdupq_n_s32((int)n)); }
 LL_FN vi vi_shr16(vi v, unsigned n)
 {

@@ -6,7 +6,7 @@
  * Rounding: D, M and D (q - offset) are exact; fma(D, q, M) rounds once, as D q is exact.
  * Edges:    whatever D and M are: infinities and NaNs give what the products give. Columns past N are blocks of zeros.
  * Cost:     a value takes a mask, a subtraction and a product; odd k share a shift. q becomes a float by standing in the fraction
- *           of one whose last bits have the place of q's first: no conversion. A pair of integers takes a shift and a mask.
+ *           of one whose last bits have the place of q's first: no conversion. A pair of integers takes a shift and a mask; where it may stay at its place, a mask.
  * Oracle:   llorch.reference.dequantize. Tests: tests/kernels/test_blocks.py.
  */
 #ifndef LL_BLOCKS_KERNEL_H
@@ -37,35 +37,50 @@ LL_INLINE vi blocks_move(vi v, unsigned from, unsigned to)
     return from > to ? vi_shr(v, from - to) : from < to ? vi_shl(v, to - from) : v;
 }
 
-/* Integers 2 j and 2 j + 1 of a run as pairs of 16 bits; run: at the vector's first column. */
-LL_INLINE vi blocks_pair(const char *run, unsigned j, int format)
+/* The bit at which blocks_pair_placed leaves pair j: where it lies, if it is a number of 16 bits there. */
+LL_INLINE unsigned blocks_place(unsigned j, int format)
+{
+    const unsigned at = ll_low_place(format, j);
+    return at + ll_formats[format].low + ll_formats[format].high < 16 ? at : 0;
+}
+
+/* Integers 2 j and 2 j + 1 of a run as pairs of 16 bits, times 2^blocks_place; run: at the vector's first column. */
+LL_INLINE vi blocks_pair_placed(const char *run, unsigned j, int format)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
-    const unsigned at = low * (j % (16 / low)), mask = (1u << low) - 1;
+    const unsigned at = ll_low_place(format, j), place = blocks_place(j, format), mask = ((1u << low) - 1) << place;
     vi q = vi_load(run + j / (16 / low) * BLOCKS_LINE);
-    q = at + low == 16 ? vi_shr16(q, at) : vi_and(blocks_move(q, at, 0), vi_set1((int32_t)(mask | mask << 16)));
+    q = place == at ? vi_and(q, vi_set1((int32_t)(mask | mask << 16))) : vi_shr16(q, at); /* the highest of its word */
     if (high) {
-        const unsigned pairs = 16 / high, upper = ((1u << high) - 1) << low;
-        const vi h = vi_load(run + (low + j / pairs) * BLOCKS_LINE);
-        q = vi_and_or(blocks_move(h, high * (j % pairs), low), vi_set1((int32_t)(upper | upper << 16)), q);
+        const unsigned upper = ((1u << high) - 1) << (place + low);
+        const vi h = vi_load(run + (low + j / (16 / high)) * BLOCKS_LINE);
+        q = vi_and_or(blocks_move(h, ll_high_place(format, j), place + low), vi_set1((int32_t)(upper | upper << 16)), q);
     }
     return q;
+}
+
+/* The same, times 1. */
+LL_INLINE vi blocks_pair(const char *run, unsigned j, int format)
+{
+    const unsigned low = ll_formats[format].low, mask = (1u << low) - 1, place = blocks_place(j, format);
+    if (!ll_formats[format].high && place) /* the mask of all places is one */
+        return vi_and(vi_shr(vi_load(run + j / (16 / low) * BLOCKS_LINE), place), vi_set1((int32_t)(mask | mask << 16)));
+    return blocks_move(blocks_pair_placed(run, j, format), place, 0);
 }
 
 /* Integer i of a run, less the offset, as float32; of MXFP4 the number in its table. */
 LL_INLINE vf blocks_integer(const char *run, unsigned i, int format)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high, j = i / 2, odd = i % 2 * 16;
-    const unsigned at = low * (j % (16 / low)); /* in the word, or in its upper half */
+    const unsigned at = ll_low_place(format, j); /* in the word, or in its upper half */
     const vi word = vi_load(run + j / (16 / low) * BLOCKS_LINE);
     if (format == LL_MXFP4)
         return vf_lookup(ll_mxfp4_twice, blocks_move(word, odd + at, 0));
     vi bits = vi_and_or(blocks_move(word, odd, 0), vi_set1((int32_t)(((1u << low) - 1) << at)),
                         vi_set1((int32_t)((150 - at) << 23)));
     if (high) {
-        const unsigned pairs = 16 / high;
-        const vi h = vi_load(run + (low + j / pairs) * BLOCKS_LINE);
-        bits = vi_and_or(blocks_move(h, odd + high * (j % pairs), at + low),
+        const vi h = vi_load(run + (low + j / (16 / high)) * BLOCKS_LINE);
+        bits = vi_and_or(blocks_move(h, odd + ll_high_place(format, j), at + low),
                          vi_set1((int32_t)(((1u << high) - 1) << (at + low))), bits);
     }
     return vf_sub(vi_as_vf(bits), vf_set1((float)((1u << (23 - at)) + ll_formats[format].offset)));

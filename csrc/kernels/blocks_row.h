@@ -32,7 +32,13 @@ LL_INLINE size_t integers_row(size_t K, size_t sub) { return integers_scales(K, 
  * products busy. Float32 is too slow to wait for memory, and has a chain a panel: four, or with 16 registers, of which the
  * compiler keeps too few for so many, two (measured: faster by 8 to 40 %). */
 #define BLOCKS_PANELS(integers) ((integers) ? 1 : LL_VL == 8 ? 2 : TILE_MOST_PANELS)
-#define BLOCKS_CHAINS 2
+
+/* Chains of a sub-block, side by side. Of 4 bits and more a chain has the pairs of one place in their words, times 2^place:
+ * that they stay there saves a shift a pair and costs one a chain. The sums stay below 2^31: 6 bits times 2^8 of 4 values
+ * are below 2^29.98 2^16, 5 bits of 8 values and 4 bits of 8 below that. Of 2 bits there are too few of one place. */
+#define BLOCKS_CHAINS 4
+#define BLOCKS_PLACED(format) (ll_formats[format].low == 4)
+#define BLOCKS_CHAIN(format, j) (BLOCKS_PLACED(format) ? (j) % 4 : (j) % 2)
 
 /* How far ahead of itself each of several panels is called for, in bytes, into the second cache: calls into the first one wait
  * for places there (measured: two thirds of the speed). 3072 reaches nine tenths of it. */
@@ -75,8 +81,9 @@ LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *p
                     if (integers) {
                         const float *sum = x + integers_sums(K) + k / sub + s;
                         vi S[BLOCKS_CHAINS * BLOCKS_PANELS(1) * TILE_PANEL_VECTORS];
+                        const size_t chains = BLOCKS_PLACED(format) ? 4 : 2;
                         LL_UNROLL
-                        for (size_t v = 0; v < BLOCKS_CHAINS * V; v++)
+                        for (size_t v = 0; v < chains * V; v++)
                             S[v] = minimum || v >= V ? vi_zero() : vi_set1(blocks_word(sum));
                         BLOCKS_UNROLL(16)
                         for (size_t j = s * sub / 2; j < (s + 1) * sub / 2; j++) {
@@ -84,13 +91,17 @@ LL_INLINE void blocks_row(const ll_linear_args *a, const float *x, const char *p
                             LL_UNROLL
                             for (size_t v = 0; v < V; v++) {
                                 const char *q = from + v / TILE_PANEL_VECTORS * bytes + v % TILE_PANEL_VECTORS * sizeof(vi);
-                                vi *const chain = S + j % BLOCKS_CHAINS * V + v;
-                                *chain = vi_dot_chain(*chain, xs, blocks_pair(q, (unsigned)j, format));
+                                vi *const chain = S + BLOCKS_CHAIN(format, j) * V + v;
+                                const vi w = BLOCKS_PLACED(format) ? blocks_pair_placed(q, (unsigned)j, format)
+                                                                   : blocks_pair(q, (unsigned)j, format);
+                                *chain = vi_dot_chain(*chain, xs, w);
                             }
                         }
                         LL_UNROLL
-                        for (size_t v = V; v < BLOCKS_CHAINS * V; v++)
-                            S[v % V] = vi_add(S[v % V], S[v]);
+                        for (size_t v = V; v < chains * V; v++) {
+                            const unsigned place = BLOCKS_PLACED(format) ? blocks_place((unsigned)(v / V), format) : 0;
+                            S[v % V] = vi_add(S[v % V], place ? vi_sar(S[v], place) : S[v]);
+                        }
                         LL_UNROLL
                         for (size_t v = 0; v < V; v++) {
                             p[v] = vf_fma(vi_to_vf(S[v]), D[v], p[v]);

@@ -141,6 +141,28 @@ def test_edges_of_16_bits(format):
     assert np.isnan(wanted[6]).all() and np.isfinite(wanted[[0, 1, 2, 4, 5]]).all()
 
 
+@pytest.mark.parametrize("format", INTEGERS)
+def test_the_largest_sums(format):
+    """Every integer of x and of the weight is as large as can be, of either sign of x: no sum leaves its 32 bits."""
+    K, N = 256, 17
+    data = weight(format, K, N)
+    column = 3  # whose integers are all the largest
+    assert (np.delete(data[column], [part for at in SCALES[format] for part in (at, at + 1)], axis=1) == 255).all()
+    scales = [part for at in SCALES[format] for part in (at, at + 1)]
+    data[:] = data[column]
+    if format == "Q8_0":  # signed bytes
+        data[:] = 127
+    data[:, :, scales] = np.tile(np.frombuffer(np.float16(0.5).tobytes(), np.uint8), len(SCALES[format]))
+    x = np.ones((4, K), np.float32) * np.float32([[1], [-1], [0.5], [-3]])
+    wanted = oracle(x, data, format, compute="int16")
+    assert abs(wanted).min() > 1
+    for name in isas():
+        packed = pack(data, format, compute="int16")
+        for m in range(len(x)):
+            assert_same_bits(packed(x[m]), wanted[m], f"{name}, row {m} alone")
+        assert_same_bits(packed(x), wanted, name)
+
+
 @every_way
 def test_types_fused_forms_and_places(format, compute):
     K, N = 160 if SIZES[format][0] == 32 else 512, 21
