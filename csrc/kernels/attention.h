@@ -141,24 +141,35 @@ LL_INLINE const char *attention_query(const ll_attention_group *g, size_t row)
     return (const char *)h->q + (ptrdiff_t)ll_attention_query(g, row) * h->q_stride;
 }
 
-/* q as the tile's products read it. */
+/* q as the tile's products read it: transposed squares, each stored over the unused end of the one before. */
 static void attention_pack_queries(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
 {
-    for (size_t r = 0; r < t->R; r++) {
-        const char *q = attention_query(g, t->row + r);
-        for (size_t d = 0; d < a->D; d += LL_VL) {
-            float v[LL_VL], *to = t->q + d * t->R + r;
-            size_t m = ll_least(LL_VL, a->D - d);
-            vf_store(v, row_load_n(q, d, m, a->dtype));
-            if (m == LL_VL)
-                LL_UNROLL
-                for (size_t l = 0; l < LL_VL; l++)
-                    to[l * t->R] = v[l];
-            else
-                for (size_t l = 0; l < m; l++)
-                    to[l * t->R] = v[l];
+    const size_t R = t->R, room = LL_TILE_ROWS * ll_whole_panels(a->D);
+    const char *q[LL_TILE_ROWS];
+    for (size_t r = 0; r < R; r++)
+        q[r] = attention_query(g, t->row + r);
+    size_t done = 0;
+    if (LL_VL >= LL_TILE_ROWS && R > 1)
+        for (; done + LL_VL <= a->D; done += LL_VL) {
+            vf square[LL_VL];
+            for (size_t r = 0; r < LL_VL; r++)
+                square[r] = r < R ? row_load(q[r], done, a->dtype) : vf_zero();
+            vf_transpose(square);
+            LL_UNROLL
+            for (size_t l = 0; l < LL_VL; l++)
+                if ((done + l) * R + LL_VL <= room)
+                    vf_store(t->q + (done + l) * R, square[l]);
+                else
+                    vf_store_n(t->q + (done + l) * R, square[l], R);
         }
-    }
+    for (size_t r = 0; r < R; r++)
+        for (size_t d = done; d < a->D; d += LL_VL) {
+            float v[LL_VL], *to = t->q + d * R + r;
+            const size_t m = ll_least(LL_VL, a->D - d);
+            vf_store(v, row_load_n(q[r], d, m, a->dtype));
+            for (size_t l = 0; l < m; l++)
+                to[l * R] = v[l];
+        }
 }
 
 /* ---- the two products of a tile and a chunk ------------------------------------------------------ */
