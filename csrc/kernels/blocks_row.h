@@ -34,8 +34,9 @@ LL_INLINE size_t integers_row(size_t K, size_t sub) { return integers_scales(K, 
 #define BLOCKS_PANELS(integers) ((integers) ? 1 : LL_VL == 8 ? 2 : TILE_MOST_PANELS)
 
 /* Chains of a sub-block, side by side. Of 4 bits and more a chain has the pairs of one place in their words, times 2^place:
- * that they stay there saves a shift a pair and costs one a chain. The sums stay below 2^31: 6 bits times 2^8 of 4 values
- * are below 2^29.98 2^16, 5 bits of 8 values and 4 bits of 8 below that. Of 2 bits there are too few of one place. */
+ * that they stay there saves a shift a pair and costs one a chain. Its sums stay below 2^31: |x| is below 2^15, and what a
+ * sub-block has at the highest such place, 2^8, is below 2^16 (4 values of 6 bits, 8 of 5 bits or of 4). Of 2 bits there
+ * are too few of one place. */
 #define BLOCKS_CHAINS 4
 #define BLOCKS_PLACED(format) (ll_formats[format].low == 4)
 #define BLOCKS_CHAIN(format, j) (BLOCKS_PLACED(format) ? (j) % 4 : (j) % 2)
