@@ -146,10 +146,10 @@ LL_INLINE void pack_panels(const ll_weight *w, int from, size_t panel, size_t pa
         pack_panel(w, from, (panel + p) * LL_PANEL, k, kc, dtype, to + p * to_panel * ll_dtype_size(dtype));
 }
 
-/* Panels [begin, end) of a weight, packed as dtype. */
-LL_NOINLINE void LL_SYMBOL(pack)(const ll_weight *w, int dtype, char *packed, size_t begin, size_t end)
+/* Panels [begin, end) of a weight, packed as dtype into the first rows of panels of K at `packed`. */
+LL_NOINLINE void LL_SYMBOL(pack)(const ll_weight *w, int dtype, char *packed, size_t K, size_t begin, size_t end)
 {
-    const size_t to_panel = ll_panel_rows(w->K, dtype) * LL_PANEL;
+    const size_t to_panel = ll_panel_rows(K, dtype) * LL_PANEL;
     for (size_t panel = begin; panel < end; panel += PACK_GROUP) {
         const size_t panels = ll_least(PACK_GROUP, end - panel);
         char *to = packed + panel * to_panel * ll_dtype_size(dtype);

@@ -138,7 +138,7 @@ static void pack_x_task(void *context, size_t begin, size_t end)
 static void pack_weight_task(void *context, size_t begin, size_t end)
 {
     const linear_job *job = context;
-    job->kernels->pack(&job->args->weight, LL_F32, job->packed, begin, end);
+    job->kernels->pack(&job->args->weight, LL_F32, job->packed, job->args->weight.K, begin, end);
 }
 
 /* What of a thread's workspace is the kernel's, or NULL. */
@@ -162,7 +162,7 @@ static void panels_task(void *context, size_t begin, size_t end)
     else
         for (size_t panel = begin; panel < end; panel += TOGETHER) { /* used while they are in the second cache */
             size_t stop = end - panel < TOGETHER ? end : panel + TOGETHER;
-            job->kernels->pack(&job->args->weight, LL_F32, job->packed, panel, stop);
+            job->kernels->pack(&job->args->weight, LL_F32, job->packed, job->args->weight.K, panel, stop);
             job->linear(&job->with_packed, x, 0, job->tiles, panel, stop, workspace);
         }
     ll_workspace_give(&job->workspaces, slot);

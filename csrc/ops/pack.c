@@ -12,6 +12,7 @@ typedef struct pack_job {
     const ll_kernels *kernels;
     int format;
     char *to;
+    size_t K; /* rows of the panels there */
 } pack_job;
 
 /* Values of k of a panel that are widened together: whole blocks, in the first cache. */
@@ -25,7 +26,7 @@ static void pack_blocks(const pack_job *job, size_t begin, size_t end)
     _Alignas(64) float part[LL_PANEL * PACK_ROW];
     const ll_weight *w = job->from;
     const ll_format *format = &ll_formats[w->format];
-    const size_t size = LL_PANEL * ll_dtype_size(job->format), rows = ll_panel_rows(w->K, job->format);
+    const size_t size = LL_PANEL * ll_dtype_size(job->format), rows = ll_panel_rows(job->K, job->format);
     for (size_t panel = begin; panel < end; panel++) {
         const size_t first = panel * LL_PANEL, columns = ll_least(LL_PANEL, w->N - first);
         for (size_t k = 0; k < w->K; k += PACK_BLOCKS) {
@@ -36,7 +37,7 @@ static void pack_blocks(const pack_job *job, size_t begin, size_t end)
                                   w->format, count, part + n * PACK_ROW);
             const ll_weight wide = {.data = part, .format = LL_F32, .k_stride = sizeof(float),
                                     .n_stride = PACK_ROW * sizeof(float), .K = count, .N = columns};
-            job->kernels->pack(&wide, job->format, job->to + (panel * rows + k) * size, 0, 1);
+            job->kernels->pack(&wide, job->format, job->to + (panel * rows + k) * size, count, 0, 1);
         }
     }
 }
@@ -50,7 +51,7 @@ static void pack_task(void *context, size_t begin, size_t end)
     else if (job->from->format >= LL_DTYPES)
         pack_blocks(job, begin, end);
     else
-        job->kernels->pack(job->from, job->format, job->to, begin, end);
+        job->kernels->pack(job->from, job->format, job->to, job->K, begin, end);
 }
 
 size_t ll_packed_bytes(size_t K, size_t N, int format)
@@ -58,9 +59,9 @@ size_t ll_packed_bytes(size_t K, size_t N, int format)
     return ll_panels(N) * ll_panel_bytes(K, format);
 }
 
-void ll_pack(const ll_weight *from, int format, void *to)
+void ll_pack(const ll_weight *from, int format, size_t k, size_t K, void *to)
 {
-    pack_job job = {from, ll_table(), format, to};
+    pack_job job = {from, ll_table(), format, (char *)to + k * LL_PANEL * ll_dtype_size(format), K};
     ll_parallel_for(ll_panels(from->N), PACK_VALUES / (LL_PANEL * (from->K + 1)) + 1, pack_task, &job);
 }
 

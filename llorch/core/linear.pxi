@@ -14,7 +14,7 @@ cdef extern from "llorch.h" nogil:
     int ll_linear(const ll_linear_args *)
     size_t ll_linear_scratch(const ll_linear_args *)
     size_t ll_packed_bytes(size_t K, size_t N, int format)
-    void ll_pack(const ll_weight *, int format, void *to)
+    void ll_pack(const ll_weight *, int format, size_t k, size_t K, void *to)
     void ll_packed_column(const ll_weight *, size_t n, float *y)
     void ll_packed_row(const ll_weight *, size_t k, float *y)
     void *ll_memory_new(size_t)
@@ -348,7 +348,7 @@ cdef class PackedLinear:
                 raise MemoryError(f"no memory for a packed weight of {bytes} bytes")
             with nogil:
                 ll_interrupts_on()
-                ll_pack(w, format, packed)
+                ll_pack(w, format, 0, w.K, packed)
             _check_interrupted()
             if self._packed != NULL:  # a product in another thread may be reading it
                 raise TypeError("a PackedLinear is made once: make another one")
@@ -466,9 +466,9 @@ def _packed_reserve(K, N, dtype, compute="float32"):
     return packed
 
 
-def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed):
-    """Columns [first, first + N) are those of weight (K, N), or (N, K) transposed; first is a multiple of 16, and so is N
-    unless these are the last columns."""
+def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed, size_t row=0):
+    """Columns [first, first + N) of rows [row, row + K) are those of weight (K, N), or (N, K) transposed. first is a
+    multiple of 16, and so is N unless these are the last columns; row is even, and so is K unless these are the last rows."""
     cdef Operand o
     cdef ll_weight w
     cdef list keep = []
@@ -476,12 +476,13 @@ def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed):
     _clear(&o)
     try:
         _take_weight(&o, &w, weight, transposed, keep)
-        if w.K != packed._weight.K or first % LL_PANEL or first + w.N > packed._weight.N:
-            raise ValueError(f"weight has shape {_shape(&o)}, it doesn't fit {packed!r} at column {first}")
+        if (first % LL_PANEL or first + w.N > packed._weight.N
+                or row % 2 or row + w.K > packed._weight.K or (w.K % 2 and row + w.K < packed._weight.K)):
+            raise ValueError(f"weight has shape {_shape(&o)}, it doesn't fit {packed!r} at row {row} and column {first}")
         _check_packing(&w, packed._weight.format)
-        at = ll_packed_bytes(w.K, first, packed._weight.format)
+        at = ll_packed_bytes(packed._weight.K, first, packed._weight.format)
         with nogil:
-            ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
+            ll_pack(&w, packed._weight.format, row, packed._weight.K, <char *>packed._packed + at)
     finally:
         _drop(&o)
 
@@ -502,7 +503,7 @@ def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
         _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(w.K, first, packed._weight.format)
         with nogil:
-            ll_pack(&w, packed._weight.format, <char *>packed._packed + at)
+            ll_pack(&w, packed._weight.format, 0, w.K, <char *>packed._packed + at)
     finally:
         PyBuffer_Release(&view)
 

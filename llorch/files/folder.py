@@ -1,7 +1,6 @@
 """A model on disk: found by a path, the name of the embedded model, or a hub id; its configuration, and the tensors of
 all its files by name."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -78,6 +77,8 @@ class Source:
     @cached_property
     def sha256(self) -> str:
         """Of the files of weights, one after the other in the order of their names; read once, when first asked for."""
+        import hashlib  # 4 MB with OpenSSL, and only who asks for a digest needs it
+
         digest = hashlib.sha256()
         room = memoryview(bytearray(1 << 20))
         for path in self.files:

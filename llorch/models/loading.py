@@ -29,7 +29,7 @@ READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
 INTEGERS = tuple(name.lower() for name in READABLE_BLOCKS if name != "MXFP4")  # blocks of integers
 DTYPES = (*FLOATS, *INTEGERS)
 COMPUTES = ("float32", "int16")
-SLICE = 1 << 19  # bytes of a matrix that are read at a time
+SLICE = 1 << 20  # bytes of a matrix that are read at a time
 READERS = 4  # threads that read and pack: with more, whole tensors that can't be read in slices would add up
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -238,19 +238,22 @@ class Loader:
     def fill(self, packed: PackedLinear, column: int, name: str) -> None:
         """Has a matrix packed into the columns from `column` on, by `jobs`."""
         entry = self.entries[name]
-        if self.parameters[name].conv1d and self.source.kind == "hf":
-            self.jobs.append(Job(entry.nbytes, partial(self._fill_transposed, packed, column, name)))
+        transposed = self.parameters[name].conv1d and self.source.kind == "hf"
+        if transposed and packed.dtype not in FLOATS:  # whose blocks go along what are columns here
+            self.jobs.append(Job(entry.nbytes, partial(self._fill_quantised_transposed, packed, column, name)))
             return
+        fill = self._fill_transposed if transposed else self._fill_rows
         for first, count in self.slices(name):
             nbytes = entry.nbytes // entry.shape[0] * count
-            self.jobs.append(Job(nbytes, partial(self._fill_rows, packed, column, name, first, count)))
+            self.jobs.append(Job(nbytes, partial(fill, packed, column, name, first, count)))
 
-    def _fill_transposed(self, packed: PackedLinear, column: int, name: str, reader: Reader) -> None:
-        values = reader.array(self.entries[name])
-        if packed.dtype in FLOATS:
-            _core._packed_fill(packed, column, values, False)
-        else:
-            self._fill_quantised(packed, column, values.T, name)
+    def _fill_quantised_transposed(self, packed: PackedLinear, column: int, name: str, reader: Reader) -> None:
+        self._fill_quantised(packed, column, reader.array(self.entries[name]).T, name)
+
+    def _fill_transposed(
+        self, packed: PackedLinear, column: int, name: str, first: int, count: int, reader: Reader
+    ) -> None:
+        _core._packed_fill(packed, column, self.rows(name, first, count, reader), False, first)
 
     def _fill_rows(self, packed: PackedLinear, column: int, name: str, first: int, count: int, reader: Reader) -> None:
         rows, format = self.rows(name, first, count, reader), self.entries[name].format

@@ -5,7 +5,6 @@ or was cancelled, can't change them.
 """
 
 import dataclasses
-import hashlib
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -228,6 +227,8 @@ class Sequence:
 
 def link(before: bytes, logits: Logits) -> bytes:
     """SHA-256 of the link before (nothing, for the first) and the logits of a step, float32 in little-endian order."""
+    import hashlib  # 4 MB with OpenSSL, and only receipts need it
+
     made = hashlib.sha256(before)
     made.update(np.ascontiguousarray(logits, "<f4").data)
     return made.digest()

@@ -6,7 +6,7 @@
 import dataclasses
 import decimal
 import math
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -23,7 +23,7 @@ EXACT = decimal.Context(40, decimal.ROUND_HALF_EVEN, decimal.MIN_EMIN, decimal.M
 
 def fresh_seed() -> int:
     """A seed from the system's random source, short enough to be typed again: in [0, 2**32)."""
-    return secrets.randbits(32)
+    return int.from_bytes(os.urandom(4), "little")
 
 
 def whole(value: Any, name: str, low: int, high: int | None = None) -> int:

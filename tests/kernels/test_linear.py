@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llorch
-from llorch import PackedLinear, reference
+from llorch import PackedLinear, _core, reference
 from llorch.testing import bits, use_isa
 
 VECTORS = np.load(Path(__file__).parent.parent / "data" / "linear_vectors.npz")
@@ -175,6 +175,39 @@ def test_packed_from_every_type_to_every_type(isa, given_as, kept):
             assert_same_bits(packed.row(k), reference.widen(rounded)[k])
         for n in {0, 15, N // 2, N - 1}:
             assert_same_bits(packed.column(n), reference.widen(rounded)[:, n])
+
+
+@pytest.mark.parametrize("transposed", (False, True))
+@pytest.mark.parametrize("kept", DTYPES)
+@pytest.mark.parametrize("given_as", DTYPES)
+def test_packed_in_parts(isa, given_as, kept, transposed):
+    """What the loader does: columns and rows from one file and another, some at a time. The control packs two parts in
+    each other's place."""
+    K, N = 45, 53
+    w = normal(K, N, seed=1).astype(DTYPES[given_as])
+
+    def filled(*rows):
+        packed = _core._packed_reserve(K, N, kept)
+        for first, end in ((32, 53), (0, 16), (16, 32)):
+            for at, row, stop in rows:
+                part = w[row:stop, first:end]
+                _core._packed_fill(packed, first, (part.T if transposed else part).copy(), transposed, at)
+        return packed(x)
+
+    x = normal(3, K)
+    wanted = PackedLinear(w, dtype=kept)(x)
+    assert_same_bits(filled((16, 16, 30), (0, 0, 16), (30, 30, 45)), wanted)
+    assert_same_bits(filled((0, 0, 45)), wanted)
+    assert not same_bits(filled((0, 2, 18), (16, 16, 45)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("K", "N", "row", "column"), ((8, 16, 1, 0), (9, 16, 0, 0), (8, 16, 14, 0), (8, 16, 0, 8), (8, 33, 0, 0))
+)
+def test_parts_that_do_not_fit(K, N, row, column):
+    packed = _core._packed_reserve(20, 32, "bfloat16")
+    with pytest.raises(ValueError, match=rf"weight has shape \({K}, {N}\), it doesn't fit .* at row {row} and column"):
+        _core._packed_fill(packed, column, normal(K, N), False, row)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

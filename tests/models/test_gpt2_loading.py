@@ -21,6 +21,7 @@ from llorch.models import loading
 from llorch.models.gpt2 import GPT2Config, shapes
 
 TENSORS = random_tensors(TINY)
+run = loading.run
 IDS = rng(1).integers(0, TINY["vocab_size"], 20)
 
 
@@ -178,6 +179,19 @@ def test_the_tool_rounds_to_nearest_even():
     values = np.uint32([0x3F808000, 0x3F818000, 0x3F808001, 0xBF808000]).view(np.float32)
     rounded = values.astype(ml_dtypes.bfloat16).view(np.uint16)
     assert rounded.tolist() == [0x3F80, 0x3F82, 0x3F81, 0xBF80]
+
+
+@pytest.mark.parametrize("dtype", (None, "float16", "bfloat16", "q8_0"))
+def test_matrices_in_slices(monkeypatch, tmp_path, dtype):
+    """Read some rows at a time, from the first to the last, as they are in large models."""
+    entries = TINY | {"n_embd": 64, "n_head": 2}
+    folder = save(tmp_path / "model", entries, random_tensors(entries))
+    wanted, counts = logits(folder, dtype=dtype), []
+    for size in (1, 64 * 4 * 40, loading.SLICE):
+        monkeypatch.setattr(loading, "SLICE", size)
+        monkeypatch.setattr(loading, "run", lambda jobs, *rest: (counts.append(len(jobs)), run(jobs, *rest)))
+        assert_same_bits(logits(folder, dtype=dtype), wanted)
+    assert counts[0] > counts[1] > counts[2]
 
 
 # ---- memory --------------------------------------------------------------------------------------------
