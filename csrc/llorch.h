@@ -71,9 +71,10 @@ typedef struct ll_weight {
 
 /* Bytes of a packed [K, N] of format. */
 size_t ll_packed_bytes(size_t K, size_t N, int format);
-/* A weight that isn't packed into panels of K rows of format at `to`, from their row k on: widened exactly or rounded
- * once. k is even. Blocks may stay as they are, all rows at once. */
-void ll_pack(const ll_weight *from, int format, size_t k, size_t K, void *to);
+/* A weight that isn't packed into panels of format at `to`: widened exactly or rounded once; blocks may stay as they are. */
+void ll_pack(const ll_weight *from, int format, void *to);
+/* The same of rows [k, k + from->K) of panels of K rows, k even; blocks that stay are packed with all rows. On this thread. */
+void ll_pack_part(const ll_weight *from, int format, size_t k, size_t K, void *to);
 /* Column n (K values), or row k (N values), of a packed weight, widened. */
 void ll_packed_column(const ll_weight *w, size_t n, float *y);
 void ll_packed_row(const ll_weight *w, size_t k, float *y);

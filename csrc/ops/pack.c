@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "../blocks.h"
+#include "../fpenv.h"
 #include "../kernels/table.h"
 
 /* From so many values on, packing is shared. */
@@ -59,10 +60,18 @@ size_t ll_packed_bytes(size_t K, size_t N, int format)
     return ll_panels(N) * ll_panel_bytes(K, format);
 }
 
-void ll_pack(const ll_weight *from, int format, size_t k, size_t K, void *to)
+void ll_pack(const ll_weight *from, int format, void *to)
+{
+    pack_job job = {from, ll_table(), format, to, from->K};
+    ll_parallel_for(ll_panels(from->N), PACK_VALUES / (LL_PANEL * (from->K + 1)) + 1, pack_task, &job);
+}
+
+void ll_pack_part(const ll_weight *from, int format, size_t k, size_t K, void *to)
 {
     pack_job job = {from, ll_table(), format, (char *)to + k * LL_PANEL * ll_dtype_size(format), K};
-    ll_parallel_for(ll_panels(from->N), PACK_VALUES / (LL_PANEL * (from->K + 1)) + 1, pack_task, &job);
+    const ll_fpenv saved = ll_fpenv_enter();
+    pack_task(&job, 0, ll_panels(from->N));
+    ll_fpenv_leave(saved);
 }
 
 void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, float *y)

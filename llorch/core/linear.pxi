@@ -14,7 +14,8 @@ cdef extern from "llorch.h" nogil:
     int ll_linear(const ll_linear_args *)
     size_t ll_linear_scratch(const ll_linear_args *)
     size_t ll_packed_bytes(size_t K, size_t N, int format)
-    void ll_pack(const ll_weight *, int format, size_t k, size_t K, void *to)
+    void ll_pack(const ll_weight *, int format, void *to)
+    void ll_pack_part(const ll_weight *, int format, size_t k, size_t K, void *to)
     void ll_packed_column(const ll_weight *, size_t n, float *y)
     void ll_packed_row(const ll_weight *, size_t k, float *y)
     void *ll_memory_new(size_t)
@@ -348,7 +349,7 @@ cdef class PackedLinear:
                 raise MemoryError(f"no memory for a packed weight of {bytes} bytes")
             with nogil:
                 ll_interrupts_on()
-                ll_pack(w, format, 0, w.K, packed)
+                ll_pack(w, format, packed)
             _check_interrupted()
             if self._packed != NULL:  # a product in another thread may be reading it
                 raise TypeError("a PackedLinear is made once: make another one")
@@ -482,7 +483,7 @@ def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed, siz
         _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(packed._weight.K, first, packed._weight.format)
         with nogil:
-            ll_pack(&w, packed._weight.format, row, packed._weight.K, <char *>packed._packed + at)
+            ll_pack_part(&w, packed._weight.format, row, packed._weight.K, <char *>packed._packed + at)
     finally:
         _drop(&o)
 
@@ -503,7 +504,7 @@ def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
         _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(w.K, first, packed._weight.format)
         with nogil:
-            ll_pack(&w, packed._weight.format, 0, w.K, <char *>packed._packed + at)
+            ll_pack_part(&w, packed._weight.format, 0, w.K, <char *>packed._packed + at)
     finally:
         PyBuffer_Release(&view)
 

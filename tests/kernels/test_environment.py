@@ -25,7 +25,7 @@ from helpers import assert_same_bits, normal, num_threads, rng, same_bits
 from random_models import llama_tensors
 
 import llorch
-from llorch import reference
+from llorch import _core, reference
 from llorch.models.gpt2 import GPT2Config
 
 SOURCE = """
@@ -170,6 +170,9 @@ CASES = {  # what the host calls, and what it should get
         if m is reference
         else llorch.PackedLinear(W_SMALL, dtype="float16").row(3)
     ),
+    "packed as float16, in parts": lambda m: (
+        W_SMALL.astype(np.float16)[101].astype(np.float32) if m is reference else in_parts(W_SMALL, "float16").row(101)
+    ),
     "packed from float16, a column": lambda m: (
         TABLE[:, 0].astype(np.float32) if m is reference else llorch.PackedLinear(TABLE, dtype="float16").column(0)
     ),
@@ -199,6 +202,13 @@ S_FEW = normal(3000, scale=2)
 ROTATION, FAR = reference.rope_table(16, 150), [10**6 + i for i in range(300)]
 BLOCKS = rng(5).integers(0, 4, 400 * 17).astype(np.uint8)
 K_BLOCKS = rng(6).integers(0, 256, 40 * 144).astype(np.uint8)
+
+
+def in_parts(weight, kept):
+    packed = _core._packed_reserve(*weight.shape, kept)
+    for row in (0, 100):
+        _core._packed_fill(packed, 0, weight[row : row + 100], False, row)
+    return packed
 
 
 def in_blocks(m, x, data, format, compute):
