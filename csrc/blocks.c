@@ -17,12 +17,18 @@ static inline uint32_t together(uint64_t x, unsigned bits)
     return (uint32_t)(x | x >> (32 - 2 * bits));
 }
 
-/* Bits [first, first + bits) of 32 values as a plane: a column's words, a line apart. */
-static inline void plane_write(const uint8_t *q, unsigned first, unsigned bits, char *to)
+/* Bytes to a column's word i of a plane. */
+static inline size_t to_word(int format, int upper, size_t i)
+{
+    return (upper ? ll_high_line(format, i) : ll_low_line(format, i)) * LL_PANEL * sizeof(uint32_t);
+}
+
+/* Bits [first, first + bits) of 32 values as a plane. */
+static inline void plane_write(const uint8_t *q, unsigned first, unsigned bits, int format, int upper, char *run)
 {
     const uint64_t fields = (((uint64_t)1 << bits) - 1) * 0x0001000100010001;
     const unsigned eights = bits == 8 ? 1 : 4 / bits; /* of values in a word; 8 bits: half of them */
-    for (unsigned i = 0; i < 4; i += eights) {
+    for (unsigned i = 0, n = 0; i < 4; i += eights) {
         uint64_t even = 0, odd = 0;
         for (unsigned j = 0; j < eights; j++) {
             uint64_t x;
@@ -32,12 +38,10 @@ static inline void plane_write(const uint8_t *q, unsigned first, unsigned bits, 
         }
         const uint32_t e = together(even, bits), o = together(odd, bits);
         uint32_t word = (e & 0xffff) | o << 16;
-        memcpy(to, &word, sizeof word);
-        to += LL_PANEL * sizeof word;
+        memcpy(run + to_word(format, upper, n++), &word, sizeof word);
         if (bits == 8) {
             word = e >> 16 | (o & 0xffff0000);
-            memcpy(to, &word, sizeof word);
-            to += LL_PANEL * sizeof word;
+            memcpy(run + to_word(format, upper, n++), &word, sizeof word);
         }
     }
 }
@@ -46,7 +50,7 @@ static inline void plane_write(const uint8_t *q, unsigned first, unsigned bits, 
 static inline void run_write_as(const uint8_t *q, int format, char *run)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
-    plane_write(q, 0, low, run);
+    plane_write(q, 0, low, format, 0, run);
     if (!high)
         return;
     uint8_t placed[LL_RUN]; /* in the order of their places in the upper plane */
@@ -54,7 +58,7 @@ static inline void run_write_as(const uint8_t *q, int format, char *run)
         const unsigned pairs = 16 / high, place = j / pairs * pairs + ll_high_place(format, j) / high;
         memcpy(placed + 2 * place, q + 2 * j, 2);
     }
-    plane_write(placed, low, high, run + low * LL_PANEL * sizeof(uint32_t));
+    plane_write(placed, low, high, format, 1, run);
 }
 
 static void run_write(const uint8_t *q, int format, char *run)
@@ -74,10 +78,10 @@ static void run_read(const char *run, int format, uint8_t *q)
     for (unsigned k = 0; k < LL_RUN; k++) {
         const unsigned j = k / 2, odd = k % 2 * 16;
         uint32_t word;
-        memcpy(&word, run + j / (16 / low) * LL_PANEL * sizeof word, sizeof word);
+        memcpy(&word, run + to_word(format, 0, j / (16 / low)), sizeof word);
         q[k] = (uint8_t)(word >> (ll_low_place(format, j) + odd) & ((1u << low) - 1));
         if (high) {
-            memcpy(&word, run + (low + j / (16 / high)) * LL_PANEL * sizeof word, sizeof word);
+            memcpy(&word, run + to_word(format, 1, j / (16 / high)), sizeof word);
             q[k] |= (uint8_t)((word >> (ll_high_place(format, j) + odd) & ((1u << high) - 1)) << low);
         }
     }

@@ -5,8 +5,9 @@
  * Order:    none, every value is for itself.
  * Rounding: D, M and D (q - offset) are exact; fma(D, q, M) rounds once, as D q is exact.
  * Edges:    whatever D and M are: infinities and NaNs give what the products give. Columns past N are blocks of zeros.
- * Cost:     a value takes a mask, a subtraction and a product; odd k share a shift. q becomes a float by standing in the fraction
- *           of one whose last bits have the place of q's first: no conversion. A pair of integers takes a shift and a mask; where it may stay at its place, a mask.
+ * Cost:     a value takes a mask, a subtraction and a product; odd k share a shift. q becomes a float by standing in the
+ *           fraction of one whose last bits have the place of q's first: no conversion. A pair of integers takes a shift and
+ *           a mask; where it may stay at its place, a mask.
  * Oracle:   llorch.reference.dequantize. Tests: tests/kernels/test_blocks.py.
  */
 #ifndef LL_BLOCKS_KERNEL_H
@@ -49,11 +50,11 @@ LL_INLINE vi blocks_pair_placed(const char *run, unsigned j, int format)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
     const unsigned at = ll_low_place(format, j), place = blocks_place(j, format), mask = ((1u << low) - 1) << place;
-    vi q = vi_load(run + j / (16 / low) * BLOCKS_LINE);
+    vi q = vi_load(run + ll_low_line(format, j / (16 / low)) * BLOCKS_LINE);
     q = place == at ? vi_and(q, vi_set1((int32_t)(mask | mask << 16))) : vi_shr16(q, at); /* the highest of its word */
     if (high) {
         const unsigned upper = ((1u << high) - 1) << (place + low);
-        const vi h = vi_load(run + (low + j / (16 / high)) * BLOCKS_LINE);
+        const vi h = vi_load(run + ll_high_line(format, j / (16 / high)) * BLOCKS_LINE);
         q = vi_and_or(blocks_move(h, ll_high_place(format, j), place + low), vi_set1((int32_t)(upper | upper << 16)), q);
     }
     return q;
@@ -63,8 +64,9 @@ LL_INLINE vi blocks_pair_placed(const char *run, unsigned j, int format)
 LL_INLINE vi blocks_pair(const char *run, unsigned j, int format)
 {
     const unsigned low = ll_formats[format].low, mask = (1u << low) - 1, place = blocks_place(j, format);
+    const vi word = vi_load(run + ll_low_line(format, j / (16 / low)) * BLOCKS_LINE);
     if (!ll_formats[format].high && place) /* the mask of all places is one */
-        return vi_and(vi_shr(vi_load(run + j / (16 / low) * BLOCKS_LINE), place), vi_set1((int32_t)(mask | mask << 16)));
+        return vi_and(vi_shr(word, place), vi_set1((int32_t)(mask | mask << 16)));
     return blocks_move(blocks_pair_placed(run, j, format), place, 0);
 }
 
@@ -73,13 +75,13 @@ LL_INLINE vf blocks_integer(const char *run, unsigned i, int format)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high, j = i / 2, odd = i % 2 * 16;
     const unsigned at = ll_low_place(format, j); /* in the word, or in its upper half */
-    const vi word = vi_load(run + j / (16 / low) * BLOCKS_LINE);
+    const vi word = vi_load(run + ll_low_line(format, j / (16 / low)) * BLOCKS_LINE);
     if (format == LL_MXFP4)
         return vf_lookup(ll_mxfp4_twice, blocks_move(word, odd + at, 0));
     vi bits = vi_and_or(blocks_move(word, odd, 0), vi_set1((int32_t)(((1u << low) - 1) << at)),
                         vi_set1((int32_t)((150 - at) << 23)));
     if (high) {
-        const vi h = vi_load(run + (low + j / (16 / high)) * BLOCKS_LINE);
+        const vi h = vi_load(run + ll_high_line(format, j / (16 / high)) * BLOCKS_LINE);
         bits = vi_and_or(blocks_move(h, odd + ll_high_place(format, j), at + low),
                          vi_set1((int32_t)(((1u << high) - 1) << (at + low))), bits);
     }
@@ -140,6 +142,15 @@ LL_INLINE void blocks_scale(const char *head, size_t s, size_t column, int forma
     *D = vf_mul(vf_load_f16(head), sc);
     if (minimum)
         *M = vf_mul(vf_mul(vf_load_f16(head + LL_PANEL * sizeof(uint16_t)), vf_set1(-1.0f)), mn);
+}
+
+/* The same of all sub-blocks of a K-quant's group, each `step` vectors behind the one before: places and shifts are constants,
+ * and nothing waits for them. */
+LL_INLINE void blocks_scales(const char *head, size_t column, int format, vf *D, vf *M, size_t step)
+{
+    BLOCKS_UNROLL(16)
+    for (size_t s = 0; s < LL_BLOCK_VALUES / ll_formats[format].sub; s++)
+        blocks_scale(head, s, column, format, &D[s * step], &M[s * step]);
 }
 
 /* A group of a packed weight: where it is, how many values it has. */
