@@ -259,15 +259,15 @@ def helper(folder):
     return code if code.lanes() else None
 
 
-def best_of(jobs, repetitions):
-    """The least seconds in which all jobs, a thread each, are done."""
+def times_of(jobs, repetitions):
+    """Seconds in which all jobs, a thread each, are done, of each repetition."""
     with ThreadPoolExecutor(len(jobs)) as pool:
         times = []
         for _ in range(repetitions):
             start = time.perf_counter()
             list(pool.map(lambda job: job(), jobs))
             times.append(time.perf_counter() - start)
-    return min(times)
+    return times
 
 
 def peaks(quick=False):
@@ -275,7 +275,9 @@ def peaks(quick=False):
     of multiplying 16-bit integers and adding the products, two operations each.
 
     Measured by a few lines of C with the widest vectors, or, where those can't be compiled, by NumPy's maximum and
-    matrix product, which are less than the peak, and no integers. "how" says which.
+    matrix product, which are less than the peak, and no integers. "how" says which. Of arithmetic the best repetition
+    counts. Of reading the median does: the memory of a virtual machine may be half as fast again for a tenth of a
+    second, and then nothing can hold that for a whole run.
     """
     repetitions = 3 if quick else 15
     found = {"read": {}, "fma": {}}
@@ -294,19 +296,19 @@ def peaks(quick=False):
                 set_threads(1)
                 reads = [lambda p=p: p.max() for p in pieces]
                 chains, flops = [lambda: matrix @ matrix] * threads, 2 * 1024**3
-            found["read"][str(threads)] = BUFFER / best_of(reads, repetitions) / 1e9
-            found["fma"][str(threads)] = flops * threads / best_of(chains, repetitions) / 1e9
+            found["read"][str(threads)] = BUFFER / statistics.median(times_of(reads, 3 * repetitions)) / 1e9
+            found["fma"][str(threads)] = flops * threads / min(times_of(chains, repetitions)) / 1e9
             if code:
                 chains = [lambda: code.madd_chains(ROUNDS)] * threads
                 done = ROUNDS * 12 * 2 * code.pairs() * threads
-                found.setdefault("madd", {})[str(threads)] = done / best_of(chains, repetitions) / 1e9
+                found.setdefault("madd", {})[str(threads)] = done / min(times_of(chains, repetitions)) / 1e9
     lanes = code.lanes() if code else 0
     found["how"] = f"C, vectors of {lanes} float32" if code else "NumPy's maximum and matrix product"
     return found
 
 
 def higher(first, second):
-    """The higher of two measurements of the peaks: a busy neighbour lowers them, nothing raises them."""
+    """The higher of two measurements of the peaks, as a busy neighbour lowers them."""
     best = {kind: {t: max(first[kind][t], second[kind][t]) for t in first[kind]} for kind in KINDS if kind in first}
     return best | {"how": first["how"]}
 
