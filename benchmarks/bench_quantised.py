@@ -332,7 +332,8 @@ def loading_table(result):
 
 def peaks_table(result):
     """Every part has peaks of its own, as the memory's speed changes by the minute."""
-    lines = ["", "**The machine's own peaks**, 2 threads, measured before and after each part", ""]
+    how = "measured before and after each part; of reading the median, of the others the best"
+    lines = ["", f"**The machine's own peaks**, 2 threads, {how}", ""]
     lines += [f"| | {' | '.join(common.KINDS.values())} |", f"| --- |{' ---: |' * len(common.KINDS)}"]
     for parts in (result[name] for name in PARTS):
         for name, part in parts.items():

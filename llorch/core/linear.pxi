@@ -467,7 +467,12 @@ def _packed_reserve(K, N, dtype, compute="float32"):
     return packed
 
 
-def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed, size_t row=0):
+cdef int _fits(size_t begin, size_t count, size_t length, size_t whole) except -1:
+    """Whether [begin, begin + count) is a part of [0, length) in units of `whole`, or with what is less than one at the end."""
+    return begin <= length and count <= length - begin and not begin % whole and (not count % whole or begin + count == length)
+
+
+def _packed_fill(PackedLinear packed not None, size_t first, weight, bint transposed, size_t row=0):
     """Columns [first, first + N) of rows [row, row + K) are those of weight (K, N), or (N, K) transposed. first is a
     multiple of 16, and so is N unless these are the last columns; row is even, and so is K unless these are the last rows."""
     cdef Operand o
@@ -477,8 +482,7 @@ def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed, siz
     _clear(&o)
     try:
         _take_weight(&o, &w, weight, transposed, keep)
-        if (first % LL_PANEL or first + w.N > packed._weight.N
-                or row % 2 or row + w.K > packed._weight.K or (w.K % 2 and row + w.K < packed._weight.K)):
+        if not (_fits(first, w.N, packed._weight.N, LL_PANEL) and _fits(row, w.K, packed._weight.K, 2)):
             raise ValueError(f"weight has shape {_shape(&o)}, it doesn't fit {packed!r} at row {row} and column {first}")
         _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(packed._weight.K, first, packed._weight.format)
@@ -488,7 +492,7 @@ def _packed_fill(PackedLinear packed, size_t first, weight, bint transposed, siz
         _drop(&o)
 
 
-def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
+def _packed_fill_blocks(PackedLinear packed not None, size_t first, blocks, format):
     """The same of a weight as GGUF files store it: rows of blocks, uint8 (N, bytes of a row)."""
     cdef Py_buffer view
     cdef ll_weight w
@@ -496,7 +500,7 @@ def _packed_fill_blocks(PackedLinear packed, size_t first, blocks, format):
     cdef size_t at
     w.K, w.N = packed._weight.K, blocks.shape[0]
     _set_blocks(&w, kind)
-    if w.K % ll_formats[kind].values or first % LL_PANEL or first + w.N > packed._weight.N:
+    if w.K % ll_formats[kind].values or not _fits(first, w.N, packed._weight.N, LL_PANEL):
         raise ValueError(f"blocks of {format} and shape {blocks.shape} don't fit {packed!r} at column {first}")
     _take_bytes(&view, blocks, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
     try:

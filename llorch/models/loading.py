@@ -1,5 +1,6 @@
 """From a model's files to packed weights: names and shapes are checked, then one tensor after the other is read in
-slices and packed, so that no second copy of the model, or of a large tensor, is ever there."""
+slices and packed, so that no second copy of the model is ever there; nor of a large tensor, but for those of GPT-NeoX's
+queries, keys and values, and those of GPT-2 that are quantised here, which are read whole."""
 
 import contextlib
 import itertools
@@ -30,7 +31,7 @@ INTEGERS = tuple(name.lower() for name in READABLE_BLOCKS if name != "MXFP4")  #
 DTYPES = (*FLOATS, *INTEGERS)
 COMPUTES = ("float32", "int16")
 SLICE = 1 << 20  # bytes of a matrix that are read at a time
-READERS = 4  # threads that read and pack: with more, whole tensors that can't be read in slices would add up
+READERS = 8  # threads that read and pack, at most: tensors that can't be read in slices would add up
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -184,7 +185,8 @@ class Loader:
         return arranged(values, self.parameters[name], self.graph, self.source.kind)
 
     def slices(self, name: str) -> Iterator[tuple[int, int]]:
-        """Of a matrix's rows: the first of a slice, and how many. All begin at whole panels."""
+        """Of a matrix's rows: the first of a slice, and how many. All begin at whole panels; of a transposed one, whose
+        rows are no columns, at pairs."""
         entry, parameter = self.entries[name], self.parameters[name]
         count, together = entry.shape[0], PANEL
         if self.source.kind == "gguf" and parameter.interleaved:  # whole heads

@@ -181,8 +181,8 @@ def test_packed_from_every_type_to_every_type(isa, given_as, kept):
 @pytest.mark.parametrize("kept", DTYPES)
 @pytest.mark.parametrize("given_as", DTYPES)
 def test_packed_in_parts(isa, given_as, kept, transposed):
-    """What the loader does: columns and rows from one file and another, some at a time. The control packs two parts in
-    each other's place."""
+    """What the loader does: columns and rows from one file and another, some at a time. The control has them
+    two rows off."""
     K, N = 45, 53
     w = normal(K, N, seed=1).astype(DTYPES[given_as])
 
@@ -202,8 +202,12 @@ def test_packed_in_parts(isa, given_as, kept, transposed):
 
 
 @pytest.mark.parametrize(
-    ("K", "N", "row", "column"), ((8, 16, 1, 0), (9, 16, 0, 0), (8, 16, 14, 0), (8, 16, 0, 8), (8, 33, 0, 0))
-)
+    ("K", "N", "row", "column"),
+    (
+        (8, 16, 1, 0), (9, 16, 0, 0), (8, 16, 14, 0), (8, 16, 0, 8), (8, 33, 0, 0), (20, 8, 0, 0), (20, 16, 0, 32),
+        (8, 16, 22, 0), (2, 16, 2**64 - 2, 0), (20, 16, 0, 2**64 - 16),
+    ),
+)  # fmt: skip
 def test_parts_that_do_not_fit(K, N, row, column):
     packed = _core._packed_reserve(20, 32, "bfloat16")
     with pytest.raises(ValueError, match=rf"weight has shape \({K}, {N}\), it doesn't fit .* at row {row} and column"):
