@@ -446,7 +446,9 @@ def share_panel(axis, parts, colours, label=None):
         for row in part["rows"]:
             rate = row["rates"][kind]
             axis.barh(y, rate["share"], 0.86, color=colours[row["name"]], edgecolor="#444444", linewidth=0.5)
-            axis.text(rate["share"] + 0.02, y, f"{rate['share']:.0%}  {rate['value']:.0f} {units[kind]}", va="center")
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+            text = f"{rate['share']:.0%}  {rate['value']:.0f} {units[kind]}"
+            axis.text(rate["share"] + 0.02, y, text, va="center", bbox=box, zorder=5)
             widest = max(widest, rate["share"])
             y += 1
         ticks.append(((start + y - 1) / 2, part[label] if label else kind))
