@@ -94,7 +94,8 @@ typedef struct ll_kernels {
     void (*cast)(const void *x, int from, void *y, int to, size_t n);
     void (*gate)(const ll_gate_args *a, size_t begin, size_t end, size_t first, size_t n);
     void (*rope)(const ll_rope_args *a, size_t begin, size_t end);
-    /* kernels/pack.h: tiles that M rows of x make; tiles [begin, end) of x; panels [begin, end) of a weight as format */
+    /* kernels/pack.h: tiles that M rows of x make; tiles [begin, end) of x; panels [begin, end) of a weight as
+     * format, in panels of K rows */
     size_t (*pack_tiles)(size_t M);
     void (*pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
     void (*pack)(const ll_weight *w, int format, char *packed, size_t K, size_t begin, size_t end);

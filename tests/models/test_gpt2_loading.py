@@ -21,7 +21,6 @@ from llorch.models import loading
 from llorch.models.gpt2 import GPT2Config, shapes
 
 TENSORS = random_tensors(TINY)
-run = loading.run
 IDS = rng(1).integers(0, TINY["vocab_size"], 20)
 
 
@@ -187,10 +186,10 @@ def test_matrices_in_slices(monkeypatch, tmp_path, dtype, width):
     """Read some rows at a time, from the first to the last, as they are in large models."""
     entries = TINY | {"n_embd": width, "n_head": 2}
     folder = save(tmp_path / "model", entries, random_tensors(entries))
-    wanted, counts = logits(folder, dtype=dtype), []
+    wanted, counts, run = logits(folder, dtype=dtype), [], loading.run
+    monkeypatch.setattr(loading, "run", lambda jobs, *rest: (counts.append(len(jobs)), run(jobs, *rest)))
     for size in (1, width * 4 * 40, loading.SLICE):
         monkeypatch.setattr(loading, "SLICE", size)
-        monkeypatch.setattr(loading, "run", lambda jobs, *rest: (counts.append(len(jobs)), run(jobs, *rest)))
         assert_same_bits(logits(folder, dtype=dtype), wanted)
     assert counts[0] > counts[1] > counts[2]
 
