@@ -54,7 +54,7 @@ def passes(model, depth):
         if after is not None:
             found[what].after.append(after)
 
-    for call in model._plans["last"].calls:
+    for call in model._plan("last").calls:
         op, n = call["op"], call.get("n", 0)
         heads, D = call.get("heads", 1), call.get("D", 0)
         if op == "embedding":

@@ -286,6 +286,7 @@ enum {
     LL_CALL_SCALE,      /* y = x * number */
     LL_CALL_DIVIDE,     /* y = x / number */
     LL_CALL_SOFTCAP,    /* y = number * tanh(x / number) */
+    LL_CALL_MEAN,       /* row i of y = the mean of sequence i's rows of x, the first `skip` of a run left out */
     LL_CALLS
 };
 
@@ -332,10 +333,12 @@ typedef struct ll_run {
     const int64_t *types;      /* [rows], in theirs; NULL where no call asks for them */
     const ll_sequence *sequences;
     size_t sequence_count;
+    size_t skip;               /* LL_CALL_MEAN's; every sequence has more rows */
     float *const *buffers;     /* [rows][width] each */
     const float *const *cos, *const *sin; /* tables of rotations, [position][R / 2] */
     ll_attention_head *heads;  /* working memory: [sequence_count * heads], the most of any call */
     ll_kv *kv;                 /* [sequence_count * kv_heads] */
+    int64_t *starts;           /* [sequence_count + 1] */
 } ll_run;
 
 /* Calls [begin, end). 0, or -1: no memory to work in. The lengths of the caches stay as they are. */

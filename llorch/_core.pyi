@@ -196,6 +196,7 @@ class Plan:
         grow: Callable[[int], object] | None = None,
         trace: Callable[[int, Callable[[int, int, int], NDArray[Any]]], object] | None = None,
         types: list[NDArray[Any]] | None = None,
+        skip: int = 0,
     ) -> NDArray[Any]: ...
 
 def _strings_end(data: bytes, at: int, count: int) -> int: ...

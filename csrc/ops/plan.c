@@ -228,6 +228,18 @@ static int plan_attention(const ll_run *run, const ll_call *c)
     return ll_attention(&a);
 }
 
+static void plan_mean(const ll_run *run, const ll_call *c)
+{
+    const ptrdiff_t size = sizeof(float);
+    run->starts[0] = 0;
+    for (size_t i = 0; i < run->sequence_count; i++)
+        run->starts[i + 1] = run->starts[i] + (int64_t)run->sequences[i].T;
+    ll_pool_args a = {.x = plan_at(run, c->x), .y = plan_at(run, c->y), .x_stride = (ptrdiff_t)plan_stride(run, c->x) * size,
+                      .y_stride = (ptrdiff_t)plan_stride(run, c->y) * size, .starts = run->starts,
+                      .count = run->sequence_count, .n = c->n, .skip = run->skip, .dtype = LL_F32};
+    ll_mean_pool(&a);
+}
+
 /* The last or first row of each sequence moves to row i: never past one that is still to be moved. */
 static void plan_gather(const ll_run *run, const ll_call *c)
 {
@@ -273,6 +285,10 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
         case LL_CALL_SCALE:
         case LL_CALL_DIVIDE: plan_rows(run, c, run->rows, plan_scale_task); break;
         case LL_CALL_SOFTCAP: plan_softcap(run, c, run->rows); break;
+        case LL_CALL_MEAN:
+            plan_mean(run, c);
+            run->rows = run->sequence_count;
+            break;
         }
         if (failed)
             return -1;

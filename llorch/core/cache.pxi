@@ -209,6 +209,6 @@ cdef class KVCache:
     cdef object _read(self, int values):
         cdef KVCache held = self.fork()
         a = _empty((held._cache.heads, held._cache.length, held._cache.D), _float32)
-        ll_cache_read(&held._cache, values, <float *><uintptr_t>a.ctypes.data)
+        ll_cache_read(&held._cache, values, <float *>_address(a))
         a.flags.writeable = False
         return a

@@ -56,7 +56,7 @@ def dequantize(data, format, shape):
     if not shape or shape[-1] % values:
         raise ValueError(f"shape is {shape}, its last length must be a multiple of {values}, the values of a block")
     y = _empty(shape, _float32)
-    cdef float *to = <float *><uintptr_t>y.ctypes.data
+    cdef float *to = <float *>_address(y)
     _take_bytes(&view, data, count // values * ll_formats[kind].bytes, f"{format} of shape {shape}")
     try:
         with nogil:
@@ -73,7 +73,7 @@ cdef object _not_stored(Operand *o, size_t row, int format, str name, bint colum
     cdef Py_ssize_t i, left = <Py_ssize_t>row
     values = _empty(o.shape[o.ndim - 1], _float32)
     ll_widen((o.data if o.scratch == NULL else <char *>o.scratch) + left * o.row_stride, o.dtype,
-             <float *><uintptr_t>values.ctypes.data, o.shape[o.ndim - 1])
+             <float *>_address(values), o.shape[o.ndim - 1])
     index = []
     for i in range(o.ndim - 2, -1, -1):
         index.insert(0, left % o.shape[i])
@@ -101,7 +101,7 @@ cdef object _quantized(Operand *o, int format, str name, bint columns):
     a.dtype = o.dtype
     a.x = _rows(o, count, True)
     a.x_stride = o.row_stride
-    a.y = <void *><uintptr_t>blocks.ctypes.data
+    a.y = <void *>_address(blocks)
     with nogil:
         ll_interrupts_on()
         stored = ll_quantize_rows(&a)

@@ -282,7 +282,7 @@ cdef class PackedLinear:
                 oweight.strides[0], oweight.strides[1] = w.n_stride, w.k_stride
                 blocks = _quantized(&oweight, format, "weight", not transposed)
                 _set_blocks(&w, format)
-                w.data = <const void *><uintptr_t>blocks.ctypes.data
+                w.data = <const void *>_address(blocks)
             self._pack(&w, bias, format)
             self._weight.compute = made
         finally:
@@ -342,7 +342,7 @@ cdef class PackedLinear:
             if bias is not None:
                 kept = _empty(w.N, _float32)
                 if w.N:
-                    memcpy(<void *><uintptr_t>kept.ctypes.data, b, w.N * sizeof(float))
+                    memcpy(<void *>_address(kept), b, w.N * sizeof(float))
                 kept.flags.writeable = False
             packed = ll_weight_new(bytes)
             if packed == NULL:
@@ -418,7 +418,7 @@ cdef class PackedLinear:
         cdef size_t index = _index(k, "k", self._weight.K, "rows")
         y = _empty(self._weight.N, _float32)
         if self._weight.N:
-            ll_packed_row(&self._weight, index, <float *><uintptr_t>y.ctypes.data)
+            ll_packed_row(&self._weight, index, <float *>_address(y))
         return y
 
     def column(self, n):
@@ -429,7 +429,7 @@ cdef class PackedLinear:
         cdef size_t index = _index(n, "n", self._weight.N, "columns")
         y = _empty(self._weight.K, _float32)
         if self._weight.K:
-            ll_packed_column(&self._weight, index, <float *><uintptr_t>y.ctypes.data)
+            ll_packed_column(&self._weight, index, <float *>_address(y))
         return y
 
 

@@ -31,18 +31,19 @@ cdef extern from "llorch.h" nogil:
         const int64_t *positions
         const int64_t *types
         const ll_sequence *sequences
-        size_t sequence_count
+        size_t sequence_count, skip
         float **buffers
         const float **cos
         const float **sin
         ll_attention_head *heads
         ll_kv *kv
+        int64_t *starts
     int ll_plan_run(ll_run *run, size_t begin, size_t end)
     enum:
         LL_PANEL
     int LL_CALL_EMBEDDING, LL_CALL_PLACES, LL_CALL_LAYER_NORM, LL_CALL_RMS_NORM, LL_CALL_LINEAR, LL_CALL_ROPE
     int LL_CALL_ATTENTION, LL_CALL_ROWS, LL_CALL_FUNCTION, LL_CALL_GATE, LL_CALL_ADD, LL_CALL_MULTIPLY, LL_CALL_SCALE
-    int LL_CALL_DIVIDE, LL_CALL_SOFTCAP
+    int LL_CALL_DIVIDE, LL_CALL_SOFTCAP, LL_CALL_MEAN
     int LL_ALL_ROWS, LL_LAST_ROW, LL_FIRST_ROW
 
 
@@ -51,6 +52,7 @@ cdef dict _calls = {
     "rms_norm": LL_CALL_RMS_NORM, "linear": LL_CALL_LINEAR, "rope": LL_CALL_ROPE, "attention": LL_CALL_ATTENTION,
     "rows": LL_CALL_ROWS, "function": LL_CALL_FUNCTION, "gate": LL_CALL_GATE, "add": LL_CALL_ADD,
     "multiply": LL_CALL_MULTIPLY, "scale": LL_CALL_SCALE, "divide": LL_CALL_DIVIDE, "softcap": LL_CALL_SOFTCAP,
+    "mean": LL_CALL_MEAN,
 }
 cdef dict _rows_of = {"all": LL_ALL_ROWS, "last": LL_LAST_ROW, "first": LL_FIRST_ROW}
 
@@ -163,7 +165,7 @@ cdef class SequenceCache:
             self._check_alone()
             if <size_t>a.shape[1] != c.length:  # making an array can run anything, such as what a finalizer does
                 raise RuntimeError("the cache's length has changed while it was read")
-            ll_cache_read(c, values, <float *><uintptr_t>a.ctypes.data)
+            ll_cache_read(c, values, <float *>_address(a))
         a.flags.writeable = False
         return a
 
@@ -256,7 +258,7 @@ cdef class Plan:
         if array.dtype != _float32 or not array.flags.c_contiguous or <size_t>array.size < n:
             raise ValueError(f"{name} must be {n} contiguous float32, it is {array.dtype} of shape {array.shape}")
         self._keep.append(array)
-        return <const float *><uintptr_t>array.ctypes.data
+        return <const float *>_address(array)
 
     cdef int _fill(self, ll_call *c, dict call) except -1:
         cdef PackedLinear packed
@@ -290,7 +292,7 @@ cdef class Plan:
             packed = weight
             c.weight = packed._weight
             if c.op == LL_CALL_LINEAR and packed.bias is not None:
-                c.bias = <const float *><uintptr_t>packed.bias.ctypes.data
+                c.bias = <const float *>_address(packed.bias)
             self._keep.append(packed)
         elif weight is not None:
             c.weight.data = self._floats({"weight": weight}, "weight", weight.size)
@@ -302,7 +304,8 @@ cdef class Plan:
             raise TypeError(f"a call has entries that a plan doesn't know: {', '.join(sorted(call))}")
         return 0
 
-    def run(self, list chunks, caches, bint all_rows, size_t vocabulary, check, grow=None, trace=None, list types=None):
+    def run(self, list chunks, caches, bint all_rows, size_t vocabulary, check, grow=None, trace=None, list types=None,
+            size_t skip=0):
         """The output of every row of the chunks, or (all_rows false) as many rows as there are chunks: float32.
 
         chunks : token ids of each sequence, in lists or arrays. caches : a SequenceCache each, whose positions they
@@ -310,7 +313,7 @@ cdef class Plan:
         raises for ids that aren't. types : of the tokens, int64 arrays that have been checked; None for all of type 0. grow :
         function of the number of positions that makes the tables long enough. trace : function of (number of the call,
         function of (buffer, column, n) that gives an array) after every call; the array's memory is used again by later
-        calls.
+        calls. skip : rows at the beginning of each sequence that stay out of its mean, where the plan takes one.
 
         Whatever is raised, the caches are as they were.
         """
@@ -341,6 +344,9 @@ cdef class Plan:
                 sequences[i].T = len(chunks[i])
                 sequences[i].start = 0
                 sequences[i].caches = NULL
+                if skip and sequences[i].T <= skip:
+                    raise ValueError(f"chunk {i} has {sequences[i].T} positions, of which {skip} stay out of the mean: "
+                                     "none is left")
                 row = self._ids(chunks[i], i, ids, row, rows, vocabulary, check)
                 if row > rows or sequences[i].T != <size_t>len(chunks[i]):
                     raise RuntimeError("token ids changed while they were read")
@@ -388,12 +394,13 @@ cdef class Plan:
             out = _empty((rows if all_rows else count, self._widths[self._output]), _float32)
             bytes = (rows * self._row_floats + 16 * self._buffers) * sizeof(float)
             bytes += self._buffers * sizeof(float *) + 2 * table_count * sizeof(float *)
-            bytes += count * (self._heads * sizeof(ll_attention_head) + self._kv_heads * sizeof(ll_kv)) + 256
+            bytes += count * (self._heads * sizeof(ll_attention_head) + self._kv_heads * sizeof(ll_kv))
+            bytes += (count + 1) * sizeof(int64_t) + 256
             if trace is None:
                 workspace = self._take(bytes)
             else:  # of Python's, so that an array which a trace keeps stays good
                 held_memory = np.empty(bytes + 64, np.uint8)
-                workspace = <void *><uintptr_t>held_memory.ctypes.data
+                workspace = <void *>_address(held_memory)
             at = <char *>workspace
             buffers = <float **>at
             at += self._buffers * sizeof(float *)
@@ -403,16 +410,18 @@ cdef class Plan:
             at += count * self._heads * sizeof(ll_attention_head)
             run.kv = <ll_kv *>at
             at += count * self._kv_heads * sizeof(ll_kv)
+            run.starts = <int64_t *>at
+            at += (count + 1) * sizeof(int64_t)
             for i in range(self._buffers):
                 if i == self._output:
-                    buffers[i] = <float *><uintptr_t>out.ctypes.data
+                    buffers[i] = <float *>_address(out)
                     continue
                 at = <char *>((<uintptr_t>at + 63) // 64 * 64)
                 buffers[i] = <float *>at
                 at += rows * self._widths[i] * sizeof(float)
             for i in range(table_count):
-                tables[i] = <const float *><uintptr_t>held_tables[i][0].ctypes.data
-                tables[table_count + i] = <const float *><uintptr_t>held_tables[i][1].ctypes.data
+                tables[i] = <const float *>_address(held_tables[i][0])
+                tables[table_count + i] = <const float *>_address(held_tables[i][1])
             run.cos = tables
             run.sin = tables + table_count
             run.plan = &self._plan
@@ -421,6 +430,7 @@ cdef class Plan:
             run.positions = positions
             run.sequences = sequences
             run.sequence_count = count
+            run.skip = skip
             run.buffers = buffers
             if trace is None:
                 with nogil:

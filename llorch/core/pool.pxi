@@ -81,7 +81,7 @@ def mean_pool(x, lengths, *, skip=0, out=None):
         a.skip = number
         starts = _starts(lengths, ox.shape[0], number)
         a.count = len(starts) - 1
-        a.starts = <const int64_t *><uintptr_t>starts.ctypes.data
+        a.starts = <const int64_t *>_address(starts)
         a.n = ox.shape[1]
         a.dtype = ox.dtype
         shape = (<Py_ssize_t>a.count, ox.shape[1])

@@ -122,7 +122,7 @@ def rope(x, cos, sin, positions=None, *, out=None):
         if given.shape != (T,):
             raise ValueError(f"positions has shape {given.shape}, it must be {(T,)}, one for each token of x")
         places = np.array(given, _int64, order="C")  # a copy: what is checked is what is used
-        a.positions = <const int64_t *><uintptr_t>places.ctypes.data
+        a.positions = <const int64_t *>_address(places)
         for i in range(T):
             place = a.positions[i]
             if place < 0 or place >= ocos.shape[0]:
@@ -164,11 +164,11 @@ def _rope_rows(high, low, double factor_high, double factor_low, places, cos, si
 
     Returns how many values a double-double couldn't decide: they are NaN.
     """
-    cdef const double *hi = <const double *><uintptr_t>high.ctypes.data
-    cdef const double *lo = <const double *><uintptr_t>low.ctypes.data
-    cdef const int64_t *p = <const int64_t *><uintptr_t>places.ctypes.data
-    cdef float *c = <float *><uintptr_t>cos.ctypes.data
-    cdef float *s = <float *><uintptr_t>sin.ctypes.data
+    cdef const double *hi = <const double *>_address(high)
+    cdef const double *lo = <const double *>_address(low)
+    cdef const int64_t *p = <const int64_t *>_address(places)
+    cdef float *c = <float *>_address(cos)
+    cdef float *s = <float *>_address(sin)
     cdef size_t half = high.shape[0], count = places.shape[0], first = 0, end, undecided = 0
     with nogil:
         ll_interrupts_on()

@@ -107,8 +107,8 @@ def embedding(table, ids):
         shape = given.shape
         y = _empty((*shape, <Py_ssize_t>a.table.K), _float32)
         a.rows = places.size
-        a.ids = <const int64_t *><uintptr_t>places.ctypes.data
-        a.y = <float *><uintptr_t>y.ctypes.data
+        a.ids = <const int64_t *>_address(places)
+        a.y = <float *>_address(y)
         if a.rows * a.table.K < RELEASE_FROM:
             first = ll_embedding(&a)
         else:
@@ -168,7 +168,7 @@ def argmax(logits):
         y = None
         if o.ndim > 1:
             y = _empty(shape[:-1], _int64)
-            a.y = <int64_t *><uintptr_t>y.ctypes.data
+            a.y = <int64_t *>_address(y)
         if count:
             a.x = _rows(&o, count, True)
             a.x_stride = o.row_stride

@@ -185,7 +185,8 @@ class Weights:
 class Compiler:
     """One plan of a graph.
 
-    rows : "all"; "last" or "first" for one row of each sequence, which alone goes through the end of the last block.
+    rows : "all"; "last" or "first" for one row of each sequence, which alone goes through the end of the last block;
+    "mean" for the mean of its rows.
     fuse : False keeps every tensor of the graph, for a trace.
     """
 
@@ -267,6 +268,8 @@ class Compiler:
                 continue
             handler: Callable[[Value, list[Any]], None] = getattr(self, f"_{value.step.op}")
             handler(value, inputs)
+        if self.rows == "mean":
+            self.emit("mean", x=value.view, y=(self.output, 0), n=value.width)
         return Plan(self.calls, self.widths, self.output, len(self.graph.blocks))
 
     def put(self, value: Value, *, over: Value | None = None) -> Value:
@@ -286,7 +289,7 @@ class Compiler:
         """Whether it is the result, or becomes it where it lies: logits are large, and a second buffer would be too."""
         while self.fuse and len(value.users) == 1 and value.users[0].step.op in IN_PLACE:
             value = value.users[0]
-        return value is self.values[-1][0]
+        return value is self.values[-1][0] and self.rows != "mean"
 
     def _embedding(self, value: Value, inputs: list[Any]) -> None:
         name = full_name(self.graph, value.layer, value.step.weight) + ".weight"
@@ -424,7 +427,8 @@ class Compiler:
         scores, v = inputs
         q, k = (one for one in self.inputs_of[id(scores)] if isinstance(one, Value))
         options = scores.step.options
-        rows = self.rows if value.layer == len(self.graph.blocks) - 1 else "all"
+        one = self.rows in ("first", "last") and value.layer == len(self.graph.blocks) - 1
+        rows = self.rows if one else "all"
         self.put(value)
         self.emit(
             "attention", value, x=q.view, k=k.view, v=v.view, y=value.view, n=value.width, layer=value.layer,

@@ -63,8 +63,11 @@ class TokenEngine(Engine):
             raise IndexError(f"{name}[{first}] is {given[first]}, types must be in [0, {max(self.types, 1)})")
         return ids, given.astype(np.int64)
 
-    def _results(self, ids: Sequence[Any], token_types: Types, rows: str) -> Iterator[tuple[list[Any], Array]]:
-        """The texts in parts that go through the kernels together, each with its result, by the plan of `rows`."""
+    def _results(
+        self, ids: Sequence[Any], token_types: Types, rows: str, skip: int = 0
+    ) -> Iterator[tuple[list[Any], Array]]:
+        """The texts in parts that go through the kernels together, each with its result, by the plan of `rows`. skip :
+        tokens at a text's beginning that stay out of its mean, fewer than any text has."""
         for name, value in (("ids", ids), ("token_types", [] if token_types is None else token_types)):
             if isinstance(value, str | bytes) or not isinstance(value, Iterable):
                 raise TypeError(f"{name} must be a sequence, an entry for each text, got {type(value).__name__}")
@@ -75,7 +78,7 @@ class TokenEngine(Engine):
                 f"there are {len(texts)} texts in ids and {len(given)} in token_types, they must be as many"
             )
         checked = [self._checked(one, types, i) for i, (one, types) in enumerate(zip(texts, given, strict=True))]
-        plan = self._plans[rows]
+        plan = self._plan(rows)
         most = max(1, TOGETHER // (4 * plan.row_floats))
         first = 0
         while first < len(checked):
@@ -85,7 +88,8 @@ class TokenEngine(Engine):
                 end += 1
             part = checked[first:end]
             chunks, types = [one for one, _ in part], self._filled(part)
-            yield chunks, self._run(plan, chunks, None, rows == "all", self._check_from(first), types=types)
+            check = self._check_from(first)
+            yield chunks, self._run(plan, chunks, None, rows == "all", check, types=types, skip=skip)
             first = end
 
     def _filled(self, part: Sequence[tuple[Any, Array | None]]) -> list[Array] | None:
@@ -106,7 +110,7 @@ class Encoder(TokenEngine):
     """
 
     RESULT = "the hidden state"
-    ROWS = ("all", "first")
+    ROWS = "all"
 
     def forward(self, ids: Ids, token_types: Ids | None = None, *, trace: Trace | None = None) -> Array:
         """The last hidden state of a text.
@@ -148,7 +152,13 @@ class Encoder(TokenEngine):
     def first_batch(self, ids: Sequence[Ids], token_types: Types = None) -> Array:
         """The last hidden state of the first token of each of several texts, as an array (n, E): the first rows of
         `forward`, without the work of the others' in the last block."""
-        parts = [rows for _, rows in self._results(ids, token_types, "first")]
+        return self._vectors(ids, token_types, "first")
+
+    def _vectors(self, ids: Sequence[Ids], token_types: Types, rows: str, skip: int = 0) -> Array:
+        """One vector of each text (n, E), by the plan of `rows`; skip as `_results` has it."""
+        parts = [made for _, made in self._results(ids, token_types, rows, skip)]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty((0, self.graph.sizes["E"]), np.float32)
 
 
@@ -159,7 +169,7 @@ class Classifier(TokenEngine):
     """
 
     RESULT = "labels of a text"
-    ROWS = ("first",)
+    ROWS = "first"
 
     @classmethod
     def _graph(cls, family: Family, config: ModelConfig) -> Graph:

@@ -37,13 +37,13 @@ FIRST_POSITIONS = 512  # rows of a table of rotations that are made at once; it 
 class Engine:
     """What engines of all kinds have in common: a model from its files, checks, plans, a trace.
 
-    KIND : of the families that it runs. RESULT : what comes of it, for people. ROWS : what there are plans for, as
-    `Compiler` has it. Attributes are those of `Decoder`.
+    KIND : of the families that it runs. RESULT : what comes of it, for people. ROWS : as `Compiler` has it, whose plan
+    is made with the model; others are when they are first needed. Attributes are those of `Decoder`.
     """
 
     KIND: ClassVar[str]
     RESULT: ClassVar[str]
-    ROWS: ClassVar[tuple[str, ...]]
+    ROWS: ClassVar[str]
     asked: tuple[str | None, str] = (None, "float32")  # dtype and compute that from_pretrained was given
 
     def __new__(cls, *parts: Any, **named: Any) -> Self:
@@ -65,9 +65,10 @@ class Engine:
         self.dtype, self.compute = weights.dtype, weights.compute
         self.nbytes, self.step_nbytes = weights.nbytes, weights.step_nbytes
         self._weights = weights
-        self._plans = {rows: Compiler(graph, weights, rows=rows).run() for rows in self.ROWS}
         self._traced: tuple[Plan, list[list[tuple[str, int, int, int, int]]]] | None = None
-        self._tables = Tables(graph.ropes, config.context, self._plans.values())
+        self._tables = Tables(graph.ropes, config.context)
+        self._plans: dict[str, Plan] = {}
+        self._plan(self.ROWS)
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id: str | Path, dtype: str | None = None, compute: str = "float32") -> Self:
@@ -181,6 +182,15 @@ class Engine:
 
     # ---- the computation -------------------------------------------------------------------------------
 
+    def _plan(self, rows: str) -> Plan:
+        """The plan for these rows of the result, made once. Of two threads that make it, the first one's stays."""
+        found = self._plans.get(rows)
+        if found is None:
+            made = _core._in_fpenv(Compiler(self.graph, self._weights, rows=rows).run)
+            self._tables.add(made)
+            found = self._plans.setdefault(rows, made)
+        return found
+
     def _run(
         self,
         plan: Plan,
@@ -190,9 +200,10 @@ class Engine:
         check: Callable[[Any, int], Array],
         trace: Any = None,
         types: list[Array] | None = None,
+        skip: int = 0,
     ) -> Array:
         grow = self._tables.grow if self.graph.ropes else None
-        return plan.run(chunks, caches, all_rows, self.config.vocab_size, check, grow, trace, types)
+        return plan.run(chunks, caches, all_rows, self.config.vocab_size, check, grow, trace, types, skip)
 
     def _forward(
         self,
@@ -206,9 +217,9 @@ class Engine:
         if not callable(trace) and trace is not None:
             raise TypeError(f"trace must be a function of (name, array), got {type(trace).__name__}")
         if trace is None:
-            return self._run(self._plans["all"], [ids], caches, True, check, types=types)
+            return self._run(self._plan("all"), [ids], caches, True, check, types=types)
         if self._traced is None:
-            made = _traced(self.graph, self._weights)
+            made = _core._in_fpenv(_traced, self.graph, self._weights)
             self._tables.add(made[0])
             self._traced = made
         plan, tensors = self._traced
@@ -251,7 +262,7 @@ class Decoder(Engine):
     """
 
     KIND, RESULT = "decoder", "the next token"
-    ROWS = ("all", "last")
+    ROWS = "last"
 
     def new_cache(self, capacity: int | None = None) -> Cache:
         """An empty cache for one sequence of up to `capacity` positions (None: the context, the most there can be).
@@ -330,7 +341,7 @@ class Decoder(Engine):
         chunks, caches = self._check_chunks(chunks, caches)
         if not chunks:
             return np.empty((0, self.config.vocab_size), np.float32)
-        return self._run(self._plans["last"], chunks, caches, False, self._chunk)
+        return self._run(self._plan("last"), chunks, caches, False, self._chunk)
 
     def forward_batch(self, chunks: Sequence[Ids], caches: Sequence[Cache]) -> Array:
         """Appends to several sequences at once; the logits of every position. Parameters and errors are `step`'s.
@@ -340,7 +351,7 @@ class Decoder(Engine):
         chunks, caches = self._check_chunks(chunks, caches)
         if not chunks:
             return np.empty((0, self.config.vocab_size), np.float32)
-        return self._run(self._plans["all"], chunks, caches, True, self._chunk)
+        return self._run(self._plan("all"), chunks, caches, True, self._chunk)
 
     def _check_chunks(self, chunks: Sequence[Ids], caches: Sequence[Cache]) -> tuple[list[Any], list[Cache]]:
         for name, given in (("chunks", chunks), ("caches", caches)):
@@ -377,8 +388,9 @@ class Decoder(Engine):
 class Tables:
     """cos and sin of every rope of a model, up to the positions that have been met; and the plans that use them."""
 
-    def __init__(self, ropes: Mapping[str, Rope], context: int, plans: Iterable[Plan]) -> None:
-        self.ropes, self.context, self.plans = list(ropes.values()), context, list(plans)
+    def __init__(self, ropes: Mapping[str, Rope], context: int) -> None:
+        self.ropes, self.context = list(ropes.values()), context
+        self.plans: list[Plan] = []
         self.length = 0
         self.arrays: tuple[tuple[Array, Array], ...] = ()
         self._lock = threading.Lock()

@@ -25,6 +25,7 @@ Array = NDArray[Any]
 
 GROWTH = 16 << 20  # bytes by which the result of texts that aren't counted grows
 SETTINGS = "prompts", "default_prompt_name", "similarity", "truncate_dim"  # of Sentences, which may change
+ROWS_OF = {"mean": "mean", "cls": "first", "last": "last"}  # by the pooling, what a plan gives
 QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")  # names of prompts, the first that is there
 
 
@@ -66,6 +67,7 @@ class TextEncoder(Encoder):
                     raise ValueError(f"{printable(str(found.folder))}: a Dense takes {takes} values, it gets {width}")
                 width = module.width
         model._width = width
+        model._plan(ROWS_OF[model._sentences.pooling])
         return model
 
     def __reduce__(self) -> Any:
@@ -244,21 +246,13 @@ class TextEncoder(Encoder):
     def _pooled(self, texts: list[str], skip: int) -> Array:
         """One row a text, of the hidden states of its tokens."""
         made = self._inputs(texts)
-        ids, types, pooling = made.ids, made.told_apart(), self._sentences.pooling
-        if pooling == "cls":
-            return self.first_batch(ids, types)
-        parts = []
-        for some, rows in self._results(ids, types, "all"):
-            lengths = [len(one) for one in some]
-            if min(lengths) <= skip:
-                raise ValueError(
-                    f"a text has {min(lengths)} tokens with its prompt, of which the prompt's {skip} stay out of the "
-                    "mean: none is left"
-                )
-            parts.append(
-                llorch.mean_pool(rows, lengths, skip=skip) if pooling == "mean" else rows[np.cumsum(lengths) - 1]
+        least = min(map(len, made.ids))
+        if least <= skip:
+            raise ValueError(
+                f"a text has {least} tokens with its prompt, of which the prompt's {skip} stay out of the mean: none "
+                "is left"
             )
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self._vectors(made.ids, made.told_apart(), ROWS_OF[self._sentences.pooling], skip)
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         if prompt is not None:

@@ -441,9 +441,11 @@ def test_environment_of_the_scale_of_scores(host, tmp_path, setting):
     try:
         host.set_env(SETTINGS[setting])
         model = llorch.GPT2.from_pretrained(folder)
+        plans = [model._plan(rows) for rows in ("last", "all")]  # made with the model, and afterwards
     finally:
         host.set_env(before)
-    assert [call["attention_scale"] for call in model._plans["last"].calls if call["op"] == "attention"] == wanted
+    for plan in plans:
+        assert [call["attention_scale"] for call in plan.calls if call["op"] == "attention"] == wanted
 
 
 SUBNORMAL = np.float32([0, 1e-40])  # made here: a host that flushes can't

@@ -136,7 +136,7 @@ def test_a_batch_in_any_order(tiny, monkeypatch):
     name, model = tiny
     texts = [text_of(length, seed, types_of(name, "plain")) for seed, length in enumerate(LENGTHS)]
     alone = [model.forward(*text) for text in texts]
-    for together in (encoder_engine.TOGETHER, 1, 40 * 4 * model._plans["all"].row_floats):
+    for together in (encoder_engine.TOGETHER, 1, 40 * 4 * model._plan("all").row_floats):
         monkeypatch.setattr(encoder_engine, "TOGETHER", together)
         for order in ([0, 1, 2, 3, 4], [3, 2, 4, 1, 0], [2, 2, 0]):
             for threads in (1, 2):
@@ -144,9 +144,20 @@ def test_a_batch_in_any_order(tiny, monkeypatch):
                     ids, types = zip(*(texts[i] for i in order), strict=True)
                     batch = model.forward_batch(ids, types)
                     first = model.first_batch(ids, types)
-                for got, row, i in zip(batch, first, order, strict=True):
-                    assert_same_bits(got, alone[i], f"{i} of {order}, {threads} threads")
-                    assert_same_bits(row, alone[i][0], f"the first row of {i} of {order}, {threads} threads")
+                    last, mean = (model._vectors(ids, types, rows) for rows in ("last", "mean"))
+                for row, i in enumerate(order):
+                    what, rows = f"{i} of {order}, {threads} threads", alone[i]
+                    assert_same_bits(batch[row], rows, what)
+                    assert_same_bits(first[row], rows[0], f"the first row of {what}")
+                    assert_same_bits(last[row], rows[-1], f"the last row of {what}")
+                    assert_same_bits(mean[row], reference.mean_pool(rows, [len(rows)])[0], f"the mean of {what}")
+        long = [i for i, length in enumerate(LENGTHS) if length > 4]
+        late = model._vectors(*zip(*(texts[i] for i in long), strict=True), "mean", skip=4)
+        for row, i in enumerate(long):
+            wanted = reference.mean_pool(alone[i], [len(alone[i])], skip=4)[0]
+            assert_same_bits(late[row], wanted, f"the mean of {i} but for its first rows")
+    with pytest.raises(ValueError, match="chunk 2 has 1 positions, of which 1 stay out of the mean: none is left"):
+        model._vectors(*zip(*texts, strict=True), "mean", skip=1)
 
 
 def test_a_neighbour_that_is_no_number(tmp_path):

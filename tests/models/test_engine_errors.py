@@ -125,7 +125,7 @@ def test_ids_that_change_while_they_are_read(tiny, then):
         return np.array([1])
 
     with pytest.raises(RuntimeError, match="changed while they were read"):
-        tiny._plans["last"].run([[np.int64(1)], ids], caches, False, 67, check, tiny._tables.grow)
+        tiny._plan("last").run([[np.int64(1)], ids], caches, False, 67, check, tiny._tables.grow)
     assert [cache.length for cache in caches] == [0, 0]
 
 
@@ -170,7 +170,8 @@ def test_tables_that_were_interrupted():
             object.__setattr__(self, name, value)
 
     plan = Plan()
-    tables = Tables({"main": Rope(8, 10000.0)}, 2000, [plan])
+    tables = Tables({"main": Rope(8, 10000.0)}, 2000)
+    tables.plans.append(plan)
     with pytest.raises(KeyboardInterrupt):
         tables.grow(3)
     for positions in (3, 700, 1999):

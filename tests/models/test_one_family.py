@@ -205,7 +205,7 @@ def test_a_granites_logits_are_divided(tmp_path):
 @pytest.mark.parametrize(("name", "op"), [("granite", "divide"), ("gemma2", "softcap")])
 def test_logits_are_finished_where_they_lie(tmp_path, name, op):
     """A second buffer of a row a position and a column a token would double the memory of a long text."""
-    calls = write(tmp_path / "m", name)._plans["all"].calls
+    calls = write(tmp_path / "m", name)._plan("all").calls
     head, last = calls[-2:]
     assert (head["op"], last["op"]) == ("linear", op) and head["y"] == last["x"] == last["y"]
 
