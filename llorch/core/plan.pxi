@@ -170,6 +170,43 @@ cdef class SequenceCache:
         return a
 
 
+# ---- token ids ----------------------------------------------------------------------------------------------
+
+
+cdef Py_ssize_t _read_ids(ids, size_t vocabulary, int64_t *to, size_t room) except -2:
+    """How many ids there are in an array of one axis of int64 or int32, copied to `to` if that isn't NULL. -1: it is something
+    else, or has none, more than there is room for, or one that isn't in the vocabulary: Python tells them apart."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i, count = -1
+    cdef int64_t id
+    cdef char *at
+    if type(ids) is not _ndarray:
+        return -1
+    try:
+        PyObject_GetBuffer(ids, &view, PyBUF_FORMAT | PyBUF_STRIDES)
+    except (ValueError, BufferError):  # of elements that the protocol doesn't know
+        return -1
+    if view.ndim == 1 and 0 < view.shape[0] and <size_t>view.shape[0] <= room and (
+            view.itemsize == 8 and view.format[0] in b"lq" or view.itemsize == 4 and view.format[0] in b"il"):
+        at = <char *>view.buf
+        for i in range(view.shape[0]):
+            id = (<int64_t *>at)[0] if view.itemsize == 8 else (<int32_t *>at)[0]
+            if id < 0 or <uint64_t>id >= vocabulary:
+                break
+            if to != NULL:
+                to[i] = id
+            at += view.strides[0]
+        else:
+            count = view.shape[0]
+    PyBuffer_Release(&view)
+    return count
+
+
+def _ids_fit(ids, size_t vocabulary):
+    """Whether these are ids of the vocabulary, one at least, in an array of one axis of int64 or int32. False says nothing."""
+    return _read_ids(ids, vocabulary, NULL, <size_t>-1) > 0
+
+
 # ---- the plan -----------------------------------------------------------------------------------------------
 
 
@@ -471,6 +508,9 @@ cdef class Plan:
         cdef int64_t id
         cdef list items
         cdef size_t i
+        cdef Py_ssize_t count = _read_ids(chunk, vocabulary, ids + row, rows - row)
+        if count > 0:
+            return row + <size_t>count
         if type(chunk) is list:
             items = <list>chunk
             for i in range(<size_t>len(items)):

@@ -159,6 +159,8 @@ class Engine:
     # ---- checks ----------------------------------------------------------------------------------------
 
     def _ids(self, ids: Ids, name: str) -> Array:
+        if _core._ids_fit(ids, self.config.vocab_size):  # as nearly always, and a step has many
+            return ids  # type: ignore[return-value]
         if isinstance(ids, str | bytes):
             raise TypeError(f"{name} must be token ids, got a {type(ids).__name__}: encode it by model.tokenizer")
         try:

@@ -116,6 +116,41 @@ def test_threads_never_fill_a_cache_past_its_capacity(tiny):
         sys.setswitchinterval(interval)
 
 
+KINDS = "<i8", "<i4", ">i8", ">i4", "i2", "i1", "u8", "u4", "u1"
+
+
+def unaligned(ids):
+    return np.frombuffer(b" " + ids.astype(np.int64).tobytes(), np.uint8)[1:].view(np.int64)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        *(lambda ids, name=name: ids.astype(name) for name in KINDS),
+        lambda ids: np.repeat(ids, 3)[::3],
+        lambda ids: ids[::-1].copy()[::-1],
+        lambda ids: np.ma.array(ids),
+        unaligned,
+    ],
+)
+def test_ids_in_arrays_of_any_kind(tiny, kept):
+    """Some are read where they lie, others become int64 first: ids are the same ids, and wrong ones are found."""
+    ids = np.array([5, 66, 0, 7])
+    wanted = tiny.forward(ids.tolist())
+    assert_same_bits(tiny.forward(kept(ids)), wanted)
+    cache = tiny.new_cache()
+    assert_same_bits(tiny.step([kept(ids)], [cache])[0], wanted[-1])
+    for wrong in (67, 127, -1):
+        ids[2] = wrong
+        given = kept(ids)
+        with pytest.raises(IndexError, match=rf"chunks\[0\]\[2\] is {given[2]}, ids must be in \[0, 67\)"):
+            tiny.step([given], [cache])
+    for shape in ((1, 4), (4, 1), (0,), ()):
+        with pytest.raises(ValueError, match=r"chunks\[0\]"):
+            tiny.step([kept(np.array([5, 66, 0, 7]))[: int(np.prod(shape))].reshape(shape)], [cache])
+    assert cache.length == 4
+
+
 @pytest.mark.parametrize("then", [[1], [1, 2, 3, 4], []])
 def test_ids_that_change_while_they_are_read(tiny, then):
     caches, ids = [tiny.new_cache(), tiny.new_cache()], [1, 2, 3]
