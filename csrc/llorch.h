@@ -454,6 +454,9 @@ void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
 /* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
  * thread may change. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
+/* The same on n items of `each` values, by as many threads as have `worth` values each, which are those that pay for waking it,
+ * or fewer. Ranges are multiples of `step` items, and small enough for all threads to end at about the same time. */
+void ll_parallel_for_values(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context);
 /* What a job after the next will read, of n items in grains, so many bytes each: a thread that waits meanwhile calls for the
  * first of its own into its caches. It isn't read: it may be gone. */
 void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain);

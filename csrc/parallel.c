@@ -53,6 +53,7 @@
 #define CHUNK_NS 20000000
 #define ASK_NS 50000000
 #define FIRST_CHUNKS 32 /* of a thread's range: the first is one of so many */
+#define WORTH_GRAINS 4 /* of what is worth a thread: the last of them is what one waits for another */
 #define AHEAD_BYTES ((size_t)256 << 10) /* called for by one thread at most: some of its second cache */
 #define AHEAD_LINES 4 /* between two looks at the state */
 
@@ -359,6 +360,13 @@ static void make_workers(int wanted)
 void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context)
 {
     ll_parallel_for_threads(n, grain, llorch_get_num_threads(), task, context);
+}
+
+void ll_parallel_for_values(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context)
+{
+    const size_t paid = n * each / worth, all = (size_t)llorch_get_num_threads();
+    const size_t grain = (worth / WORTH_GRAINS / (each + 1) + step) / step * step;
+    ll_parallel_for_threads(n, paid < 2 ? n : grain, (int)ll_least(paid, all), task, context);
 }
 
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)

@@ -5,9 +5,9 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 65536
+#define GRAIN_VALUES 8192
 /* Rows a kernel likes to have together. */
-#define GRAIN_ROWS 4
+#define TOGETHER 4
 
 /* Outputs that don't fit the last cache are stored around it: that saves reading every line of y before
  * it is overwritten. Systems overstate that cache (384 MB where one core reaches 32), so there is a limit. */
@@ -43,10 +43,9 @@ static void run(const ll_norm_args *a, ll_norm_kernel kernel)
 {
     if (!a->rows || !a->n)
         return;
-    const size_t grain = (GRAIN_VALUES / a->n / GRAIN_ROWS + 1) * GRAIN_ROWS;
     norm_job job = {.args = a, .kernel = kernel};
     job.stream = a->y != a->x && a->y != a->residual && a->rows * a->n * sizeof(float) > stream_bytes();
-    ll_parallel_for(a->rows, grain, norm_task, &job);
+    ll_parallel_for_values(a->rows, a->n, GRAIN_VALUES, TOGETHER, norm_task, &job);
 }
 
 void ll_layer_norm(const ll_norm_args *a) { run(a, ll_table()->layer_norm[a->dtype]); }

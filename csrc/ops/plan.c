@@ -9,6 +9,8 @@
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
 #define PLAN_GRAIN_VALUES 65536
+/* The same for keys and values on their way to caches: each value of a key goes to a line of its own. */
+#define PLAN_CACHE_VALUES 2048
 
 /* Calls between two looks at the clock for an interrupt. */
 #define PLAN_POLL 8
@@ -80,7 +82,7 @@ static void plan_places_task(void *context, size_t begin, size_t end)
 static void plan_rows(const ll_run *run, const ll_call *call, size_t rows, ll_task task)
 {
     plan_job job = {run, call, rows};
-    ll_parallel_for(rows, PLAN_GRAIN_VALUES / (call->n + 1) + 1, task, &job);
+    ll_parallel_for_values(rows, call->n, PLAN_GRAIN_VALUES, 1, task, &job);
 }
 
 /* ---- calls of the drivers ----------------------------------------------------------------------------- */
@@ -184,6 +186,37 @@ static void plan_softcap(const ll_run *run, const ll_call *c, size_t rows)
 /* Where the rows of a sequence begin that a call is about. */
 static size_t plan_row(const ll_call *c, const ll_sequence *s) { return c->rows == LL_LAST_ROW ? s->T - 1 : 0; }
 
+/* Keys and values of sequences [begin, end) to their caches. */
+static void plan_cache_task(void *context, size_t begin, size_t end)
+{
+    const plan_job *job = context;
+    const ll_run *run = job->run;
+    const ll_call *c = job->call;
+    const ptrdiff_t size = sizeof(float), k_stride = (ptrdiff_t)plan_stride(run, c->k) * size;
+    const ptrdiff_t v_stride = (ptrdiff_t)plan_stride(run, c->v) * size;
+    const char *k = (const char *)plan_at(run, c->k), *v = (const char *)plan_at(run, c->v);
+    for (size_t i = 0; i < end; i++) {
+        const ll_sequence *s = &run->sequences[i];
+        ll_cache_rows rows = {.k = k, .v = v, .k_head = (ptrdiff_t)c->D * size, .k_stride = k_stride,
+                              .v_head = (ptrdiff_t)c->D * size, .v_stride = v_stride, .k_dtype = LL_F32, .v_dtype = LL_F32,
+                              .first = s->start, .T = s->T};
+        if (i >= begin)
+            ll_cache_write(&s->caches[c->layer], &rows);
+        k += (ptrdiff_t)s->T * k_stride;
+        v += (ptrdiff_t)s->T * v_stride;
+    }
+}
+
+static void plan_cache(const ll_run *run, const ll_call *c)
+{
+    plan_job job = {run, c, run->rows};
+    const size_t values = 2 * c->kv_heads * c->D * (run->rows / run->sequence_count); /* of a sequence */
+    if (run->sequence_count == 1)
+        plan_cache_task(&job, 0, 1); /* its heads are shared */
+    else
+        ll_parallel_for_values(run->sequence_count, values, PLAN_CACHE_VALUES, 1, plan_cache_task, &job);
+}
+
 /* Keys and values go to the caches; then every head of every sequence in one call. */
 static int plan_attention(const ll_run *run, const ll_call *c)
 {
@@ -193,6 +226,8 @@ static int plan_attention(const ll_run *run, const ll_call *c)
     ll_attention_head *head = run->heads;
     ll_kv *kv = run->kv;
     size_t row = 0;
+    if (run->sequence_count && run->sequences[0].caches)
+        plan_cache(run, c);
     for (size_t i = 0; i < run->sequence_count; i++) {
         const ll_sequence *s = &run->sequences[i];
         const float *q = plan_at(run, c->x) + row * q_stride, *k = plan_at(run, c->k) + row * k_stride;
@@ -200,12 +235,7 @@ static int plan_attention(const ll_run *run, const ll_call *c)
         float *y = plan_at(run, c->y) + (c->rows ? i : row) * y_stride;
         const size_t first_kv = (size_t)(kv - run->kv);
         if (s->caches) {
-            ll_cache *cache = &s->caches[c->layer];
-            ll_cache_rows rows = {.k = k, .v = v, .k_head = (ptrdiff_t)c->D * size, .k_stride = (ptrdiff_t)k_stride * size,
-                                  .v_head = (ptrdiff_t)c->D * size, .v_stride = (ptrdiff_t)v_stride * size,
-                                  .k_dtype = LL_F32, .v_dtype = LL_F32,
-                                  .first = s->start, .T = s->T};
-            ll_cache_write(cache, &rows);
+            const ll_cache *cache = &s->caches[c->layer];
             for (size_t g = 0; g < c->kv_heads; g++)
                 *kv++ = (ll_kv){.blocks = cache->blocks, .offset = g * chunk, .Tk = s->start + s->T};
         } else {
