@@ -87,7 +87,7 @@ void ll_memory_free(void *memory) { free(memory); }
 #endif
 
 typedef struct region {
-    atomic_size_t owners;              /* its weights, and `current` */
+    atomic_size_t owners;              /* its weights, and `filling` */
     atomic_size_t owned[REGION_PAGES]; /* of each page the weights in it, and one more: of the first this, of others who fills */
     size_t used, bytes;
 } region; /* followed by the weights, HEADER further on */
@@ -99,9 +99,9 @@ typedef struct weight {
 
 #define HEADER ((sizeof(region) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
 
-/* Where the next weight goes: who takes it out has it alone. Of two at once the second makes another, and what is put back
- * last stays. */
-static _Atomic(region *) current;
+/* Where the next weight goes: into the first if there is room, or the second. So what is left at a large weight's end is filled
+ * by smaller ones. Who takes them out has them alone; of two at once the second makes others, and what is put back last stays. */
+static _Atomic(region *) filling[2];
 
 static region *region_new(size_t bytes)
 {
@@ -139,8 +139,8 @@ static void region_close(region *r)
 {
     if (!r)
         return;
-    const size_t filling = r->used / LARGE_PAGE;
-    pages_release(r, filling ? filling : 1, REGION_PAGES);
+    const size_t page = r->used / LARGE_PAGE;
+    pages_release(r, page ? page : 1, REGION_PAGES);
     region_release(r);
 }
 
@@ -160,24 +160,42 @@ static void *region_place(region *r, size_t bytes)
     return (char *)w + ALIGNMENT;
 }
 
+static size_t region_room(const region *r) { return r ? r->bytes - r->used : 0; }
+
+static region *filling_take(int i) { return atomic_exchange_explicit(&filling[i], NULL, memory_order_acq_rel); }
+
+static void filling_put(int i, region *r) { region_close(atomic_exchange_explicit(&filling[i], r, memory_order_acq_rel)); }
+
+/* A weight in a region of its own. */
+static void *weight_apart(size_t whole)
+{
+    region *r = region_new(HEADER + whole);
+    void *memory = r ? region_place(r, whole) : NULL;
+    region_close(r);
+    return memory;
+}
+
 void *ll_weight_new(size_t bytes)
 {
     if (bytes > SIZE_MAX - HEADER - 2 * ALIGNMENT)
         return NULL;
     const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT;
-    const int own = !REGIONS || whole >= OWN_REGION;
-    region *r = own ? NULL : atomic_exchange_explicit(&current, NULL, memory_order_acq_rel);
-    if (!r || r->bytes - r->used < whole) {
-        region_close(r);
-        r = region_new(own ? HEADER + whole : REGION_BYTES);
-        if (!r && !own) /* no room for a region: for this weight there may be */
-            r = region_new(HEADER + whole);
-        if (!r)
-            return NULL;
+    if (!REGIONS || whole >= OWN_REGION)
+        return weight_apart(whole);
+    region *first = filling_take(0), *second = filling_take(1);
+    if (region_room(first) < whole && region_room(second) < whole) {
+        region *const fresh = region_new(REGION_BYTES), *const fuller = region_room(first) < region_room(second) ? first : second;
+        if (fresh) {
+            first = fuller == first ? second : first;
+            second = fresh;
+            region_close(fuller);
+        }
     }
-    void *memory = region_place(r, whole);
-    region_close(own ? r : atomic_exchange_explicit(&current, r, memory_order_acq_rel));
-    return memory;
+    region *const r = region_room(first) >= whole ? first : second;
+    void *memory = region_room(r) >= whole ? region_place(r, whole) : NULL;
+    filling_put(0, first);
+    filling_put(1, second);
+    return memory ? memory : weight_apart(whole); /* no room for a region: for this weight there may be */
 }
 
 void ll_weight_free(void *memory)

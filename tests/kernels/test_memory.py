@@ -61,3 +61,22 @@ print(full - before, after - before, right)
     assert int(full) >= 190  # MB: 400 weights of half a megabyte
     assert int(after) <= 40  # five are left, of each region its first page, and that which is being filled
     assert right == "True"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_what_large_weights_leave_is_filled_by_small_ones():
+    """Sizes of a model's layers, of which the large ones don't fit where the small ones still do."""
+    code = """
+import resource, numpy as np, llorch
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+columns = [1536, 768, 480, 288]
+arrays = [np.zeros((576, n), np.float32) for n in columns]
+first = [llorch.PackedLinear(array) for array in arrays]
+before = resident()
+many = [llorch.PackedLinear(array) for _ in range(30) for array in arrays]
+print((resident() - before) / sum(each.nbytes for each in many))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1.03, "one region at a time: 1.05"
