@@ -446,17 +446,15 @@ const char *ll_compiler(void);
 
 typedef void (*ll_task)(void *context, size_t begin, size_t end);
 
-/* Calls task on disjoint ranges that cover [0, n), on up to get_num_threads() threads, each range a
- * multiple of grain long (but the last). Returns when all are done. The floating-point environment is
- * the contract's in every thread while task runs, and the caller's own afterwards. One range, on the
- * calling thread, when n <= grain, one thread is allowed, or another thread is using the pool. */
-void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context);
-/* The same on up to so many threads: for a driver that sizes its workspace by llorch_get_num_threads(), which another
- * thread may change. */
+/* Calls task on disjoint ranges that cover [0, n), on up to so many threads, each range a multiple of grain long (but the
+ * last). Returns when all are done. The floating-point environment is the contract's in every thread while task runs, and
+ * the caller's own afterwards. One range, on the calling thread, when n <= grain, one thread is allowed, or another thread
+ * is using the pool. For a driver that sizes its workspace by llorch_get_num_threads(), which another thread may change. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
-/* The same on n items of `each` values, by as many threads as have `worth` values each, which are those that pay for waking it,
- * or fewer. Ranges are multiples of `step` items, and small enough for all threads to end at about the same time. */
-void ll_parallel_for_values(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context);
+/* The same on n items of `each` values, by as many threads as have `worth` values each, which pay for waking one, and
+ * llorch_get_num_threads() at most. Ranges are multiples of `step` items, so small that all threads end at about the same
+ * time. */
+void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context);
 /* What a job after the next will read, of n items in grains, so many bytes each: a thread that waits meanwhile calls for the
  * first of its own into its caches. It isn't read: it may be gone. */
 void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain);
@@ -464,7 +462,7 @@ void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain);
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by
  * the thread that called, between parts of the work and 50 ms apart, where that thread has switched it on; then what is
- * left of the work is dropped, and every later call of ll_parallel_for on that thread does nothing, until
+ * left of the work is dropped, and every later job of that thread does nothing, until
  * ll_interrupted(), which tells whether that happened and switches it off. What the call should have written is then
  * half written. A driver of many small steps looks between them with ll_interrupt_poll(). */
 void ll_set_interrupt_check(int (*check)(void));

@@ -99,8 +99,9 @@ typedef struct weight {
 
 #define HEADER ((sizeof(region) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
 
-/* Where the next weight goes: into the first if there is room, or the second. So what is left at a large weight's end is filled
- * by smaller ones. Who takes them out has them alone; of two at once the second makes others, and what is put back last stays. */
+/* Where the next weight goes: into the first if there is room, or the second. So what a large weight has no room in is
+ * filled by smaller ones. Who takes them out has them alone; of two at once the second makes others, and what is put back
+ * last stays. */
 static _Atomic(region *) filling[2];
 
 static region *region_new(size_t bytes)
@@ -184,7 +185,8 @@ void *ll_weight_new(size_t bytes)
         return weight_apart(whole);
     region *first = filling_take(0), *second = filling_take(1);
     if (region_room(first) < whole && region_room(second) < whole) {
-        region *const fresh = region_new(REGION_BYTES), *const fuller = region_room(first) < region_room(second) ? first : second;
+        region *const fresh = region_new(REGION_BYTES);
+        region *const fuller = region_room(first) < region_room(second) ? first : second;
         if (fresh) {
             first = fuller == first ? second : first;
             second = fresh;

@@ -357,12 +357,7 @@ static void make_workers(int wanted)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-void ll_parallel_for(size_t n, size_t grain, ll_task task, void *context)
-{
-    ll_parallel_for_threads(n, grain, llorch_get_num_threads(), task, context);
-}
-
-void ll_parallel_for_values(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context)
+void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context)
 {
     const size_t paid = n * each / worth, all = (size_t)llorch_get_num_threads();
     const size_t grain = (worth / WORTH_GRAINS / (each + 1) + step) / step * step;

@@ -443,6 +443,6 @@ size_t ll_quantize_rows(const ll_quantize_args *a)
 {
     quantize_job job = {.args = a, .kernels = ll_table()};
     atomic_init(&job.first, a->rows);
-    ll_parallel_for_values(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+    ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
     return atomic_load_explicit(&job.first, memory_order_relaxed);
 }

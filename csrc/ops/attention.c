@@ -166,7 +166,7 @@ int ll_attention(const ll_attention_args *a)
             units += groups[i].units;
         }
         if (items)
-            ll_parallel_for_values(items, chunk, PACK_VALUES, 1, pack_task, &job);
+            ll_parallel_for(items, chunk, PACK_VALUES, 1, pack_task, &job);
         ll_parallel_for_threads(units, grain, w->threads, units_task, &job);
     }
     ll_scratch_give(scratch);

@@ -120,7 +120,7 @@ void ll_cache_write(ll_cache *c, const ll_cache_rows *rows)
 {
     write_job job = {c, rows, ll_table()};
     if (rows->T && c->D)
-        ll_parallel_for_values(c->heads, 2 * rows->T * c->D, PACK_VALUES, 1, write_task, &job);
+        ll_parallel_for(c->heads, 2 * rows->T * c->D, PACK_VALUES, 1, write_task, &job);
 }
 
 void ll_cache_truncate(ll_cache *c, size_t length)

@@ -29,7 +29,7 @@ void ll_gate(const ll_gate_args *a)
     if (!a->rows || !a->n)
         return;
     if (a->rows == 1 || (a->g_stride == row && a->u_stride == row && a->y_stride == row))
-        ll_parallel_for_values(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
+        ll_parallel_for(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
     else
-        ll_parallel_for_values(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
 }

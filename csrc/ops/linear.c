@@ -28,8 +28,8 @@
 #define MANY_PANELS 32
 #define ROWS_PARTS 4
 #define ROWS_AT_ONCE 43
-/* x of its own, if it isn't made integers, which takes longer: at most so many values, and of all threads together, and at least
- * so many columns a thread. */
+/* x of its own, if it isn't made integers, which takes longer: at most so many values, and of all threads together, and at
+ * least so many columns a thread. */
 #define OWN_VALUES ((size_t)1 << 18)
 #define OWN_VALUES_ALL ((size_t)1 << 22)
 #define OWN_COLUMNS 128
@@ -76,8 +76,8 @@ static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, s
     if (w->packed && w->format == LL_F32 && tiles >= ROWS_TILES * threads
         && ll_packed_bytes(w->K, w->N, LL_F32) <= ROWS_WEIGHT_BYTES)
         return LL_BY_ROWS;
-    const int own = threads > 1 && w->compute == LL_FLOAT32 && !x_is_packed(a) && a->M * w->K <= ll_least(OWN_VALUES, OWN_VALUES_ALL / threads)
-                    && w->N >= OWN_COLUMNS * threads;
+    const int own = threads > 1 && w->compute == LL_FLOAT32 && !x_is_packed(a)
+                    && a->M * w->K <= ll_least(OWN_VALUES, OWN_VALUES_ALL / threads) && w->N >= OWN_COLUMNS * threads;
     return own ? LL_OWN_X : LL_BY_PANELS;
 }
 
@@ -227,8 +227,8 @@ int ll_linear(const ll_linear_args *a)
         job.x = (float *)(uintptr_t)a->x;
     } else if (!job.own) {
         job.x = (float *)(void *)scratch;
-        ll_parallel_for_values(job.tiles, M * K / job.tiles, a->weight.compute == LL_INT16 ? PACK_INTEGERS : PACK_VALUES, 1,
-                               pack_x_task, &job);
+        const size_t worth = a->weight.compute == LL_INT16 ? PACK_INTEGERS : PACK_VALUES;
+        ll_parallel_for(job.tiles, M * K / job.tiles, worth, 1, pack_x_task, &job);
     }
     if (weight_is_packed_first(a)) {
         job.packed = scratch + x_bytes(&job);
@@ -238,7 +238,7 @@ int ll_linear(const ll_linear_args *a)
     if (job.way == LL_BY_ROWS) {
         const size_t work = M * (K + 1) * N / (job.tiles * job.parts);
         if (job.packed)
-            ll_parallel_for_values(job.panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, &job);
+            ll_parallel_for(job.panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, &job);
         ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, rows_task, &job);
     } else {
         ll_parallel_for_threads(job.panels, grain_of(&job), threads, panels_task, &job);

@@ -63,7 +63,7 @@ size_t ll_packed_bytes(size_t K, size_t N, int format)
 void ll_pack(const ll_weight *from, int format, void *to)
 {
     pack_job job = {from, ll_table(), format, to, from->K};
-    ll_parallel_for_values(ll_panels(from->N), LL_PANEL * from->K, PACK_VALUES, 1, pack_task, &job);
+    ll_parallel_for(ll_panels(from->N), LL_PANEL * from->K, PACK_VALUES, 1, pack_task, &job);
 }
 
 void ll_pack_part(const ll_weight *from, int format, size_t k, size_t K, void *to)

@@ -82,7 +82,7 @@ static void plan_places_task(void *context, size_t begin, size_t end)
 static void plan_rows(const ll_run *run, const ll_call *call, size_t rows, ll_task task)
 {
     plan_job job = {run, call, rows};
-    ll_parallel_for_values(rows, call->n, PLAN_GRAIN_VALUES, 1, task, &job);
+    ll_parallel_for(rows, call->n, PLAN_GRAIN_VALUES, 1, task, &job);
 }
 
 /* ---- calls of the drivers ----------------------------------------------------------------------------- */
@@ -214,7 +214,7 @@ static void plan_cache(const ll_run *run, const ll_call *c)
     if (run->sequence_count == 1)
         plan_cache_task(&job, 0, 1); /* its heads are shared */
     else
-        ll_parallel_for_values(run->sequence_count, values, PLAN_CACHE_VALUES, 1, plan_cache_task, &job);
+        ll_parallel_for(run->sequence_count, values, PLAN_CACHE_VALUES, 1, plan_cache_task, &job);
 }
 
 /* Keys and values go to the caches; then every head of every sequence in one call. */

@@ -19,5 +19,5 @@ void ll_rope(const ll_rope_args *a)
 {
     rope_job job = {a, ll_table()};
     if (a->rows && a->heads && a->D)
-        ll_parallel_for_values(a->rows, a->heads * a->D, GRAIN_VALUES, 1, rope_task, &job);
+        ll_parallel_for(a->rows, a->heads * a->D, GRAIN_VALUES, 1, rope_task, &job);
 }

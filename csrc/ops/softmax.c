@@ -19,5 +19,5 @@ void ll_softmax(const ll_softmax_args *a)
 {
     softmax_job job = {a, ll_table()};
     if (a->rows && a->n)
-        ll_parallel_for_values(a->rows, a->n, GRAIN_VALUES, 1, softmax_task, &job);
+        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, softmax_task, &job);
 }

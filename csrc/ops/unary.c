@@ -32,7 +32,7 @@ void ll_unary(const ll_unary_args *a)
     unary_job job = {a, ll_table()->unary[a->op][a->dtype]};
     ptrdiff_t row = (ptrdiff_t)(a->n * ll_dtype_size(a->dtype));
     if (a->rows == 1 || (a->x_stride == row && a->y_stride == row))
-        ll_parallel_for_values(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
+        ll_parallel_for(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
     else
-        ll_parallel_for_values(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
 }
