@@ -123,8 +123,8 @@ typedef struct ll_linear_args {
 /* 0, or -1: no memory to work in (ll_linear_scratch bytes). */
 int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
-/* Tells threads that wait which weight, if it is packed, the product after the next has. */
-void ll_linear_ahead(const ll_weight *w);
+/* Tells threads that wait which weight, if it is packed, the product after the next has, and how many rows. */
+void ll_linear_ahead(const ll_weight *w, size_t M);
 
 /* ---- softmax (ops/softmax.c) ---------------------------------------------------------------- */
 
@@ -323,7 +323,8 @@ typedef struct ll_plan {
 
 typedef struct ll_sequence {
     size_t T, start;           /* its rows are the positions [start, start + T) */
-    ll_cache *caches;          /* one a layer, with room for them; NULL where start is 0 and nothing is kept */
+    ll_cache *caches;          /* one a layer, with room for them; NULL, of all sequences of a run, where start is 0 and
+                                  nothing is kept */
 } ll_sequence;
 
 typedef struct ll_run {
@@ -455,6 +456,8 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
  * llorch_get_num_threads() at most. Ranges are multiples of `step` items, so small that all threads end at about the same
  * time. */
 void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context);
+/* A step of single values: threads don't share the cache lines of an aligned output, of any type. */
+#define LL_LINES 64
 /* What a job after the next will read, of n items in grains, so many bytes each: a thread that waits meanwhile calls for the
  * first of its own into its caches. It isn't read: it may be gone. */
 void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain);

@@ -31,8 +31,8 @@
  *
  * Interrupts. Where the caller has asked for them (ll_interrupts_on), it looks between its chunks whether the host wants
  * the call to end, and no chunk is then larger than what takes CHUNK_NS. The first of a thread is small, as its time isn't
- * known. What is left of an interrupted job, and later jobs of the same call, are dropped. Which thread computes what never changes a bit: a kernel computes
- * each row by itself. */
+ * known. What is left of an interrupted job, and later jobs of the same call, are dropped. Which thread computes what never
+ * changes a bit: a kernel computes each row by itself. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>

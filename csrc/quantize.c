@@ -27,8 +27,8 @@
 
 /* Values that are widened together: whole blocks, in the first cache. */
 #define PART (8 * LL_BLOCK_VALUES)
-/* From so many values on, quantising is shared. */
-#define GRAIN_VALUES 16384
+/* Values a thread must have to be worth waking. */
+#define WORTH_VALUES 16384
 
 /* Inlined, so that the numbers of a format are constants in it. */
 #define OF_FORMAT static inline __attribute__((always_inline))
@@ -443,6 +443,6 @@ size_t ll_quantize_rows(const ll_quantize_args *a)
 {
     quantize_job job = {.args = a, .kernels = ll_table()};
     atomic_init(&job.first, a->rows);
-    ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+    ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, rows_task, &job);
     return atomic_load_explicit(&job.first, memory_order_relaxed);
 }

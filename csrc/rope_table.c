@@ -42,7 +42,7 @@
 #define TERMS 28
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 512
+#define WORTH_VALUES 512
 
 typedef struct rope_table_job {
     const double *f_hi, *f_lo;
@@ -152,6 +152,6 @@ size_t ll_rope_table(const double *f_hi, const double *f_lo, size_t half, double
     rope_table_job job = {.f_hi = f_hi, .f_lo = f_lo, .half = half, .first = first, .factor = {factor_hi, factor_lo},
                           .cos = cos, .sin = sin};
     if (half && count)
-        ll_parallel_for(count, half, GRAIN_VALUES, 1, rope_table_task, &job);
+        ll_parallel_for(count, half, WORTH_VALUES, 1, rope_table_task, &job);
     return atomic_load_explicit(&job.undecided, memory_order_relaxed);
 }

@@ -10,7 +10,7 @@
 /* The scores of a unit, which should stay in the second cache; packed keys and values, which should stay in the third. */
 #define SCORE_BYTES ((size_t)192 << 10)
 #define PACKED_BYTES ((size_t)4 << 20)
-/* Values from which on packing is shared. */
+/* Values to pack that are worth waking a thread for. */
 #define PACK_VALUES 65536
 /* Units a thread should have, so that all are done at about the same time. */
 #define UNITS_PER_THREAD 4

@@ -8,7 +8,7 @@
 
 #include "../kernels/table.h"
 
-/* Values from which on packing is shared. */
+/* Values to pack that are worth waking a thread for. */
 #define PACK_VALUES 65536
 
 /* ---- blocks -------------------------------------------------------------------------------------- */

@@ -2,7 +2,7 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 65536
+#define WORTH_VALUES 65536
 
 typedef struct cast_job {
     const ll_cast_args *args;
@@ -33,9 +33,9 @@ void ll_cast(const ll_cast_args *a)
         return;
     if (a->rows == 1 || (a->x_stride == (ptrdiff_t)(a->n * ll_dtype_size(a->from))
                          && a->y_stride == (ptrdiff_t)(a->n * ll_dtype_size(a->to))))
-        ll_parallel_for(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
+        ll_parallel_for(a->rows * a->n, 1, WORTH_VALUES, LL_LINES, values_task, &job);
     else
-        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+        ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, rows_task, &job);
 }
 
 void ll_widen(const void *x, int dtype, float *y, size_t n) { ll_table()->cast(x, dtype, y, LL_F32, n); }

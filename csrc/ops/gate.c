@@ -1,9 +1,8 @@
 /* ops/gate.c: splits the values, or the rows where they have gaps, over threads. */
 #include "../kernels/table.h"
 
-/* Values a thread must have to be worth waking: some 10 us of work. A multiple of 64, so that threads don't share
- * the cache lines of an aligned output. */
-#define GRAIN_VALUES 16384
+/* Values a thread must have to be worth waking: some 10 us of work. */
+#define WORTH_VALUES 16384
 
 typedef struct gate_job {
     const ll_gate_args *args;
@@ -29,7 +28,7 @@ void ll_gate(const ll_gate_args *a)
     if (!a->rows || !a->n)
         return;
     if (a->rows == 1 || (a->g_stride == row && a->u_stride == row && a->y_stride == row))
-        ll_parallel_for(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
+        ll_parallel_for(a->rows * a->n, 1, WORTH_VALUES, LL_LINES, values_task, &job);
     else
-        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+        ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, rows_task, &job);
 }

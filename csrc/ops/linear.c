@@ -37,7 +37,7 @@
 #define TOGETHER 4
 /* From so many rows on, a weight that is not packed is packed first. */
 #define PACK_ROWS 96
-/* From so many values of x on, packing them is shared too; making integers of them from fewer on. */
+/* Values to pack that are worth waking a thread for; values of x that become integers. */
 #define PACK_VALUES 65536
 #define PACK_INTEGERS 4096
 
@@ -81,13 +81,13 @@ static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, s
     return own ? LL_OWN_X : LL_BY_PANELS;
 }
 
-static size_t grain_of(const linear_job *job)
+/* Of panels. */
+static size_t grain_of(const ll_linear_args *a, size_t tiles, size_t panels)
 {
-    const ll_linear_args *a = job->args;
     const ll_weight *w = &a->weight;
-    if (job->panels * LL_PANEL * (w->K + 1) < 2 * GRAIN_FMA / (a->M < GRAIN_ROWS ? GRAIN_ROWS : a->M))
-        return job->panels;
-    const int widened = w->compute == LL_INT16 ? a->M > 1 : w->format != LL_F32 && job->tiles > 1;
+    if (panels * LL_PANEL * (w->K + 1) < 2 * GRAIN_FMA / (a->M < GRAIN_ROWS ? GRAIN_ROWS : a->M))
+        return panels;
+    const int widened = w->compute == LL_INT16 ? a->M > 1 : w->format != LL_F32 && tiles > 1;
     return ll_few_rows(a) ? GRAIN_PANELS_STRIP : widened ? GRAIN_PANELS_WIDENED : GRAIN_PANELS;
 }
 
@@ -137,10 +137,12 @@ size_t ll_linear_scratch(const ll_linear_args *a)
     return scratch_of(&job);
 }
 
-void ll_linear_ahead(const ll_weight *w)
+void ll_linear_ahead(const ll_weight *w, size_t M)
 {
+    const ll_linear_args a = {.weight = *w, .M = M};
+    const size_t panels = ll_panels(w->N);
     if (w->packed)
-        ll_parallel_ahead(w->data, ll_panel_bytes(w->K, w->format), ll_panels(w->N), GRAIN_PANELS);
+        ll_parallel_ahead(w->data, ll_panel_bytes(w->K, w->format), panels, grain_of(&a, ll_table()->pack_tiles(M), panels));
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)
@@ -241,7 +243,7 @@ int ll_linear(const ll_linear_args *a)
             ll_parallel_for(job.panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, &job);
         ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, rows_task, &job);
     } else {
-        ll_parallel_for_threads(job.panels, grain_of(&job), threads, panels_task, &job);
+        ll_parallel_for_threads(job.panels, grain_of(a, job.tiles, job.panels), threads, panels_task, &job);
     }
     ll_scratch_give(scratch);
     return 0;

@@ -5,7 +5,7 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 8192
+#define WORTH_VALUES 8192
 /* Rows a kernel likes to have together. */
 #define TOGETHER 4
 
@@ -45,7 +45,7 @@ static void run(const ll_norm_args *a, ll_norm_kernel kernel)
         return;
     norm_job job = {.args = a, .kernel = kernel};
     job.stream = a->y != a->x && a->y != a->residual && a->rows * a->n * sizeof(float) > stream_bytes();
-    ll_parallel_for(a->rows, a->n, GRAIN_VALUES, TOGETHER, norm_task, &job);
+    ll_parallel_for(a->rows, a->n, WORTH_VALUES, TOGETHER, norm_task, &job);
 }
 
 void ll_layer_norm(const ll_norm_args *a) { run(a, ll_table()->layer_norm[a->dtype]); }

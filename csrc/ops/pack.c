@@ -5,7 +5,7 @@
 #include "../fpenv.h"
 #include "../kernels/table.h"
 
-/* From so many values on, packing is shared. */
+/* Values to pack that are worth waking a thread for. */
 #define PACK_VALUES 65536
 
 typedef struct pack_job {

@@ -8,7 +8,7 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define PLAN_GRAIN_VALUES 65536
+#define PLAN_WORTH_VALUES 65536
 /* The same for keys and values on their way to caches: each value of a key goes to a line of its own. */
 #define PLAN_CACHE_VALUES 2048
 
@@ -82,7 +82,7 @@ static void plan_places_task(void *context, size_t begin, size_t end)
 static void plan_rows(const ll_run *run, const ll_call *call, size_t rows, ll_task task)
 {
     plan_job job = {run, call, rows};
-    ll_parallel_for(rows, call->n, PLAN_GRAIN_VALUES, 1, task, &job);
+    ll_parallel_for(rows, call->n, PLAN_WORTH_VALUES, 1, task, &job);
 }
 
 /* ---- calls of the drivers ----------------------------------------------------------------------------- */
@@ -118,13 +118,13 @@ static int plan_norm(const ll_run *run, const ll_call *c, size_t rows)
 }
 
 /* Tells idle threads of the next linear layer's weight; after the last one it is the next run's first. */
-static void plan_ahead(const ll_plan *plan, const ll_call *c)
+static void plan_ahead(const ll_plan *plan, const ll_call *c, size_t rows)
 {
     const ll_call *next = c, *end = plan->calls + plan->count;
     do
         next = next + 1 < end ? next + 1 : plan->calls;
     while (next->op != LL_CALL_LINEAR);
-    ll_linear_ahead(&next->weight);
+    ll_linear_ahead(&next->weight, rows);
 }
 
 static int plan_linear(const ll_run *run, const ll_call *c, size_t rows)
@@ -211,10 +211,7 @@ static void plan_cache(const ll_run *run, const ll_call *c)
 {
     plan_job job = {run, c, run->rows};
     const size_t values = 2 * c->kv_heads * c->D * (run->rows / run->sequence_count); /* of a sequence */
-    if (run->sequence_count == 1)
-        plan_cache_task(&job, 0, 1); /* its heads are shared */
-    else
-        ll_parallel_for(run->sequence_count, values, PLAN_CACHE_VALUES, 1, plan_cache_task, &job);
+    ll_parallel_for(run->sequence_count, values, PLAN_CACHE_VALUES, 1, plan_cache_task, &job); /* of a single one, its heads */
 }
 
 /* Keys and values go to the caches; then every head of every sequence in one call. */
@@ -295,7 +292,7 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
         case LL_CALL_LAYER_NORM:
         case LL_CALL_RMS_NORM: failed = plan_norm(run, c, run->rows); break;
         case LL_CALL_LINEAR:
-            plan_ahead(run->plan, c);
+            plan_ahead(run->plan, c, run->rows);
             failed = plan_linear(run, c, run->rows);
             break;
         case LL_CALL_ROPE: plan_rope(run, c, run->rows); break;

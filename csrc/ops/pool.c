@@ -2,7 +2,7 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 65536
+#define WORTH_VALUES 65536
 
 typedef struct pool_job {
     const ll_pool_args *pool;
@@ -28,12 +28,12 @@ void ll_mean_pool(const ll_pool_args *a)
     if (!a->count || !a->n)
         return;
     const size_t values = (size_t)(a->starts[a->count] - a->starts[0]) * a->n / a->count; /* of a sequence */
-    ll_parallel_for(a->count, values, GRAIN_VALUES, 1, pool_task, &job);
+    ll_parallel_for(a->count, values, WORTH_VALUES, 1, pool_task, &job);
 }
 
 void ll_normalize(const ll_normalize_args *a)
 {
     pool_job job = {.normalize = a, .kernels = ll_table()};
     if (a->rows && a->n)
-        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, normalize_task, &job);
+        ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, normalize_task, &job);
 }

@@ -2,7 +2,7 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 65536
+#define WORTH_VALUES 65536
 
 typedef struct rope_job {
     const ll_rope_args *args;
@@ -19,5 +19,5 @@ void ll_rope(const ll_rope_args *a)
 {
     rope_job job = {a, ll_table()};
     if (a->rows && a->heads && a->D)
-        ll_parallel_for(a->rows, a->heads * a->D, GRAIN_VALUES, 1, rope_task, &job);
+        ll_parallel_for(a->rows, a->heads * a->D, WORTH_VALUES, 1, rope_task, &job);
 }

@@ -1,7 +1,7 @@
 /* ops/select.c: columns of a table by number; the place of the largest value. */
 #include "../kernels/table.h"
 
-#define GRAIN_VALUES 65536
+#define WORTH_VALUES 65536
 
 typedef struct embedding_job {
     const ll_embedding_args *args;
@@ -23,7 +23,7 @@ size_t ll_embedding(const ll_embedding_args *a)
         if (a->ids[i] < 0 || (uint64_t)a->ids[i] >= a->table.N)
             return i;
     if (a->table.K)
-        ll_parallel_for(a->rows, a->table.K, GRAIN_VALUES, 1, embedding_task, &job);
+        ll_parallel_for(a->rows, a->table.K, WORTH_VALUES, 1, embedding_task, &job);
     return a->rows;
 }
 
@@ -41,5 +41,5 @@ static void argmax_task(void *context, size_t begin, size_t end)
 void ll_argmax(const ll_argmax_args *a)
 {
     argmax_job job = {a, ll_table()};
-    ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, argmax_task, &job);
+    ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, argmax_task, &job);
 }

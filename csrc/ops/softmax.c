@@ -2,7 +2,7 @@
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
-#define GRAIN_VALUES 8192
+#define WORTH_VALUES 8192
 
 typedef struct softmax_job {
     const ll_softmax_args *args;
@@ -19,5 +19,5 @@ void ll_softmax(const ll_softmax_args *a)
 {
     softmax_job job = {a, ll_table()};
     if (a->rows && a->n)
-        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, softmax_task, &job);
+        ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, softmax_task, &job);
 }

@@ -1,9 +1,8 @@
 /* ops/unary.c: splits the values, or the rows where they have gaps, over threads and calls the active kernel. */
 #include "../kernels/table.h"
 
-/* Values a thread must have to be worth waking: some 10 us of work. A multiple of 64, so that threads don't share
- * the cache lines of an aligned output. */
-#define GRAIN_VALUES 16384
+/* Values a thread must have to be worth waking: some 10 us of work. */
+#define WORTH_VALUES 16384
 
 typedef struct unary_job {
     const ll_unary_args *args;
@@ -32,7 +31,7 @@ void ll_unary(const ll_unary_args *a)
     unary_job job = {a, ll_table()->unary[a->op][a->dtype]};
     ptrdiff_t row = (ptrdiff_t)(a->n * ll_dtype_size(a->dtype));
     if (a->rows == 1 || (a->x_stride == row && a->y_stride == row))
-        ll_parallel_for(a->rows * a->n, 1, GRAIN_VALUES, 64, values_task, &job);
+        ll_parallel_for(a->rows * a->n, 1, WORTH_VALUES, LL_LINES, values_task, &job);
     else
-        ll_parallel_for(a->rows, a->n, GRAIN_VALUES, 1, rows_task, &job);
+        ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, rows_task, &job);
 }
