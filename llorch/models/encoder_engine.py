@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,12 @@ class TokenEngine(Engine):
 
     All tokens of the texts go through the kernels one below the other, without padding, and no text sees another: its
     bits are the same alone and in any batch, in any order, by any number of threads.
+
+    AXIS : of a text's vector, whose length is the graph's.
     """
 
     KIND = "encoder"
+    AXIS: ClassVar[str]
 
     @property
     def types(self) -> int:
@@ -92,6 +95,13 @@ class TokenEngine(Engine):
             yield chunks, self._run(plan, chunks, None, rows == "all", check, types=types, skip=skip)
             first = end
 
+    def _vectors(self, ids: Sequence[Ids], token_types: Types, rows: str, skip: int = 0) -> Array:
+        """One vector of each text (n, AXIS), by the plan of `rows`; skip as `_results` has it."""
+        parts = [made for _, made in self._results(ids, token_types, rows, skip)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty((0, self.graph.sizes[self.AXIS]), np.float32)
+
     def _filled(self, part: Sequence[tuple[Any, Array | None]]) -> list[Array] | None:
         """The types of tokens of each text, None where all are of type 0."""
         if not self.types or all(types is None for _, types in part):
@@ -109,7 +119,7 @@ class Encoder(TokenEngine):
     Attributes: those of `llorch.models.engine.Decoder`.
     """
 
-    RESULT = "the hidden state"
+    RESULT, AXIS = "the hidden state", "E"
     ROWS = "all"
 
     def forward(self, ids: Ids, token_types: Ids | None = None, *, trace: Trace | None = None) -> Array:
@@ -154,13 +164,6 @@ class Encoder(TokenEngine):
         `forward`, without the work of the others' in the last block."""
         return self._vectors(ids, token_types, "first")
 
-    def _vectors(self, ids: Sequence[Ids], token_types: Types, rows: str, skip: int = 0) -> Array:
-        """One vector of each text (n, E), by the plan of `rows`; skip as `_results` has it."""
-        parts = [made for _, made in self._results(ids, token_types, rows, skip)]
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty((0, self.graph.sizes["E"]), np.float32)
-
 
 class Classifier(TokenEngine):
     """An encoder with a classifier of texts or of pairs of texts, as rerankers are. Several threads may use it at once.
@@ -168,7 +171,7 @@ class Classifier(TokenEngine):
     Attributes: those of `llorch.models.engine.Decoder`.
     """
 
-    RESULT = "labels of a text"
+    RESULT, AXIS = "labels of a text", "C"
     ROWS = "first"
 
     @classmethod
@@ -193,5 +196,4 @@ class Classifier(TokenEngine):
     def forward_batch(self, ids: Sequence[Ids], token_types: Types = None) -> Array:
         """The labels of each of several texts, (n, num_labels) float32: the bits of `forward`. Arguments and errors are
         those of `Encoder.forward_batch`."""
-        parts = [rows for _, rows in self._results(ids, token_types, "first")]
-        return np.concatenate(parts) if parts else np.empty((0, self.graph.sizes["C"]), np.float32)
+        return self._vectors(ids, token_types, "first")
