@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,20 @@ def register(family: Family) -> Family:
 
 
 def families() -> list[Family]:
-    return [*_registered, *(importlib.import_module(module).FAMILY for module in MODULES)]
+    return [*_registered, *map(_family, MODULES)]
+
+
+def _family(module: str) -> Family:
+    family: Family = importlib.import_module(module).FAMILY
+    return family
+
+
+def _named(name: str, names: Callable[[Family], tuple[str, ...]]) -> Family | None:
+    """The family that has a name among its `names`. Modules are imported until it is found, a millisecond or two each:
+    first the one that is called so, as nearly all are."""
+    modules = sorted(MODULES, key=lambda module: module.rpartition(".")[2] != name.replace("-", "_"))
+    every = itertools.chain(_registered, map(_family, modules))
+    return next((family for family in every if name in names(family)), None)
 
 
 def open_known(path_or_hub_id: str | Path) -> Source:
@@ -115,19 +130,18 @@ def open_known(path_or_hub_id: str | Path) -> Source:
 
 def family_of(source: Source) -> Family:
     """The family of a file. ValueError names the kind of model that isn't built, and those that are."""
+    names: Callable[[Family], tuple[str, ...]]
     if source.kind == "gguf":
-        wanted = source.config.get("general.architecture")
-        known = {name: family for family in reversed(families()) for name in family.architectures}
-        what = "general.architecture"
+        what, wanted = "general.architecture", source.config.get("general.architecture")
+        names = attrgetter("architectures")
     else:
-        wanted = source.config.get("model_type", "gpt2")  # old GPT-2s don't say it
-        known = {name: family for family in reversed(families()) for name in family.model_types}
-        what = "model_type"
-    if not isinstance(wanted, str) or wanted not in known:
-        raise ValueError(
-            f"{printable(str(_place(source)))}: {what} is {shown(wanted)}, llorch has {', '.join(sorted(known))}"
-        )
-    return known[wanted]
+        what, wanted = "model_type", source.config.get("model_type", "gpt2")  # old GPT-2s don't say it
+        names = attrgetter("model_types")
+    family = _named(wanted, names) if isinstance(wanted, str) else None
+    if family is None:
+        known = sorted({name for family in families() for name in names(family)})
+        raise ValueError(f"{printable(str(_place(source)))}: {what} is {shown(wanted)}, llorch has {', '.join(known)}")
+    return family
 
 
 def config_of(source: Source, family: Family) -> ModelConfig:

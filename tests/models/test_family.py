@@ -1,5 +1,7 @@
 """A third family takes one table and one text (tests/toy.py) and no change elsewhere."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -74,3 +76,17 @@ def test_a_graph_that_cant_be(model):
     step = Step("y", "add", ("x", "z"), "TE")
     with pytest.raises(ValueError, match="'y' takes 'z', which no step before it makes"):
         Graph({"E": 4}, (), ((step,),), (), (), (), "h.")
+
+
+@pytest.mark.parametrize("kind", ["model_types", "architectures"])
+def test_a_name_is_one_familys(kind):
+    """So it doesn't matter which module is looked at first."""
+    names = [name for module in registry.MODULES for name in getattr(registry._family(module), kind)]
+    assert len(names) == len(set(names))
+
+
+def test_only_its_own_module_is_imported(tmp_path):
+    """Each takes a millisecond or two, of every command that loads a model."""
+    code = "import sys, llorch; llorch.CausalLM.from_pretrained('shakespeare-1m'); print(*sorted(sys.modules))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert set(made.stdout.split()) & set(registry.MODULES) == {"llorch.models.gpt2"}
