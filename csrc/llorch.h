@@ -356,9 +356,16 @@ void ll_scratch_give(void *scratch);
 void *ll_memory_new(size_t bytes);
 void ll_memory_free(void *memory);
 
-/* The same for packed weights, which lie side by side in large pages where the system has them. */
-void *ll_weight_new(size_t bytes);
-void ll_weight_free(void *memory);
+/* The same for packed weights, which lie side by side in large pages where the system has them. All NULL and 0: there is
+ * none. */
+typedef struct ll_weight_memory {
+    void *data;
+    struct ll_region *region; /* that it is in, */
+    size_t bytes;             /* and how much of it */
+} ll_weight_memory;
+
+ll_weight_memory ll_weight_new(size_t bytes);
+void ll_weight_free(const ll_weight_memory *memory);
 
 /* ---- functions of one variable (ops/unary.c, exact.c) --------------------------------------- */
 

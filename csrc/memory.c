@@ -86,16 +86,13 @@ void ll_memory_free(void *memory) { free(memory); }
 #define REGIONS 0
 #endif
 
-typedef struct region {
+/* What is told of a weight lies with who has it: written here, it would have the system clear a page for every weight
+ * before there is anything to fill in, on one thread (measured: a quarter of the time that 92 MB of blocks take to load). */
+typedef struct ll_region {
     atomic_size_t owners;              /* its weights, and `filling` */
     atomic_size_t owned[REGION_PAGES]; /* of each page the weights in it, and one more: of the first this, of others who fills */
     size_t used, bytes;
 } region; /* followed by the weights, HEADER further on */
-
-typedef struct weight {
-    region *in;
-    size_t bytes; /* with this */
-} weight; /* followed by the memory, ALIGNMENT further on */
 
 #define HEADER ((sizeof(region) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT)
 
@@ -146,11 +143,10 @@ static void region_close(region *r)
 }
 
 /* The place of a weight in a region that the caller has alone. */
-static void *region_place(region *r, size_t bytes)
+static ll_weight_memory region_place(region *r, size_t bytes)
 {
-    weight *w = (weight *)(void *)((char *)r + r->used);
+    const ll_weight_memory placed = {(char *)r + r->used, r, bytes};
     const size_t begin = r->used / LARGE_PAGE, end = (r->used + bytes) / LARGE_PAGE;
-    *w = (weight){r, bytes};
     r->used += bytes;
     atomic_fetch_add_explicit(&r->owners, 1, memory_order_relaxed);
     if (r->bytes == REGION_BYTES) {
@@ -158,7 +154,7 @@ static void *region_place(region *r, size_t bytes)
             atomic_fetch_add_explicit(&r->owned[page], 1, memory_order_relaxed);
         pages_release(r, begin ? begin : 1, end); /* full */
     }
-    return (char *)w + ALIGNMENT;
+    return placed;
 }
 
 static size_t region_room(const region *r) { return r ? r->bytes - r->used : 0; }
@@ -168,19 +164,19 @@ static region *filling_take(int i) { return atomic_exchange_explicit(&filling[i]
 static void filling_put(int i, region *r) { region_close(atomic_exchange_explicit(&filling[i], r, memory_order_acq_rel)); }
 
 /* A weight in a region of its own. */
-static void *weight_apart(size_t whole)
+static ll_weight_memory weight_apart(size_t whole)
 {
     region *r = region_new(HEADER + whole);
-    void *memory = r ? region_place(r, whole) : NULL;
+    const ll_weight_memory placed = r ? region_place(r, whole) : (ll_weight_memory){NULL, NULL, 0};
     region_close(r);
-    return memory;
+    return placed;
 }
 
-void *ll_weight_new(size_t bytes)
+ll_weight_memory ll_weight_new(size_t bytes)
 {
     if (bytes > SIZE_MAX - HEADER - 2 * ALIGNMENT)
-        return NULL;
-    const size_t whole = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT;
+        return (ll_weight_memory){NULL, NULL, 0};
+    const size_t whole = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT; /* one byte at least */
     if (!REGIONS || whole >= OWN_REGION)
         return weight_apart(whole);
     region *first = filling_take(0), *second = filling_take(1);
@@ -194,19 +190,19 @@ void *ll_weight_new(size_t bytes)
         }
     }
     region *const r = region_room(first) >= whole ? first : second;
-    void *memory = region_room(r) >= whole ? region_place(r, whole) : NULL;
+    const int placed = region_room(r) >= whole;
+    const ll_weight_memory memory = placed ? region_place(r, whole) : (ll_weight_memory){NULL, NULL, 0};
     filling_put(0, first);
     filling_put(1, second);
-    return memory ? memory : weight_apart(whole); /* no room for a region: for this weight there may be */
+    return placed ? memory : weight_apart(whole); /* no room for a region: for this weight there may be */
 }
 
-void ll_weight_free(void *memory)
+void ll_weight_free(const ll_weight_memory *memory)
 {
-    if (!memory)
+    region *r = memory->region;
+    if (!r)
         return;
-    const weight *w = (weight *)(void *)((char *)memory - ALIGNMENT);
-    region *r = w->in;
-    const size_t begin = (size_t)((const char *)w - (const char *)r);
-    pages_release(r, begin / LARGE_PAGE, ll_least((begin + w->bytes) / LARGE_PAGE + 1, REGION_PAGES));
+    const size_t begin = (size_t)((const char *)memory->data - (const char *)r);
+    pages_release(r, begin / LARGE_PAGE, ll_least((begin + memory->bytes) / LARGE_PAGE + 1, REGION_PAGES));
     region_release(r);
 }

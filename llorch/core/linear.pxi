@@ -20,8 +20,10 @@ cdef extern from "llorch.h" nogil:
     void ll_packed_row(const ll_weight *, size_t k, float *y)
     void *ll_memory_new(size_t)
     void ll_memory_free(void *)
-    void *ll_weight_new(size_t)
-    void ll_weight_free(void *)
+    ctypedef struct ll_weight_memory:
+        void *data
+    ll_weight_memory ll_weight_new(size_t)
+    void ll_weight_free(const ll_weight_memory *)
 
 
 cdef dict _functions = {"gelu": LL_GELU, "gelu_tanh": LL_GELU_TANH, "silu": LL_SILU, "relu": LL_RELU,
@@ -265,7 +267,7 @@ cdef class PackedLinear:
         As `linear` and `quantize`; ValueError also for an unknown dtype. MemoryError where the packed weight doesn't fit.
     """
     cdef ll_weight _weight
-    cdef void *_packed
+    cdef ll_weight_memory _packed
     cdef readonly object bias
 
     def __init__(self, weight, bias=None, *, dtype="float32", transposed=False, compute="float32"):
@@ -332,10 +334,11 @@ cdef class PackedLinear:
         _check_packing(w, format)
         cdef Operand obias
         cdef const float *b
-        cdef void *packed = NULL
+        cdef ll_weight_memory packed
         cdef size_t bytes = ll_packed_bytes(w.K, w.N, format)
         cdef list keep = []
         _clear(&obias)
+        memset(&packed, 0, sizeof(packed))
         try:
             b = _vector(&obias, bias, "bias", w.N, "output", keep)
             kept = None
@@ -345,27 +348,27 @@ cdef class PackedLinear:
                     memcpy(<void *>_address(kept), b, w.N * sizeof(float))
                 kept.flags.writeable = False
             packed = ll_weight_new(bytes)
-            if packed == NULL:
+            if packed.data == NULL:
                 raise MemoryError(f"no memory for a packed weight of {bytes} bytes")
             with nogil:
                 ll_interrupts_on()
-                ll_pack(w, format, packed)
+                ll_pack(w, format, packed.data)
             _check_interrupted()
-            if self._packed != NULL:  # a product in another thread may be reading it
+            if self._packed.data != NULL:  # a product in another thread may be reading it
                 raise TypeError("a PackedLinear is made once: make another one")
-            packed, self._packed = NULL, packed
-            self._weight.data = self._packed
+            packed, self._packed = self._packed, packed
+            self._weight.data = self._packed.data
             self._weight.format = format
             self._weight.packed = 1
             self._weight.k_stride = self._weight.n_stride = 0
             self._weight.K, self._weight.N, self.bias = w.K, w.N, kept
         finally:
-            ll_weight_free(packed)
+            ll_weight_free(&packed)
             _drop(&obias)
         return 0
 
     def __dealloc__(self):
-        ll_weight_free(self._packed)
+        ll_weight_free(&self._packed)
 
     @property
     def in_features(self):
@@ -461,9 +464,9 @@ def _packed_reserve(K, N, dtype, compute="float32"):
     _check_blocks(w.K, w.format)
     w.k_stride = w.n_stride = 0
     packed._packed = ll_weight_new(ll_packed_bytes(w.K, w.N, w.format))
-    if packed._packed == NULL:
+    if packed._packed.data == NULL:
         raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(w.K, w.N, w.format)} bytes")
-    w.data = packed._packed
+    w.data = packed._packed.data
     return packed
 
 
@@ -487,7 +490,7 @@ def _packed_fill(PackedLinear packed not None, size_t first, weight, bint transp
         _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(packed._weight.K, first, packed._weight.format)
         with nogil:
-            ll_pack_part(&w, packed._weight.format, row, packed._weight.K, <char *>packed._packed + at)
+            ll_pack_part(&w, packed._weight.format, row, packed._weight.K, <char *>packed._packed.data + at)
     finally:
         _drop(&o)
 
@@ -508,7 +511,7 @@ def _packed_fill_blocks(PackedLinear packed not None, size_t first, blocks, form
         _check_packing(&w, packed._weight.format)
         at = ll_packed_bytes(w.K, first, packed._weight.format)
         with nogil:
-            ll_pack_part(&w, packed._weight.format, 0, w.K, <char *>packed._packed + at)
+            ll_pack_part(&w, packed._weight.format, 0, w.K, <char *>packed._packed.data + at)
     finally:
         PyBuffer_Release(&view)
 

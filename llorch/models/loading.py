@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -373,24 +374,36 @@ def load(source: Source, graph: Graph, found: Found, dtype: str | None = None, c
 def run(jobs: Iterable[Job], threads: int, advance: Callable[[int], None]) -> None:
     """Does all jobs, while one is read another is packed. advance : called with the bytes that are done, here.
 
-    What a job raises ends the others and is raised.
+    A thread takes neighbours together, fewer towards the end: two threads that touch a new page of memory at once would
+    both have one cleared (measured: jobs one by one take up to a quarter longer). What a job raises ends the others and
+    is raised.
     """
-    waiting, lock, done = iter(jobs), threading.Lock(), 0
+    waiting, lock, done = deque(jobs), threading.Lock(), 0
+    left = sum(job.nbytes for job in waiting)
     errors: list[BaseException] = []
+
+    def take() -> list[Job]:
+        nonlocal left
+        taken: list[Job] = []
+        with lock:
+            until = left - left / (2 * threads)
+            while waiting and not errors and (not taken or left > until):
+                taken.append(waiting.popleft())
+                left -= taken[-1].nbytes
+        return taken
 
     def work(advance: Callable[[int], None] = lambda done: None) -> None:
         nonlocal done
         reader = Reader()
         try:
-            while True:
-                with lock:
-                    job = None if errors else next(waiting, None)
-                if job is None:
-                    return
-                job.run(reader)
-                with lock:
-                    done += job.nbytes
-                advance(done)
+            while taken := take():
+                for job in taken:
+                    if errors:
+                        return
+                    job.run(reader)
+                    with lock:
+                        done += job.nbytes
+                    advance(done)
         except BaseException as error:
             errors.append(error)
 
