@@ -1,21 +1,10 @@
-/* blocks.c: blocks as files have them into panels as kernels read them (formats.h), and out again.
+/* blocks.c: heads of panels in blocks (formats.h), and blocks out of panels again. Plain C, compiled once.
  *
- * Every bit of a block goes to its place, nothing is computed with them. Plain C, compiled once: eight values at a time are
- * the bytes of a word of 64 bits, whose fields are pushed together by shifts.
- * Cost: some 2 operations a value; a group of a panel stays in the first cache while its 16 columns are filled in.
+ * Every bit of a block goes to its place, nothing is computed with them.
  * Tests: tests/kernels/test_blocks.py. */
 #include <string.h>
 
 #include "blocks.h"
-
-/* Fields of `bits` bits of four lanes of 16, side by side: those that lie in one lane are 4 * bits apart, which leaves room for
- * those of the other three. */
-static inline uint32_t together(uint64_t x, unsigned bits)
-{
-    const uint64_t pairs = bits == 1 ? 0x3333 : bits == 2 ? 0x0f0f : bits == 4 ? 0x00ff : 0xffff;
-    x = (x | x >> (16 - bits)) & (pairs | pairs << 32);
-    return (uint32_t)(x | x >> (32 - 2 * bits));
-}
 
 /* Bytes to a column's word i of a plane. */
 static inline size_t to_word(int format, int upper, size_t i)
@@ -23,55 +12,7 @@ static inline size_t to_word(int format, int upper, size_t i)
     return (upper ? ll_high_line(format, i) : ll_low_line(format, i)) * LL_PANEL * sizeof(uint32_t);
 }
 
-/* Bits [first, first + bits) of 32 values as a plane. */
-static inline void plane_write(const uint8_t *q, unsigned first, unsigned bits, int format, int upper, char *run)
-{
-    const uint64_t fields = (((uint64_t)1 << bits) - 1) * 0x0001000100010001;
-    const unsigned eights = bits == 8 ? 1 : 4 / bits; /* of values in a word; 8 bits: half of them */
-    for (unsigned i = 0, n = 0; i < 4; i += eights) {
-        uint64_t even = 0, odd = 0;
-        for (unsigned j = 0; j < eights; j++) {
-            uint64_t x;
-            memcpy(&x, q + 8 * (i + j), sizeof x);
-            even |= (x >> first & fields) << 4 * bits * j;
-            odd |= (x >> (8 + first) & fields) << 4 * bits * j;
-        }
-        const uint32_t e = together(even, bits), o = together(odd, bits);
-        uint32_t word = (e & 0xffff) | o << 16;
-        memcpy(run + to_word(format, upper, n++), &word, sizeof word);
-        if (bits == 8) {
-            word = e >> 16 | (o & 0xffff0000);
-            memcpy(run + to_word(format, upper, n++), &word, sizeof word);
-        }
-    }
-}
-
-/* The integers of a run. format is a constant: a fifth of the time, as all places are then constants. */
-static inline void run_write_as(const uint8_t *q, int format, char *run)
-{
-    const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
-    plane_write(q, 0, low, format, 0, run);
-    if (!high)
-        return;
-    uint8_t placed[LL_RUN]; /* in the order of their places in the upper plane */
-    for (unsigned j = 0; j < LL_RUN / 2; j++) {
-        const unsigned pairs = 16 / high, place = j / pairs * pairs + ll_high_place(format, j) / high;
-        memcpy(placed + 2 * place, q + 2 * j, 2);
-    }
-    plane_write(placed, low, high, format, 1, run);
-}
-
-static void run_write(const uint8_t *q, int format, char *run)
-{
-    switch (format) {
-#define LL_CASE(format) case format: run_write_as(q, format, run); break;
-    LL_CASE(LL_Q8_0) LL_CASE(LL_Q4_0) LL_CASE(LL_Q4_1) LL_CASE(LL_Q5_0) LL_CASE(LL_Q5_1) LL_CASE(LL_Q2_K)
-    LL_CASE(LL_Q3_K) LL_CASE(LL_Q4_K) LL_CASE(LL_Q5_K) LL_CASE(LL_Q6_K) LL_CASE(LL_MXFP4)
-#undef LL_CASE
-    }
-}
-
-/* The same back. */
+/* The integers of a run, of one column. */
 static void run_read(const char *run, int format, uint8_t *q)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
@@ -135,8 +76,7 @@ static void field_read(const head_field *f, uint8_t *factors, size_t subs, const
     }
 }
 
-/* Block i of a group, column `column`: its part of the head. A K-quant's head is 0 before. */
-static void head_write(char *head, int format, const ll_block *b, size_t i, size_t column)
+void ll_block_head(const ll_block *b, int format, char *head, size_t i, size_t column)
 {
     const ll_format *f = &ll_formats[format];
     if (format == LL_MXFP4) {
@@ -181,32 +121,6 @@ static void head_read(const char *head, int format, ll_block *b, size_t i, size_
 }
 
 /* ---- panels ------------------------------------------------------------------------------------------ */
-
-void ll_blocks_pack(const ll_weight *w, size_t panel, char *to)
-{
-    const ll_format *f = &ll_formats[w->format];
-    const size_t most = ll_group_values(w->format), run_bytes = ll_run_bytes(w->format);
-    const size_t first = panel * LL_PANEL, columns = ll_least(LL_PANEL, w->N - first);
-    const char *from = (const char *)w->data + (ptrdiff_t)first * w->n_stride;
-    for (size_t k = 0; k < w->K; k += most) {
-        const size_t values = ll_least(most, w->K - k), blocks = values / f->values;
-        char *runs = to + ll_head_bytes(w->format, values / LL_RUN);
-        memset(to, 0, columns < LL_PANEL ? ll_group_bytes(w->format, values) : (size_t)(runs - to));
-        for (size_t column = 0; column < columns; column++) {
-            const char *block = from + (ptrdiff_t)column * w->n_stride + k / f->values * f->bytes;
-            for (size_t i = 0; i < blocks; i++, block += f->bytes) {
-                ll_block b;
-                ll_block_read(block, w->format, &b);
-                head_write(to, w->format, &b, i, column);
-                for (size_t j = 0; j < f->values; j += LL_RUN) {
-                    char *run = runs + (i * f->values + j) / LL_RUN * run_bytes + column * sizeof(uint32_t);
-                    run_write(b.q + j, w->format, run);
-                }
-            }
-        }
-        to += ll_group_bytes(w->format, values);
-    }
-}
 
 void ll_blocks_column(const ll_weight *w, size_t n, size_t k, size_t count, float *y)
 {

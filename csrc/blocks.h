@@ -4,8 +4,8 @@
 
 #include "formats.h"
 
-/* A panel of a weight in blocks that isn't packed, at `to` in the layout of formats.h; columns past N are zero. */
-void ll_blocks_pack(const ll_weight *w, size_t panel, char *to);
+/* What block i of a group's column has of the group's head, which is all 0 before the first. */
+void ll_block_head(const ll_block *b, int format, char *head, size_t i, size_t column);
 /* Values [k, k + count) of column n of a packed weight in blocks, widened; k and count are whole blocks. */
 void ll_blocks_column(const ll_weight *w, size_t n, size_t k, size_t count, float *y);
 

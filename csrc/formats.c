@@ -43,7 +43,7 @@ static uint16_t u16(const uint8_t *p)
 
 /* ---- blocks of 32 values: the lower halves of 16 bytes, then the upper ones ------------------------ */
 
-static void nibbles(const uint8_t *b, uint8_t *q)
+static void nibbles(const uint8_t *restrict b, uint8_t *restrict q)
 {
     for (int j = 0; j < 16; j++)
         q[j] = b[j] & 15;
@@ -64,7 +64,7 @@ static void fifth_bits(const uint8_t *b, uint8_t *q)
     }
 }
 
-static void read_q8_0(const uint8_t *b, ll_block *to)
+static void read_q8_0(const uint8_t *restrict b, ll_block *restrict to)
 {
     to->d = u16(b);
     for (int j = 0; j < 32; j++)

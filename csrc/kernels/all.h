@@ -1,6 +1,7 @@
 /* all.h: every kernel family, then the table, ll_kernels_<isa>. Included once, at the end of each isa/<isa>.c, which
  * defines LL_ISA and the primitives. */
 #include "attention.h"
+#include "blocks_pack.h"
 #include "cast.h"
 #include "gate.h"
 #include "integers.h"
@@ -39,6 +40,7 @@
     .pack_tiles = LL_SYMBOL(pack_tiles), \
     .pack_x = LL_SYMBOL(pack_x), \
     .pack = LL_SYMBOL(pack), \
+    .pack_blocks = LL_SYMBOL(pack_blocks), \
     .k_fit_above = LL_SYMBOL(k_fit_above), \
     .k_fit_around = LL_SYMBOL(k_fit_around), \
     .k_round = LL_SYMBOL(k_round), \

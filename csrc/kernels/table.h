@@ -99,6 +99,8 @@ typedef struct ll_kernels {
     size_t (*pack_tiles)(size_t M);
     void (*pack_x)(const ll_linear_args *a, float *packed, size_t begin, size_t end);
     void (*pack)(const ll_weight *w, int format, char *packed, size_t K, size_t begin, size_t end);
+    /* kernels/blocks_pack.h: a panel of a weight in blocks, in its format */
+    void (*pack_blocks)(const ll_weight *w, size_t panel, char *to);
     /* kernels/quantize.h: scale [16], and minimum, of x [J][16]; what whole multiples of d and dmin make of it */
     void (*k_fit_above)(const float *x, size_t J, float levels, float *scale, float *minimum);
     void (*k_fit_around)(const float *x, size_t J, float half, float *scale);

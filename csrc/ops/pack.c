@@ -22,7 +22,7 @@ typedef struct pack_job {
 #define PACK_ROW (PACK_BLOCKS + LL_PANEL)
 
 /* Panels of a weight in blocks: its columns, which are rows of blocks, are widened in parts and packed from there. */
-static void pack_blocks(const pack_job *job, size_t begin, size_t end)
+static void pack_widened(const pack_job *job, size_t begin, size_t end)
 {
     _Alignas(64) float part[LL_PANEL * PACK_ROW];
     const ll_weight *w = job->from;
@@ -48,9 +48,9 @@ static void pack_task(void *context, size_t begin, size_t end)
     const pack_job *job = context;
     if (job->from->format == job->format && job->format >= LL_DTYPES)
         for (size_t panel = begin; panel < end; panel++)
-            ll_blocks_pack(job->from, panel, job->to + panel * ll_panel_bytes(job->from->K, job->format));
+            job->kernels->pack_blocks(job->from, panel, job->to + panel * ll_panel_bytes(job->from->K, job->format));
     else if (job->from->format >= LL_DTYPES)
-        pack_blocks(job, begin, end);
+        pack_widened(job, begin, end);
     else
         job->kernels->pack(job->from, job->format, job->to, job->K, begin, end);
 }
