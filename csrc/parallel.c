@@ -88,7 +88,6 @@ static atomic_flag busy = ATOMIC_FLAG_INIT;
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static int workers; /* belongs to whoever holds busy */
-static _Thread_local int number; /* of a worker, from 1 on; 0: a caller */
 static atomic_int num_threads;
 
 static _Atomic(const char *) ahead; /* ll_parallel_ahead's */
@@ -197,8 +196,8 @@ static size_t take(range *r, size_t most, int from_end, size_t *begin)
     }
 }
 
-/* The same of this thread's range, or of the next one that has something left. */
-static size_t take_any(size_t most, size_t *begin)
+/* The same of thread `number`'s range, or of the next one that has something left. */
+static size_t take_any(int number, size_t most, size_t *begin)
 {
     const int own = number % job.threads;
     size_t count = take(&ranges[own], most, 0, begin);
@@ -207,18 +206,18 @@ static size_t take_any(size_t most, size_t *begin)
     return count;
 }
 
-/* The caller of the job asks for interrupts. */
-static void take_chunks(int caller)
+/* number: of a worker, from 1 on; 0 for the job's caller, who asks for interrupts. */
+static void take_chunks(int number)
 {
     const work *w = &job.work;
     size_t most = first_most(w->grains / (size_t)job.threads, job.timed), begin = 0, count;
     int64_t now = job.timed ? now_ns() : 0;
-    while ((count = take_any(most, &begin))) {
+    while ((count = take_any(number, most, &begin))) {
         if (job.timed)
             most = run_timed(w, begin, begin + count, &now);
         else
             run(w, begin, begin + count);
-        if (caller && job.timed && ask_at(now))
+        if (!number && job.timed && ask_at(now))
             for (int t = 0; t < job.threads; t++)
                 atomic_store_explicit(&ranges[t].left, 0, memory_order_relaxed);
     }
@@ -255,7 +254,23 @@ static void sleep_until_joinable(uint64_t seen)
     pthread_mutex_unlock(&sleep_lock);
 }
 
-int ll_thread_number(void) { return number; }
+/* A worker's number lies where every thread has room for it. A variable of a thread would have the C library take memory in
+ * each new worker: of a limited address space 64 MB each, and where there is none left it ends the process. */
+static pthread_key_t number_key;
+static int has_key;
+static pthread_once_t set_up_once = PTHREAD_ONCE_INIT;
+static void forget_workers(void);
+static void set_up(void)
+{
+    pthread_atfork(NULL, NULL, forget_workers);
+    has_key = !pthread_key_create(&number_key, NULL);
+}
+
+int ll_thread_number(void)
+{
+    pthread_once(&set_up_once, set_up);
+    return has_key ? (int)(intptr_t)pthread_getspecific(number_key) : 0;
+}
 
 void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain)
 {
@@ -272,7 +287,7 @@ typedef struct called {
 } called;
 
 /* A few lines of what comes next; whether there were any. */
-static int call_ahead(called *c)
+static int call_ahead(called *c, int number)
 {
     const char *data = atomic_load_explicit(&ahead, memory_order_relaxed);
     if (data != c->data) {
@@ -294,7 +309,9 @@ static int call_ahead(called *c)
 
 static void *worker(void *mine)
 {
-    number = (int)(intptr_t)mine;
+    const int number = (int)(intptr_t)mine;
+    if (has_key)
+        (void)pthread_setspecific(number_key, mine); /* without one it takes the first workspace that is free */
     uint64_t seen = 0; /* generations begin at 1 */
     called ahead_of = {NULL, 0, 0};
     int64_t rest_from = now_ns();
@@ -304,14 +321,14 @@ static void *worker(void *mine)
             if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
                                                         memory_order_relaxed)) {
                 seen = s / GENERATION;
-                take_chunks(0);
+                take_chunks(number);
                 atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
                 rest_from = now_ns();
             }
         } else if (look % 64 == 0 && now_ns() - rest_from > SPIN_NS) {
             sleep_until_joinable(seen);
             rest_from = now_ns();
-        } else if (!call_ahead(&ahead_of)) {
+        } else if (!call_ahead(&ahead_of, number)) {
             pause_cpu();
         }
     }
@@ -329,9 +346,6 @@ static void forget_workers(void)
     pthread_cond_init(&wake, NULL);
 }
 
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static void handle_forks(void) { pthread_atfork(NULL, NULL, forget_workers); }
-
 /* Whether stacks may take more of a limited address space: the last of it is the host's. */
 static int space_is_left(void)
 {
@@ -342,7 +356,7 @@ static int space_is_left(void)
 /* Fewer than wanted is no error. Signals stay with the host's threads. */
 static void make_workers(int wanted)
 {
-    pthread_once(&fork_once, handle_forks);
+    pthread_once(&set_up_once, set_up);
     sigset_t all, before;
     pthread_attr_t attributes;
     sigfillset(&all);
@@ -395,7 +409,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
         pthread_mutex_unlock(&sleep_lock);
     }
 
-    take_chunks(1);
+    take_chunks(0);
 
     uint64_t last = atomic_exchange_explicit(&state, generation * GENERATION, memory_order_acq_rel);
     int joined = (int)(last & COUNT_MASK);

@@ -337,6 +337,28 @@ assert {COUNT} - before < 10, f"{{{COUNT} - before}} threads for 40 rows"
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="no /proc to tell memory")
+def test_threads_take_no_memory_but_their_stacks():
+    """Else the C library reserves 64 MB for each, and ends a process that has no room for them."""
+    code = f"""
+import time
+import numpy as np, llorch
+def size():
+    return int(open("/proc/self/statm").read().split()[0]) * 4096
+x = np.ones((16000, 1024), np.float32)
+llorch.set_num_threads(1)
+y = llorch.layer_norm(x)
+threads, before = {COUNT}, size()
+llorch.set_num_threads(16)
+llorch.layer_norm(x, out=y)
+time.sleep(0.2)
+assert {COUNT} - threads == 15
+assert size() - before < 15 * (1 << 20), f"{{(size() - before) >> 20}} MB for 15 threads"
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of address space")
 def test_256_threads_and_little_memory():
     """Where threads can't be made, those that are there do the work; small calls go on."""
