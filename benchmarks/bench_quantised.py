@@ -89,7 +89,7 @@ def measure_format(format, path, text, options):
             "distances": distances,
             "perplexity": {name: float(np.exp(np.mean(values))) for name, values in surprises.items()},
             "opened": {name: engine.ask("opened") for name, engine in running.items()},
-            "loading": models.loading(running, repetitions),
+            "loading": models.loading(running, 2 * repetitions + 1, FLOAT32),
             "sections": models.sections(running, WORKLOADS, repetitions),
         }
 
@@ -235,7 +235,10 @@ def format_targets(format, part, result):
             found.append(common.at_least(f"{format}: llama.cpp's distance beside int16's, {word}", ratio, 50))
     load = part["loading"].get(FLOAT32)
     speed = load["bytes"] / load["median_s"] / 1e9 if load else None
+    copy = part["loading"].get(models.COPYING)
     found.append(common.at_least(f"{format}: loading, file in the page cache", speed, 1.5, "GB/s"))
+    if load and copy:
+        found[-1]["measured"] += f" ({copy['bytes'] / copy['median_s'] / 1e9:.2f} to copy the file to new memory)"
     if grown := part["opened"].get(FLOAT32):
         ratio = grown / part["bytes"]
         what = f"{format}: the most memory while loading, beside the file: at most 1.05 x"
@@ -316,13 +319,19 @@ def exactness_table(result):
 
 
 def loading_table(result):
-    lines = ["", "**Loading**, the file in the page cache (llama.cpp maps it, and reads what it needs later)", ""]
+    names = (FLOAT32, INT16, LLAMA_CPP, models.COPYING)
+    lines = [
+        "",
+        "**Loading**, the file in the page cache (llama.cpp maps it, and reads what it needs later; a copy goes to new "
+        "memory, by two threads)",
+        "",
+    ]
     heads = ["MB of file"]
-    heads += [f"{name}: GB of file a second; MB of memory at most" for name in (FLOAT32, INT16, LLAMA_CPP)]
+    heads += [f"{name}: GB of file a second{'; MB of memory at most' * (name != names[-1])}" for name in names]
     lines += [f"| | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for format, part in result["formats"].items():
         cells = [f"{part['bytes'] / 1e6:.0f}"]
-        for name in (FLOAT32, INT16, LLAMA_CPP):
+        for name in names:
             load, grown = part["loading"].get(name), part["opened"].get(name)
             rate = load and f"{load['bytes'] / load['median_s'] / 1e9:.2f}"
             cells.append(f"{rate}; {grown / 1e6:.0f}" if rate and grown else rate or "")

@@ -9,9 +9,11 @@ name of a method and its arguments; the answer is what it returns, arrays as the
 import ctypes
 import importlib.metadata
 import json
+import mmap
 import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +35,27 @@ def memory(entry):
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{entry}:"))
 
 
+def copied(path):
+    """Seconds to read a file into new memory by two threads."""
+
+    def read(begin, end):
+        with path.open("rb", buffering=0) as file:
+            file.seek(begin)
+            while begin < end:
+                begin += file.readinto(view[begin : min(end, begin + (1 << 20))])
+
+    start, size = time.perf_counter(), path.stat().st_size
+    with mmap.mmap(-1, size) as room:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            room.madvise(mmap.MADV_HUGEPAGE)
+        with memoryview(room) as view:
+            other = threading.Thread(target=read, args=(size // 2, size))
+            other.start()
+            read(0, size // 2)
+            other.join()
+        return time.perf_counter() - start
+
+
 class Engine:
     """What all of them can do. `open` is theirs: it gives the model in `path`.
 
@@ -40,7 +63,7 @@ class Engine:
     surprise(tokens) : nats a token, by those logits; the first one is only read
     stepped(tokens) : the same, token by token, with the cache; None where there is no such call
     together(prompts) : the last position's of each prompt, all in one batch
-    prefill(length), decode(sequences, depth, steps), load() : seconds
+    prefill(length), decode(sequences, depth, steps), load(), copy() : seconds
     opened() : bytes by which this process's memory grew at most while the model was loaded, mapped files among them
     """
 
@@ -73,6 +96,11 @@ class Engine:
         seconds = time.perf_counter() - start
         self.close(model)
         return seconds
+
+    def copy(self):
+        """Seconds to read the files into new memory, half by each of two threads: as much as weights in memory of
+        one's own need at least. Pages are large, where there are such."""
+        return sum(copied(path) for path in self.weights())
 
     def close(self, model):
         """For a model that Python doesn't free by itself."""
