@@ -1,6 +1,5 @@
-/* blocks.c: heads of panels in blocks (formats.h), and blocks out of panels again. Plain C, compiled once.
+/* blocks.c: blocks out of panels again (formats.h; into them: kernels/blocks_pack.h). Plain C, compiled once.
  *
- * Every bit of a block goes to its place, nothing is computed with them.
  * Tests: tests/kernels/test_blocks.py. */
 #include <string.h>
 
@@ -30,41 +29,7 @@ static void run_read(const char *run, int format, uint8_t *q)
 
 /* ---- heads ------------------------------------------------------------------------------------------- */
 
-/* Where the words of a K-quant's head are: sub-block s of `what` has `bits` bits of it, from bit `first` on, in a word. */
-typedef struct head_field {
-    unsigned char word, bits, first, at; /* the first word; bits of a factor from `first` on; the place of sub-block 0's */
-} head_field;
-
-typedef struct head_layout {
-    head_field sc[2], mn[2]; /* lower and upper bits; bits = 0 for none */
-} head_layout;
-
-static const head_layout head_layouts[LL_FORMATS] = {
-    [LL_Q2_K] = {{{0, 4, 0, 0}, {0, 0, 0, 0}}, {{2, 4, 0, 0}, {0, 0, 0, 0}}},
-    [LL_Q3_K] = {{{0, 4, 0, 0}, {2, 2, 4, 0}}, {{0, 0, 0, 0}, {0, 0, 0, 0}}},
-    [LL_Q4_K] = {{{0, 4, 0, 0}, {2, 2, 4, 0}}, {{1, 4, 0, 0}, {2, 2, 4, 16}}},
-    [LL_Q5_K] = {{{0, 4, 0, 0}, {2, 2, 4, 0}}, {{1, 4, 0, 0}, {2, 2, 4, 16}}},
-    [LL_Q6_K] = {{{0, 8, 0, 0}, {0, 0, 0, 0}}, {{0, 0, 0, 0}, {0, 0, 0, 0}}},
-};
-
-static void field_write(const head_field *f, const uint8_t *factors, size_t subs, char *words)
-{
-    if (!f->bits)
-        return;
-    for (size_t s = 0; s < subs;) {
-        size_t at = f->at + f->bits * s;
-        char *place = words + (f->word + at / 32) * LL_PANEL * sizeof(uint32_t);
-        uint32_t word;
-        memcpy(&word, place, sizeof word);
-        do { /* all of a word's before it goes back */
-            word |= (uint32_t)(factors[s++] >> f->first & ((1u << f->bits) - 1)) << at % 32;
-            at += f->bits;
-        } while (s < subs && at % 32);
-        memcpy(place, &word, sizeof word);
-    }
-}
-
-static void field_read(const head_field *f, uint8_t *factors, size_t subs, const char *words)
+static void field_read(const ll_head_field *f, uint8_t *factors, size_t subs, const char *words)
 {
     if (!f->bits)
         return;
@@ -74,28 +39,6 @@ static void field_read(const head_field *f, uint8_t *factors, size_t subs, const
         memcpy(&word, words + (f->word + at / 32) * LL_PANEL * sizeof word, sizeof word);
         factors[s] |= (uint8_t)((word >> at % 32 & ((1u << f->bits) - 1)) << f->first);
     }
-}
-
-void ll_block_head(const ll_block *b, int format, char *head, size_t i, size_t column)
-{
-    const ll_format *f = &ll_formats[format];
-    if (format == LL_MXFP4) {
-        head[i * LL_PANEL + column] = (char)b->d;
-        return;
-    }
-    if (f->values == LL_RUN) {
-        head += i * (f->minimum ? 2 : 1) * LL_PANEL * sizeof b->d;
-    } else {
-        const head_layout *layout = &head_layouts[format];
-        char *words = head + 2 * LL_PANEL * sizeof b->d + column * sizeof(uint32_t);
-        for (int part = 0; part < 2; part++) {
-            field_write(&layout->sc[part], b->sc, f->values / f->sub, words);
-            field_write(&layout->mn[part], b->mn, f->values / f->sub, words);
-        }
-    }
-    memcpy(head + column * sizeof b->d, &b->d, sizeof b->d);
-    if (f->minimum)
-        memcpy(head + (LL_PANEL + column) * sizeof b->m, &b->m, sizeof b->m);
 }
 
 static void head_read(const char *head, int format, ll_block *b, size_t i, size_t column)
@@ -108,7 +51,7 @@ static void head_read(const char *head, int format, ll_block *b, size_t i, size_
     if (f->values == LL_RUN) {
         head += i * (f->minimum ? 2 : 1) * LL_PANEL * sizeof b->d;
     } else {
-        const head_layout *layout = &head_layouts[format];
+        const ll_head_layout *layout = &ll_head_layouts[format];
         const char *words = head + 2 * LL_PANEL * sizeof b->d + column * sizeof(uint32_t);
         for (int part = 0; part < 2; part++) {
             field_read(&layout->sc[part], b->sc, f->values / f->sub, words);

@@ -16,12 +16,6 @@
 #include "../formats.h"
 #include "tile.h"
 
-/* X(name, format) of every format of blocks; of those whose values are integers times a scale. */
-#define LL_EACH_INTEGERS(X) \
-    X(q8_0, LL_Q8_0) X(q4_0, LL_Q4_0) X(q4_1, LL_Q4_1) X(q5_0, LL_Q5_0) X(q5_1, LL_Q5_1) X(q2_k, LL_Q2_K) \
-    X(q3_k, LL_Q3_K) X(q4_k, LL_Q4_K) X(q5_k, LL_Q5_K) X(q6_k, LL_Q6_K)
-#define LL_EACH_BLOCKS(X) LL_EACH_INTEGERS(X) X(mxfp4, LL_MXFP4)
-
 /* Before a loop over the values of a run: shifts by constants. Plain C, whose fma is long, keeps its loops. */
 #if LL_TILE_ROWS == 2
 #define BLOCKS_UNROLL(n)

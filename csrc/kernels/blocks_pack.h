@@ -9,6 +9,7 @@
 #ifndef LL_BLOCKS_PACK_H
 #define LL_BLOCKS_PACK_H
 
+#include "../block_read.h"
 #include "../blocks.h"
 #include "blocks.h"
 #include "table.h"
@@ -50,15 +51,83 @@ LL_INLINE void blocks_run(const uint32_t (*words)[LL_PANEL], int format, char *r
     }
 }
 
+/* Factors of sub-blocks in the words of a head. */
+LL_INLINE void blocks_put_field(const ll_head_field *f, const uint8_t *factors, size_t subs, char *words)
+{
+    if (!f->bits)
+        return;
+    for (size_t s = 0; s < subs;) {
+        size_t at = f->at + f->bits * s;
+        char *place = words + (f->word + at / 32) * LL_PANEL * sizeof(uint32_t);
+        uint32_t word;
+        memcpy(&word, place, sizeof word);
+        do { /* all of a word's before it goes back */
+            word |= (uint32_t)(factors[s++] >> f->first & ((1u << f->bits) - 1)) << at % 32;
+            at += f->bits;
+        } while (s < subs && at % 32);
+        memcpy(place, &word, sizeof word);
+    }
+}
+
+/* What block i of a group's column has of the group's head, which is all 0 before the first. */
+LL_INLINE void blocks_put_head(const ll_block *b, int format, char *head, size_t i, size_t column)
+{
+    const ll_format *f = &ll_formats[format];
+    if (format == LL_MXFP4) {
+        head[i * LL_PANEL + column] = (char)b->d;
+        return;
+    }
+    if (f->values == LL_RUN) {
+        head += i * (f->minimum ? 2 : 1) * LL_PANEL * sizeof b->d;
+    } else {
+        const ll_head_layout *layout = &ll_head_layouts[format];
+        char *words = head + 2 * LL_PANEL * sizeof b->d + column * sizeof(uint32_t);
+        for (int part = 0; part < 2; part++) {
+            blocks_put_field(&layout->sc[part], b->sc, f->values / f->sub, words);
+            blocks_put_field(&layout->mn[part], b->mn, f->values / f->sub, words);
+        }
+    }
+    memcpy(head + column * sizeof b->d, &b->d, sizeof b->d);
+    if (f->minimum)
+        memcpy(head + (LL_PANEL + column) * sizeof b->m, &b->m, sizeof b->m);
+}
+
+/* Of a group of so many blocks: heads, and the values as bytes. */
+LL_INLINE void blocks_take(const char *from, ptrdiff_t stride, size_t columns, size_t blocks, int format, char *head,
+                           uint32_t (*rows)[BLOCKS_WORDS])
+{
+    const ll_format *f = &ll_formats[format];
+    for (size_t column = 0; column < columns; column++) {
+        const char *block = from + (ptrdiff_t)column * stride;
+        for (size_t i = 0; i < blocks; i++, block += f->bytes) {
+            ll_block b;
+            LL_UNSET(b.sc); /* which has as many as are read */
+            block_read((const uint8_t *)block, format, &b, (uint8_t *)rows[column] + i * f->values);
+            blocks_put_head(&b, format, head, i, column);
+        }
+    }
+}
+
+typedef struct blocks_packer {
+    void (*take)(const char *from, ptrdiff_t stride, size_t columns, size_t blocks, char *head, uint32_t (*rows)[BLOCKS_WORDS]);
+    void (*runs)(const uint32_t (*words)[LL_PANEL], size_t runs, char *to);
+} blocks_packer;
+
+/* The format is a constant: so are all places then. */
 #define LL_DEFINE(name, format) \
+    LL_NOINLINE void blocks_take_##name(const char *from, ptrdiff_t stride, size_t columns, size_t blocks, char *head, \
+                                        uint32_t (*rows)[BLOCKS_WORDS]) \
+    { \
+        blocks_take(from, stride, columns, blocks, format, head, rows); \
+    } \
     LL_NOINLINE void blocks_runs_##name(const uint32_t (*words)[LL_PANEL], size_t runs, char *to) \
     { \
         for (size_t run = 0; run < runs; run++) \
             blocks_run(words + run * (LL_RUN / 4), format, to + run * ll_run_bytes(format)); \
     }
-#define LL_ROW(name, format) [format] = blocks_runs_##name,
+#define LL_ROW(name, format) [format] = {blocks_take_##name, blocks_runs_##name},
 LL_EACH_BLOCKS(LL_DEFINE)
-static void (*const blocks_runs[LL_FORMATS])(const uint32_t (*)[LL_PANEL], size_t runs, char *) = {LL_EACH_BLOCKS(LL_ROW)};
+static const blocks_packer blocks_packers[LL_FORMATS] = {LL_EACH_BLOCKS(LL_ROW)};
 #undef LL_DEFINE
 #undef LL_ROW
 
@@ -66,23 +135,14 @@ static void (*const blocks_runs[LL_FORMATS])(const uint32_t (*)[LL_PANEL], size_
 static void LL_SYMBOL(pack_blocks)(const ll_weight *w, size_t panel, char *to)
 {
     const ll_format *f = &ll_formats[w->format];
+    const blocks_packer *packer = &blocks_packers[w->format];
     const size_t most = ll_group_values(w->format), first = panel * LL_PANEL, columns = ll_least(LL_PANEL, w->N - first);
     const char *from = (const char *)w->data + (ptrdiff_t)first * w->n_stride;
     _Alignas(64) uint32_t rows[LL_PANEL][BLOCKS_WORDS] = {{0}}, words[BLOCKS_WORDS][LL_PANEL];
     for (size_t k = 0; k < w->K; k += most) {
-        const size_t values = ll_least(most, w->K - k), blocks = values / f->values;
-        char *runs = to + ll_head_bytes(w->format, values / LL_RUN);
-        memset(to, 0, (size_t)(runs - to));
-        for (size_t column = 0; column < columns; column++) {
-            const char *block = from + (ptrdiff_t)column * w->n_stride + k / f->values * f->bytes;
-            for (size_t i = 0; i < blocks; i++, block += f->bytes) {
-                ll_block b;
-                ll_block_read(block, w->format, &b);
-                ll_block_head(&b, w->format, to, i, column);
-                for (size_t j = 0; j < f->values; j += LL_RUN / 2) /* as they were written: no load waits for two stores */
-                    memcpy((char *)rows[column] + i * f->values + j, b.q + j, LL_RUN / 2);
-            }
-        }
+        const size_t values = ll_least(most, w->K - k), head = ll_head_bytes(w->format, values / LL_RUN);
+        memset(to, 0, head);
+        packer->take(from + k / f->values * f->bytes, w->n_stride, columns, values / f->values, to, rows);
         for (size_t column = 0; column < LL_PANEL; column += LL_VL)
             for (size_t t = 0; t < values / 4; t += LL_VL) {
                 vf square[LL_VL];
@@ -94,7 +154,7 @@ static void LL_SYMBOL(pack_blocks)(const ll_weight *w, size_t panel, char *to)
                 for (size_t l = 0; l < LL_VL; l++)
                     vf_store(words[t + l] + column, square[l]);
             }
-        blocks_runs[w->format]((const uint32_t (*)[LL_PANEL])words, values / LL_RUN, runs);
+        packer->runs((const uint32_t (*)[LL_PANEL])words, values / LL_RUN, to + head);
         to += ll_group_bytes(w->format, values);
     }
 }
