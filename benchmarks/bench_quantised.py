@@ -333,8 +333,9 @@ def loading_table(result):
         cells = [f"{part['bytes'] / 1e6:.0f}"]
         for name in names:
             load, grown = part["loading"].get(name), part["opened"].get(name)
-            rate = load and f"{load['bytes'] / load['median_s'] / 1e9:.2f}"
-            cells.append(f"{rate}; {grown / 1e6:.0f}" if rate and grown else rate or "")
+            rates = [load["bytes"] / s / 1e9 for s in (load["median_s"], *load["quartiles_s"][::-1])] if load else []
+            rate = "{:.2f} [{:.2f}, {:.2f}]".format(*rates) if load else ""
+            cells.append(f"{rate}; {grown / 1e6:.0f}" if load and grown else rate)
         lines.append(f"| {format} | {' | '.join(cells)} |")
     return lines
 
