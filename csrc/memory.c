@@ -166,16 +166,19 @@ static void filling_put(int i, region *r) { region_close(atomic_exchange_explici
 /* A weight in a region of its own. */
 static ll_weight_memory weight_apart(size_t whole)
 {
+    ll_weight_memory memory = {0};
     region *r = region_new(HEADER + whole);
-    const ll_weight_memory placed = r ? region_place(r, whole) : (ll_weight_memory){NULL, NULL, 0};
+    if (r)
+        memory = region_place(r, whole);
     region_close(r);
-    return placed;
+    return memory;
 }
 
 ll_weight_memory ll_weight_new(size_t bytes)
 {
+    ll_weight_memory memory = {0};
     if (bytes > SIZE_MAX - HEADER - 2 * ALIGNMENT)
-        return (ll_weight_memory){NULL, NULL, 0};
+        return memory;
     const size_t whole = (bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT; /* one byte at least */
     if (!REGIONS || whole >= OWN_REGION)
         return weight_apart(whole);
@@ -190,11 +193,11 @@ ll_weight_memory ll_weight_new(size_t bytes)
         }
     }
     region *const r = region_room(first) >= whole ? first : second;
-    const int placed = region_room(r) >= whole;
-    const ll_weight_memory memory = placed ? region_place(r, whole) : (ll_weight_memory){NULL, NULL, 0};
+    if (region_room(r) >= whole)
+        memory = region_place(r, whole);
     filling_put(0, first);
     filling_put(1, second);
-    return placed ? memory : weight_apart(whole); /* no room for a region: for this weight there may be */
+    return memory.data ? memory : weight_apart(whole); /* no room for a region: for this weight there may be */
 }
 
 void ll_weight_free(const ll_weight_memory *memory)

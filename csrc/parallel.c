@@ -254,12 +254,22 @@ static void sleep_until_joinable(uint64_t seen)
     pthread_mutex_unlock(&sleep_lock);
 }
 
+/* fork copies only the calling thread: the child has no workers, and the locks may have been held. */
+static void forget_workers(void)
+{
+    workers = 0;
+    atomic_store(&state, 0);
+    atomic_store(&sleepers, 0);
+    atomic_flag_clear(&busy);
+    pthread_mutex_init(&sleep_lock, NULL);
+    pthread_cond_init(&wake, NULL);
+}
+
 /* A worker's number lies where every thread has room for it. A variable of a thread would have the C library take memory in
  * each new worker: of a limited address space 64 MB each, and where there is none left it ends the process. */
 static pthread_key_t number_key;
 static int has_key;
 static pthread_once_t set_up_once = PTHREAD_ONCE_INIT;
-static void forget_workers(void);
 static void set_up(void)
 {
     pthread_atfork(NULL, NULL, forget_workers);
@@ -333,17 +343,6 @@ static void *worker(void *mine)
         }
     }
     return NULL;
-}
-
-/* fork copies only the calling thread: the child has no workers, and the locks may have been held. */
-static void forget_workers(void)
-{
-    workers = 0;
-    atomic_store(&state, 0);
-    atomic_store(&sleepers, 0);
-    atomic_flag_clear(&busy);
-    pthread_mutex_init(&sleep_lock, NULL);
-    pthread_cond_init(&wake, NULL);
 }
 
 /* Whether stacks may take more of a limited address space: the last of it is the host's. */
