@@ -88,7 +88,7 @@ class Engine:
         return -float(said.mean())
 
     def use(self, threads):
-        """How many threads to compute with."""
+        """How many threads to compute with; imports the engine's modules."""
 
     def stepped(self, tokens):
         return None
@@ -127,6 +127,7 @@ class Llorch(Engine):
         import llorch
 
         llorch.set_num_threads(threads)
+        llorch.CausalLM  # noqa: B018  # imported when it is asked for: modules are no part of a model's memory
         self.llorch = llorch
         dtype, _, compute = (self.option or "file").partition("/")
         self.options = {"dtype": None if dtype == "file" else dtype}

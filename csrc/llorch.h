@@ -366,6 +366,7 @@ typedef struct ll_weight_memory {
 
 ll_weight_memory ll_weight_new(size_t bytes);
 void ll_weight_free(const ll_weight_memory *memory);
+void ll_weights_end(void); /* a model's are all there, and not filled in yet: the next begin large pages of their own */
 
 /* ---- functions of one variable (ops/unary.c, exact.c) --------------------------------------- */
 

@@ -157,6 +157,17 @@ static ll_weight_memory region_place(region *r, size_t bytes)
     return placed;
 }
 
+/* The same, and what the last weight has begun of a large page comes in small ones: a page of which little is used takes
+ * memory as a full one does. */
+static void region_end(region *r)
+{
+#if REGIONS
+    if (r->used % LARGE_PAGE && r->used < r->bytes)
+        (void)madvise((char *)r + r->used / LARGE_PAGE * LARGE_PAGE, LARGE_PAGE, MADV_NOHUGEPAGE);
+#endif
+    region_close(r);
+}
+
 static size_t region_room(const region *r) { return r ? r->bytes - r->used : 0; }
 
 static region *filling_take(int i) { return atomic_exchange_explicit(&filling[i], NULL, memory_order_acq_rel); }
@@ -198,6 +209,17 @@ ll_weight_memory ll_weight_new(size_t bytes)
     filling_put(0, first);
     filling_put(1, second);
     return memory.data ? memory : weight_apart(whole); /* no room for a region: for this weight there may be */
+}
+
+void ll_weights_end(void)
+{
+    for (int i = 0; i < 2; i++) {
+        region *const r = filling_take(i);
+        if (region_room(r) > REGION_BYTES - LARGE_PAGE) /* the first page has come with the header: for small models' others */
+            filling_put(i, r);
+        else if (r)
+            region_end(r);
+    }
 }
 
 void ll_weight_free(const ll_weight_memory *memory)

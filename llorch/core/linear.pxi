@@ -24,6 +24,7 @@ cdef extern from "llorch.h" nogil:
         void *data
     ll_weight_memory ll_weight_new(size_t)
     void ll_weight_free(const ll_weight_memory *)
+    void ll_weights_end()
 
 
 cdef dict _functions = {"gelu": LL_GELU, "gelu_tanh": LL_GELU_TANH, "silu": LL_SILU, "relu": LL_RELU,
@@ -468,6 +469,11 @@ def _packed_reserve(K, N, dtype, compute="float32"):
         raise MemoryError(f"no memory for a packed weight of {ll_packed_bytes(w.K, w.N, w.format)} bytes")
     w.data = packed._packed.data
     return packed
+
+
+def _packed_end():
+    """All of a model are reserved, and none is filled in: what they have begun of a large page takes no more than it needs."""
+    ll_weights_end()
 
 
 cdef int _fits(size_t begin, size_t count, size_t length, size_t whole) except -1:

@@ -1,8 +1,9 @@
 """A tensor of a file: where its bytes are, in what format, and a reader that brings them into memory."""
 
 import math
+from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,12 +139,38 @@ def size(shape: tuple[int, ...], format: str) -> int:
 
 
 class Reader:
-    """Reads tensors, each into the memory of the one before: never more than the largest tensor's bytes."""
+    """Reads tensors, each into the memory of the one before: never more than the largest tensor's bytes.
 
-    _room: NDArray[np.uint8]
+    room : bytes of memory to begin with, for who knows that nothing larger comes: memory that is given back for a
+    slightly larger one is not always used again.
 
-    def __init__(self) -> None:
-        self.forget()
+    In a `with` the last tensor's file stays open until its end: for who reads many parts of one.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        self._room = np.empty(room, np.uint8)
+        self._file: FileIO | None = None
+        self._path: Path | None = None
+        self._keeps = False
+
+    def __enter__(self) -> Self:
+        self._keeps = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._keeps = False
+        self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = self._path = None
+
+    def _open(self, path: Path) -> FileIO:
+        if self._file is None or self._path != path:
+            self._close()
+            self._file, self._path = path.open("rb", buffering=0), path
+        return self._file
 
     def forget(self) -> None:
         """Gives the memory back."""
@@ -167,13 +194,17 @@ class Reader:
             self.forget()  # the old, before the new is there
             self._room = np.empty(count, np.uint8)
         into = memoryview(self._room.data)[:count]
-        with entry.file.open("rb", buffering=0) as file:
+        try:
+            file = self._open(entry.file)
             file.seek(entry.begin + first)
             while len(into):  # the system reads at most 2 GB at a time
                 read = file.readinto(into)
                 if not read:
                     raise ValueError(f"{entry.place} is cut off: the file has become shorter")
                 into = into[read:]
+        finally:
+            if not self._keeps:
+                self._close()
         return self._room[:count]
 
     def array(self, entry: Entry) -> NDArray[Any]:

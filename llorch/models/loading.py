@@ -31,7 +31,7 @@ READABLE_BLOCKS = [name for name, format in BLOCKS.items() if format.read]
 INTEGERS = tuple(name.lower() for name in READABLE_BLOCKS if name != "MXFP4")  # blocks of integers
 DTYPES = (*FLOATS, *INTEGERS)
 COMPUTES = ("float32", "int16")
-SLICE = 1 << 20  # bytes of a matrix that are read at a time
+SLICE = 1 << 19  # bytes of a matrix that are read at a time
 READERS = 8  # threads that read and pack, at most: tensors that can't be read in slices would add up
 PLAIN = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -189,12 +189,12 @@ class Loader:
         """Of a matrix's rows: the first of a slice, and how many. All begin at whole panels; of a transposed one, whose
         rows are no columns, at pairs."""
         entry, parameter = self.entries[name], self.parameters[name]
-        count, together = entry.shape[0], PANEL
-        if self.source.kind == "gguf" and parameter.interleaved:  # whole heads
-            together = math.lcm(PANEL, count // self.graph.sizes[parameter.interleaved])
+        count, together, nbytes = entry.shape[0], PANEL, SLICE
+        if self.source.kind == "gguf" and parameter.interleaved:  # whole heads, and a copy of them
+            together, nbytes = math.lcm(PANEL, count // self.graph.sizes[parameter.interleaved]), SLICE // 4
         elif self.source.kind == "hf" and parameter.by_head:
             together = count
-        step = max(1, SLICE * count // (entry.nbytes * together)) * together
+        step = max(1, nbytes * count // (entry.nbytes * together)) * together
         for first in range(0, count, step):
             yield first, min(step, count - first)
 
@@ -365,6 +365,7 @@ def load(source: Source, graph: Graph, found: Found, dtype: str | None = None, c
     """
     loader = Loader(source, graph, found, dtype, compute)
     weights = loader.load()
+    _core._packed_end()
     total = sum(job.nbytes for job in loader.jobs)
     with progress(f"loading {printable(source.path.name)}", size=True) as show:
         run(loader.jobs, min(_core.get_num_threads(), READERS), lambda done: show(done, total))
@@ -394,16 +395,16 @@ def run(jobs: Iterable[Job], threads: int, advance: Callable[[int], None]) -> No
 
     def work(advance: Callable[[int], None] = lambda done: None) -> None:
         nonlocal done
-        reader = Reader()
         try:
-            while taken := take():
-                for job in taken:
-                    if errors:
-                        return
-                    job.run(reader)
-                    with lock:
-                        done += job.nbytes
-                    advance(done)
+            with Reader(SLICE) as reader:
+                while taken := take():
+                    for job in taken:
+                        if errors:
+                            return
+                        job.run(reader)
+                        with lock:
+                            done += job.nbytes
+                        advance(done)
         except BaseException as error:
             errors.append(error)
 

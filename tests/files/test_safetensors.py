@@ -3,6 +3,7 @@
 import json
 import os
 import tracemalloc
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -85,6 +86,29 @@ def test_parts_of_a_tensor(tmp_path):
             reader.read(place, first, count)
 
 
+def test_a_file_is_open_as_long_as_it_is_read(tmp_path, monkeypatch):
+    """While a `with` lasts one file at most; else only within a call."""
+    entries = []
+    for name in "ab":
+        (tmp_path / name).write_bytes(name.encode() * 10)
+        entries.append(Entry(name, tmp_path / name, 0, 10, "U8", (10,)))
+    opened, real = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **how: opened.append(real(path, *mode, **how)) or opened[-1])
+
+    def left():
+        return [Path(file.name).name for file in opened if not file.closed]
+
+    a, b = entries
+    with Reader() as reader:
+        for entry, first in ((a, 0), (a, 5), (b, 2), (b, 3)):
+            assert reader.read(entry, first, 3).tobytes() == entry.name.encode() * 3 and left() == [entry.name]
+        assert len(opened) == 2
+        with pytest.raises(ValueError, match="tensor c is cut off"):
+            reader.read(a._replace(name="c", end=11))
+    assert not left()
+    assert reader.read(a).tobytes() == b"a" * 10 and not left()
+
+
 def test_the_room_is_used_again(tmp_path):
     """Never more than the largest tensor's bytes at once."""
     sizes = (1 << 20, 3 << 20, 2 << 20, 8 << 20, 1)
@@ -108,6 +132,9 @@ def test_the_room_is_used_again(tmp_path):
     assert np.shares_memory(held, reader.read(places[1]))
     reader.forget()
     assert not np.shares_memory(held, reader.read(places[1]))
+    reader = Reader(sizes[0])
+    held = reader.read(places[4])
+    assert np.shares_memory(held, reader.read(places[0]))  # which has room already
 
 
 def test_a_file_that_becomes_shorter(tmp_path):
