@@ -76,8 +76,9 @@ def set_threads(threads):
 WARM = 0.03  # seconds
 
 
-def interleaved(contenders, repetitions, sample_seconds, rest=0.0):
-    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}.
+def interleaved(contenders, repetitions, sample_seconds, rest=0.0, between=None):
+    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}. between : called
+    before each sample.
 
     Before each sample one call that is not counted warms the caches for its own contender. With `rest`, as many seconds
     before it let the other libraries' thread pools stop spinning, and then it is called for WARM seconds: a core that
@@ -94,6 +95,8 @@ def interleaved(contenders, repetitions, sample_seconds, rest=0.0):
     for repetition in range(repetitions):
         k = repetition % len(names)
         for name in names[k:] + names[:k]:
+            if between:
+                between()
             if rest:
                 time.sleep(rest)
             awake = time.perf_counter() + WARM if rest else 0.0
@@ -270,6 +273,34 @@ def times_of(jobs, repetitions):
     return times
 
 
+class Memory:
+    """Reads BUFFER on some threads whenever it is called: what memory gives at that moment.
+
+    gb_per_s : of every call.
+    """
+
+    def __init__(self, threads):
+        with tempfile.TemporaryDirectory() as folder:
+            self.jobs = readings(helper(folder), threads)
+        self.gb_per_s = []
+
+    def __call__(self):
+        self.gb_per_s += [BUFFER / seconds / 1e9 for seconds in times_of(self.jobs, 3)[1:]]
+
+    def median(self):
+        return statistics.median(self.gb_per_s)
+
+
+def readings(code, threads):
+    """A job a thread, which together read BUFFER once."""
+    room = np.ones(BUFFER + 64, np.uint8)  # written, so that every page exists
+    start = -room.ctypes.data % 64
+    pieces = np.split(room[start : start + BUFFER].view(np.float32), threads)
+    if code:
+        return [lambda p=p: code.read_all(p.ctypes.data, p.size) for p in pieces]
+    return [lambda p=p: p.max() for p in pieces]
+
+
 def peaks(quick=False):
     """What this machine can do at most, on 1 and on 2 threads: GB/s read from memory, GFLOP/s of float32 fma, and GOP/s
     of multiplying 16-bit integers and adding the products, two operations each.
@@ -283,18 +314,13 @@ def peaks(quick=False):
     found = {"read": {}, "fma": {}}
     with tempfile.TemporaryDirectory() as folder:
         code = helper(folder)
-        room = np.ones(BUFFER + 64, np.uint8)  # written, so that every page exists
-        start = -room.ctypes.data % 64
-        values = room[start : start + BUFFER].view(np.float32)
         matrix = np.ones((1024, 1024), np.float32)
         for threads in (1, 2):
-            pieces = np.split(values, threads)
+            reads = readings(code, threads)
             if code:
-                reads = [lambda p=p: code.read_all(p.ctypes.data, p.size) for p in pieces]
                 chains, flops = [lambda: code.fma_chains(ROUNDS)] * threads, ROUNDS * 12 * 2 * code.lanes()
             else:
                 set_threads(1)
-                reads = [lambda p=p: p.max() for p in pieces]
                 chains, flops = [lambda: matrix @ matrix] * threads, 2 * 1024**3
             found["read"][str(threads)] = BUFFER / statistics.median(times_of(reads, 3 * repetitions)) / 1e9
             found["fma"][str(threads)] = flops * threads / min(times_of(chains, repetitions)) / 1e9

@@ -159,14 +159,17 @@ def compare(contenders, running, path, prompt):
 # ---- measure ---------------------------------------------------------------------------------------------------
 
 
-def measure(running, request, repetitions):
-    """{name: seconds of each repetition}; the engines take turns, each is run once before it counts."""
+def measure(running, request, repetitions, between=None):
+    """{name: seconds of each repetition}; the engines take turns, each is run once before it counts. between : called
+    before each turn."""
     names, samples = list(running), {name: [] for name in running}
     for name in names:
         running[name].ask(*request)
     for repetition in range(repetitions):
         k = repetition % len(names)
         for name in names[k:] + names[:k]:
+            if between:
+                between()
             time.sleep(REST)
             samples[name].append(running[name].ask(*request))
     return samples
@@ -183,12 +186,13 @@ def row_of(name, request, values):
     return {"name": name, "tokens_per_s": statistics.median(rates), "quartiles": [low, high]}
 
 
-def sections(running, workloads, repetitions):
-    """A section for each of {key: (title, request)}, with a row for each engine."""
+def sections(running, workloads, repetitions, between=None):
+    """A section for each of {key: (title, request)}, with a row for each engine. between : by key, what is
+    called before each turn."""
     found = []
     for key, (title, request) in workloads.items():
         print(f"  {title}", flush=True)
-        samples = measure(running, request, repetitions)
+        samples = measure(running, request, repetitions, (between or {}).get(key))
         rows = [row_of(name, request, values) for name, values in samples.items()]
         found.append({"key": key, "title": title, "repetitions": repetitions, "rows": rows})
     return found
