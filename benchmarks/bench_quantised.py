@@ -80,7 +80,9 @@ def measure_format(format, path, text, options):
         distances = models.compare(found, running, path, text[0][:PROMPT])
         print("  perplexity", flush=True)
         surprises = {name: [engine.ask("surprise", one) for one in text] for name, engine in running.items()}
-        repetitions, memory = 2 if options.quick else 5, common.Memory(min(options.threads, 2))
+        repetitions = 2 if options.quick else 5
+        peaks = {kind: common.InTurns(kind, min(options.threads, 2)) for kind in common.KINDS}
+        turns = {"decode": [peaks["read"]], "prefill 512": [peaks["fma"], peaks["madd"]]}
         return {
             "missing": missing,
             "bytes": path.stat().st_size,
@@ -90,8 +92,8 @@ def measure_format(format, path, text, options):
             "perplexity": {name: float(np.exp(np.mean(values))) for name, values in surprises.items()},
             "opened": {name: engine.ask("opened") for name, engine in running.items()},
             "loading": models.loading(running, 2 * repetitions + 1, FLOAT32),
-            "sections": models.sections(running, WORKLOADS, repetitions, {"decode": memory}),
-            "read": memory.median(),
+            "sections": models.sections(running, WORKLOADS, repetitions, turns),
+            "in_turns": {kind: peak.median() for kind, peak in peaks.items()},
         }
 
 
@@ -156,13 +158,13 @@ def measure_layer(format, K, N, options):
         ]
         check_layer(f"{name}, {format}", layers[0], x, blocks, format, compute)
         contenders[name] = ("f()(x, out=out)", {"f": itertools.cycle(layers).__next__, "x": x, "out": out})
-    memory = common.Memory(min(options.threads, 2))
-    samples = common.interleaved(contenders, 5 if options.quick else 21, 0.02, rest=0.05, between=memory)
+    memory = common.InTurns("read", min(options.threads, 2))
+    samples = common.interleaved(contenders, 5 if options.quick else 21, 0.02, rest=0.05, between=[memory])
     work = {"flops": 2 * K * N, "traffic": dict.fromkeys(contenders, blocks.nbytes), "threads": options.threads}
     label = f"{format}\n{K} to {N}"
     title = f"One row, {K} to {N}, {format}, {options.threads} threads, weights from memory"
     work["limit"] = "read"
-    return common.section(label, title, FLOAT32, samples, label=label, work=work, read=memory.median())
+    return common.section(label, title, FLOAT32, samples, label=label, work=work, in_turns={"read": memory.median()})
 
 
 # ---- GPT-2 Medium's shape --------------------------------------------------------------------------------------
@@ -345,7 +347,10 @@ def loading_table(result):
 
 def peaks_table(result):
     """Every part has peaks of its own, as the memory's speed changes by the minute."""
-    how = "arithmetic before and after each part, the best; reading in turns with decoding or the layer, the median"
+    how = (
+        "medians: reading in turns with decoding one sequence, or with the layer, arithmetic with prefill; of GPT-2, "
+        "and of arithmetic beside layers, the best from before and after"
+    )
     lines = ["", f"**The machine's own peaks**, 2 threads, {how}", ""]
     lines += [f"| | {' | '.join(common.KINDS.values())} |", f"| --- |{' ---: |' * len(common.KINDS)}"]
     for parts in (result[name] for name in PARTS):
@@ -445,16 +450,16 @@ def plot(result, path):
 
 
 def measure(result, options):
-    """Adds to the result what is asked for; every part has its own peaks: from before and after it, but that of
-    reading, where what waits for memory takes turns with it. Memory is twice as fast for moments, which nothing
-    holds."""
+    """Adds to the result what is asked for; every part has its own peaks, from before and after it, or where
+    something is compared with them, in turns with that."""
 
     def add(kind, name, work):
         before = common.peaks(options.quick)
         part = work()
         part["peaks"] = common.higher(before, common.peaks(options.quick))
-        if "read" in part:
-            part["peaks"]["read"][str(min(options.threads, 2))] = part.pop("read")
+        for peak, rate in part.pop("in_turns", {}).items():
+            if rate:
+                part["peaks"][peak][str(min(options.threads, 2))] = rate
         result[kind][name] = part
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import datetime
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -76,9 +77,9 @@ def set_threads(threads):
 WARM = 0.03  # seconds
 
 
-def interleaved(contenders, repetitions, sample_seconds, rest=0.0, between=None):
-    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}. between : called
-    before each sample.
+def interleaved(contenders, repetitions, sample_seconds, rest=0.0, between=()):
+    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}. between : are
+    called before each sample.
 
     Before each sample one call that is not counted warms the caches for its own contender. With `rest`, as many seconds
     before it let the other libraries' thread pools stop spinning, and then it is called for WARM seconds: a core that
@@ -95,8 +96,8 @@ def interleaved(contenders, repetitions, sample_seconds, rest=0.0, between=None)
     for repetition in range(repetitions):
         k = repetition % len(names)
         for name in names[k:] + names[:k]:
-            if between:
-                between()
+            for other in between:
+                other()
             if rest:
                 time.sleep(rest)
             awake = time.perf_counter() + WARM if rest else 0.0
@@ -273,32 +274,42 @@ def times_of(jobs, repetitions):
     return times
 
 
-class Memory:
-    """Reads BUFFER on some threads whenever it is called: what memory gives at that moment.
+def jobs_of(kind, code, threads):
+    """A job a thread of what gives a peak, and the bytes or operations of all of them; None where it can't be told."""
+    if kind == "read":
+        room = np.ones(BUFFER + 64, np.uint8)  # written, so that every page exists
+        start = -room.ctypes.data % 64
+        pieces = np.split(room[start : start + BUFFER].view(np.float32), threads)
+        if code:
+            return [lambda p=p: code.read_all(p.ctypes.data, p.size) for p in pieces], BUFFER
+        return [lambda p=p: p.max() for p in pieces], BUFFER
+    if code:
+        chains, lanes = (code.fma_chains, code.lanes()) if kind == "fma" else (code.madd_chains, code.pairs())
+        return ([lambda: chains(ROUNDS)] * threads, ROUNDS * 12 * 2 * lanes * threads) if lanes else None
+    if kind == "madd":
+        return None
+    matrix = np.ones((1024, 1024), np.float32)
+    return [lambda: matrix @ matrix] * threads, 2 * 1024**3 * threads
 
-    gb_per_s : of every call.
+
+class InTurns:
+    """A peak by the turns that it takes with something else: what the machine gives in the same minute. A virtual
+    machine's memory, and its clock, change by a quarter from one to the next.
+
+    Every call is a turn. rates : GB/s, GFLOP/s or GOP/s of each.
     """
 
-    def __init__(self, threads):
+    def __init__(self, kind, threads):
         with tempfile.TemporaryDirectory() as folder:
-            self.jobs = readings(helper(folder), threads)
-        self.gb_per_s = []
+            self.jobs, self.work = jobs_of(kind, helper(folder), threads) or ([], 0)
+        self.rates = []
 
     def __call__(self):
-        self.gb_per_s += [BUFFER / seconds / 1e9 for seconds in times_of(self.jobs, 3)[1:]]
+        if self.jobs:
+            self.rates += [self.work / seconds / 1e9 for seconds in times_of(self.jobs, 3)[1:]]
 
     def median(self):
-        return statistics.median(self.gb_per_s)
-
-
-def readings(code, threads):
-    """A job a thread, which together read BUFFER once."""
-    room = np.ones(BUFFER + 64, np.uint8)  # written, so that every page exists
-    start = -room.ctypes.data % 64
-    pieces = np.split(room[start : start + BUFFER].view(np.float32), threads)
-    if code:
-        return [lambda p=p: code.read_all(p.ctypes.data, p.size) for p in pieces]
-    return [lambda p=p: p.max() for p in pieces]
+        return statistics.median(self.rates) if self.rates else None
 
 
 def peaks(quick=False):
@@ -311,23 +322,16 @@ def peaks(quick=False):
     second, and then nothing can hold that for a whole run.
     """
     repetitions = 3 if quick else 15
-    found = {"read": {}, "fma": {}}
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         code = helper(folder)
-        matrix = np.ones((1024, 1024), np.float32)
-        for threads in (1, 2):
-            reads = readings(code, threads)
-            if code:
-                chains, flops = [lambda: code.fma_chains(ROUNDS)] * threads, ROUNDS * 12 * 2 * code.lanes()
-            else:
-                set_threads(1)
-                chains, flops = [lambda: matrix @ matrix] * threads, 2 * 1024**3
-            found["read"][str(threads)] = BUFFER / statistics.median(times_of(reads, 3 * repetitions)) / 1e9
-            found["fma"][str(threads)] = flops * threads / min(times_of(chains, repetitions)) / 1e9
-            if code:
-                chains = [lambda: code.madd_chains(ROUNDS)] * threads
-                done = ROUNDS * 12 * 2 * code.pairs() * threads
-                found.setdefault("madd", {})[str(threads)] = done / min(times_of(chains, repetitions)) / 1e9
+        if not code:
+            set_threads(1)
+        for kind, threads in itertools.product(KINDS, (1, 2)):
+            if jobs := jobs_of(kind, code, threads):
+                times = times_of(jobs[0], repetitions * (3 if kind == "read" else 1))
+                seconds = statistics.median(times) if kind == "read" else min(times)
+                found.setdefault(kind, {})[str(threads)] = jobs[1] / seconds / 1e9
     lanes = code.lanes() if code else 0
     found["how"] = f"C, vectors of {lanes} float32" if code else "NumPy's maximum and matrix product"
     return found

@@ -159,17 +159,17 @@ def compare(contenders, running, path, prompt):
 # ---- measure ---------------------------------------------------------------------------------------------------
 
 
-def measure(running, request, repetitions, between=None):
-    """{name: seconds of each repetition}; the engines take turns, each is run once before it counts. between : called
-    before each turn."""
+def measure(running, request, repetitions, between=()):
+    """{name: seconds of each repetition}; the engines take turns, each is run once before it counts. between : are
+    called before each turn."""
     names, samples = list(running), {name: [] for name in running}
     for name in names:
         running[name].ask(*request)
     for repetition in range(repetitions):
         k = repetition % len(names)
         for name in names[k:] + names[:k]:
-            if between:
-                between()
+            for other in between:
+                other()
             time.sleep(REST)
             samples[name].append(running[name].ask(*request))
     return samples
@@ -187,12 +187,12 @@ def row_of(name, request, values):
 
 
 def sections(running, workloads, repetitions, between=None):
-    """A section for each of {key: (title, request)}, with a row for each engine. between : by key, what is
+    """A section for each of {key: (title, request)}, with a row for each engine. between : by key, what are
     called before each turn."""
     found = []
     for key, (title, request) in workloads.items():
         print(f"  {title}", flush=True)
-        samples = measure(running, request, repetitions, (between or {}).get(key))
+        samples = measure(running, request, repetitions, (between or {}).get(key, ()))
         rows = [row_of(name, request, values) for name, values in samples.items()]
         found.append({"key": key, "title": title, "repetitions": repetitions, "rows": rows})
     return found
