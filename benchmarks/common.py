@@ -7,6 +7,7 @@ the tables hold medians. Results are compared before anything is timed.
 import argparse
 import ctypes
 import datetime
+import functools
 import gc
 import itertools
 import json
@@ -78,8 +79,8 @@ WARM = 0.03  # seconds
 
 
 def interleaved(contenders, repetitions, sample_seconds, rest=0.0, between=()):
-    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}. between : are
-    called before each sample.
+    """Seconds per call: {name: [one value per repetition]} of {name: (statement, globals)}. between : functions
+    that are called before each sample.
 
     Before each sample one call that is not counted warms the caches for its own contender. With `rest`, as many seconds
     before it let the other libraries' thread pools stop spinning, and then it is called for WARM seconds: a core that
@@ -247,16 +248,18 @@ ROUNDS = 10_000_000  # of 12 instructions
 KINDS = {"read": "reading from memory, GB/s", "fma": "fma, GFLOP/s", "madd": "16-bit integers, GOP/s"}
 
 
-def helper(folder):
-    """The compiled HELPER, or None where there is no gcc or no vector unit that it knows."""
-    source, library = Path(folder, "peak.c"), Path(folder, "peak.so")
-    source.write_text(HELPER)
-    command = ["gcc", "-O3", "-fno-math-errno", "-shared", "-fPIC", str(source), "-o", str(library)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    code = ctypes.CDLL(str(library))
+@functools.cache
+def helper():
+    """HELPER, compiled once, or None where there is no gcc or no vector unit that it knows."""
+    with tempfile.TemporaryDirectory() as folder:  # a library that is loaded needs no file
+        source, library = Path(folder, "peak.c"), Path(folder, "peak.so")
+        source.write_text(HELPER)
+        command = ["gcc", "-O3", "-fno-math-errno", "-shared", "-fPIC", str(source), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        code = ctypes.CDLL(str(library))
     code.read_all.argtypes, code.read_all.restype = [ctypes.c_void_p, ctypes.c_long], ctypes.c_float
     code.fma_chains.argtypes, code.fma_chains.restype = [ctypes.c_long], ctypes.c_float
     code.madd_chains.argtypes, code.madd_chains.restype = [ctypes.c_long], ctypes.c_int
@@ -274,8 +277,9 @@ def times_of(jobs, repetitions):
     return times
 
 
-def jobs_of(kind, code, threads):
+def jobs_of(kind, threads):
     """A job a thread of what gives a peak, and the bytes or operations of all of them; None where it can't be told."""
+    code = helper()
     if kind == "read":
         room = np.ones(BUFFER + 64, np.uint8)  # written, so that every page exists
         start = -room.ctypes.data % 64
@@ -300,8 +304,7 @@ class InTurns:
     """
 
     def __init__(self, kind, threads):
-        with tempfile.TemporaryDirectory() as folder:
-            self.jobs, self.work = jobs_of(kind, helper(folder), threads) or ([], 0)
+        self.jobs, self.work = jobs_of(kind, threads) or ([], 0)
         self.rates = []
 
     def __call__(self):
@@ -322,16 +325,15 @@ def peaks(quick=False):
     second, and then nothing can hold that for a whole run.
     """
     repetitions = 3 if quick else 15
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        code = helper(folder)
-        if not code:
-            set_threads(1)
-        for kind, threads in itertools.product(KINDS, (1, 2)):
-            if jobs := jobs_of(kind, code, threads):
-                times = times_of(jobs[0], repetitions * (3 if kind == "read" else 1))
-                seconds = statistics.median(times) if kind == "read" else min(times)
-                found.setdefault(kind, {})[str(threads)] = jobs[1] / seconds / 1e9
+    found, code = {}, helper()
+    if not code:
+        set_threads(1)
+    for kind, threads in itertools.product(KINDS, (1, 2)):
+        if found_jobs := jobs_of(kind, threads):
+            jobs, work = found_jobs
+            times = times_of(jobs, repetitions * (3 if kind == "read" else 1))
+            seconds = statistics.median(times) if kind == "read" else min(times)
+            found.setdefault(kind, {})[str(threads)] = work / seconds / 1e9
     lanes = code.lanes() if code else 0
     found["how"] = f"C, vectors of {lanes} float32" if code else "NumPy's maximum and matrix product"
     return found

@@ -160,8 +160,8 @@ def compare(contenders, running, path, prompt):
 
 
 def measure(running, request, repetitions, between=()):
-    """{name: seconds of each repetition}; the engines take turns, each is run once before it counts. between : are
-    called before each turn."""
+    """{name: seconds of each repetition}; the engines take turns, each is run once before it counts. between :
+    functions that are called before each turn."""
     names, samples = list(running), {name: [] for name in running}
     for name in names:
         running[name].ask(*request)
@@ -187,8 +187,8 @@ def row_of(name, request, values):
 
 
 def sections(running, workloads, repetitions, between=None):
-    """A section for each of {key: (title, request)}, with a row for each engine. between : by key, what are
-    called before each turn."""
+    """A section for each of {key: (title, request)}, with a row for each engine. between : by key, functions
+    that are called before each turn."""
     found = []
     for key, (title, request) in workloads.items():
         print(f"  {title}", flush=True)

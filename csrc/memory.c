@@ -157,7 +157,7 @@ static ll_weight_memory region_place(region *r, size_t bytes)
     return placed;
 }
 
-/* The same, and what the last weight has begun of a large page comes in small ones: a page of which little is used takes
+/* Closes it; what its last weight has begun of a large page comes in small ones, as a page of which little is used takes
  * memory as a full one does. */
 static void region_end(region *r)
 {

@@ -171,7 +171,9 @@ class _Cursor:
     def strings(self, count: int, what: str) -> Strings:
         begin = self.at
         while (end := _core._strings_end(self.data, begin, count)) < 0:
-            self._read_to(len(self.data) + 1, what) if len(self.data) < self.size else self._cut_off(count, what)
+            if len(self.data) == self.size:
+                self._cut_off(count, what)
+            self._read_to(len(self.data) + 1, what)
         self.at = end
         return Strings(self.data[begin:end], count)
 
