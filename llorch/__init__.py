@@ -8,8 +8,10 @@ True
 
 import _signal  # type: ignore[import-not-found]
 
-_mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])  # until it is known what Ctrl-C is to do
+_mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, [])
 try:
+    # Until it is known what Ctrl-C is to do. It blocks, and then raises what came before: within the try.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGINT])
     from llorch import _interrupts
 finally:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, _mask)

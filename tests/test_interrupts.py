@@ -75,6 +75,31 @@ def test_an_interrupted_import_is_a_keyboard_interrupt(module):
     assert shown.splitlines()[-1] == "KeyboardInterrupt" and "Error" not in shown
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_interrupt_beside_the_mask_leaves_nothing_blocked(call):
+    """pthread_sigmask does what it is asked for, and only then raises what came just before."""
+    code = f"""
+    import _signal
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+    real, calls = _signal.pthread_sigmask, 0
+    def interrupted(how, what):
+        global calls
+        before, calls = real(how, what), calls + 1
+        if calls == {call}:
+            raise KeyboardInterrupt
+        return before
+    _signal.pthread_sigmask = interrupted
+    try:
+        import llorch
+    except KeyboardInterrupt:
+        print(*real(_signal.SIG_BLOCK, []))
+        raise
+    """
+    status, out, shown = python(code)
+    assert status == -signal.SIGINT and out.split() == []  # 130 where SIGINT is still blocked at the end
+    assert shown.splitlines()[-1] == "KeyboardInterrupt"
+
+
 def test_an_unprotected_import_would_be_torn():
     """Negative control: the import stops in the middle, NumPy's with an error of its own making."""
     status, _, shown = at_import("datetime", UNPROTECTED + "import llorch")
