@@ -166,10 +166,12 @@ static inline size_t ll_chunk_floats(size_t D) { return LL_BLOCK * (D + ll_whole
 
 /* Keys and values of one head of one sequence: rows, or chunks, of which number i is at blocks[i] + offset. */
 typedef struct ll_kv {
-    const void *k, *v;            /* [Tk, D] of dtype; unused when blocks isn't NULL */
+    const void *k, *v;            /* [Tk, D] of dtype; with blocks [fresh, D] */
     ptrdiff_t k_stride, v_stride; /* bytes from row to row */
     float *const *blocks;         /* of a cache; NULL for rows */
     size_t offset, Tk;            /* Tk >= 1, with causal, a window or a bias >= Tq + behind of its heads; <= LL_MAX_ROW */
+    size_t fresh;                 /* so many of the last positions are written to the blocks first; then all of its heads
+                                     stand side by side, with the same queries */
 } ll_kv;
 
 /* The queries of one head. */
@@ -466,9 +468,14 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
 void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context);
 /* A step of single values: threads don't share the cache lines of an aligned output, of any type. */
 #define LL_LINES 64
-/* What a job after the next will read, of n items in grains, so many bytes each: a thread that waits meanwhile calls for the
- * first of its own into its caches. It isn't read: it may be gone. */
-void ll_parallel_ahead(const void *data, size_t bytes, size_t n, size_t grain);
+#define LL_AHEAD_PARTS 4
+/* What a job after the next will read: parts up to the first NULL, each of n items in grains, so many bytes an item. */
+typedef struct ll_ahead {
+    const void *data[LL_AHEAD_PARTS];
+    size_t bytes, n, grain;
+} ll_ahead;
+/* A thread that waits meanwhile calls for the first of its own into its caches. It isn't read: it may be gone. */
+void ll_parallel_ahead(const ll_ahead *what);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by

@@ -156,6 +156,9 @@ static inline void ll_workspace_give(ll_workspaces *w, int slot)
 /* The active table (dispatch.c). */
 const ll_kernels *ll_table(void);
 
+/* The fresh keys and values to their blocks (ops/cache.c). */
+void ll_kv_write(const ll_kernels *kernels, const ll_kv *kv, size_t D, int k_dtype, int v_dtype);
+
 /* Column n of a weight, packed or not, widened (ops/pack.c). */
 void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, float *y);
 

@@ -20,16 +20,34 @@ typedef struct attention_job {
     const ll_attention_args *args;
     const ll_kernels *kernels;
     ll_attention_group *groups;  /* those of this part */
-    size_t unit;                 /* its first */
+    size_t count, unit;          /* how many; its first */
     ll_workspaces workspaces;
 } attention_job;
 
 static size_t up(size_t a, size_t b) { return (a + b - 1) / b; }
 
+static void write_fresh(const attention_job *job, const ll_attention_group *g)
+{
+    ll_kv_write(job->kernels, g->kv, job->args->D, job->args->dtype, job->args->dtype);
+}
+
+/* Of groups [begin, end) of all those that several units read. */
+static void write_task(void *context, size_t begin, size_t end)
+{
+    const attention_job *job = context;
+    for (size_t i = begin; i < end; i++)
+        if (job->groups[i].units > 1)
+            write_fresh(job, &job->groups[i]);
+}
+
+/* A group of one unit is written by who reads it then: nobody waits for it, and what it takes from memory is near. */
 static void units_task(void *context, size_t begin, size_t end)
 {
     attention_job *job = context;
     int slot = 0;
+    for (const ll_attention_group *g = job->groups; g < job->groups + job->count && g->unit < job->unit + end; g++)
+        if (g->units == 1 && g->unit >= job->unit + begin)
+            write_fresh(job, g);
     float *workspace = ll_workspace_take(&job->workspaces, &slot);
     job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end, workspace);
     ll_workspace_give(&job->workspaces, slot);
@@ -87,6 +105,7 @@ typedef struct attention_plan {
     size_t together;          /* most tiles of a unit */
     size_t workspace;         /* floats, of a thread */
     size_t parts, packed;     /* groups whose keys are packed at a time, as many as the cache likes; floats of the largest */
+    size_t fresh;             /* values to write beforehand, of the group that has most */
     double work;
 } attention_plan;
 
@@ -121,6 +140,8 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         if (a->window && (double)widest(a) < seen)
             seen = (double)widest(a);
         p.work += Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
+        if (g.units > 1 && 2 * g.kv->fresh * a->D > p.fresh)
+            p.fresh = 2 * g.kv->fresh * a->D;
         p.units += g.units;
         p.together = g.together > p.together ? g.together : p.together;
         if (groups)
@@ -157,6 +178,9 @@ int ll_attention(const ll_attention_args *a)
     w->base = packed + plan.packed;
     plan_of(a, job.kernels, plan.together, groups, packed);
 
+    job.groups = groups;
+    if (plan.fresh)
+        ll_parallel_for(plan.groups, plan.fresh, PACK_VALUES, 1, write_task, &job);
     const size_t chunk = ll_chunk_floats(a->D);
     for (size_t i = 0; i < plan.groups;) {
         size_t items = 0, units = 0;
@@ -166,6 +190,7 @@ int ll_attention(const ll_attention_args *a)
             items += groups[i].items;
             units += groups[i].units;
         }
+        job.count = (size_t)(&groups[i] - job.groups);
         if (items)
             ll_parallel_for(items, chunk, PACK_VALUES, 1, pack_task, &job);
         ll_parallel_for_threads(units, grain, w->threads, units_task, &job);

@@ -92,6 +92,18 @@ int ll_cache_reserve(ll_cache *c, size_t T)
     return 0;
 }
 
+void ll_kv_write(const ll_kernels *kernels, const ll_kv *kv, size_t D, int k_dtype, int v_dtype)
+{
+    for (size_t done = 0; done < kv->fresh;) {
+        const size_t t = kv->Tk - kv->fresh + done, at = t % LL_BLOCK, count = ll_least(kv->fresh - done, LL_BLOCK - at);
+        float *to = kv->blocks[t / LL_BLOCK] + kv->offset;
+        kernels->attention_keys((const char *)kv->k + (ptrdiff_t)done * kv->k_stride, kv->k_stride, k_dtype, D, at, count, to);
+        kernels->attention_values((const char *)kv->v + (ptrdiff_t)done * kv->v_stride, kv->v_stride, v_dtype, D, at, count,
+                                  to + LL_BLOCK * D);
+        done += count;
+    }
+}
+
 typedef struct write_job {
     const ll_cache *cache;
     const ll_cache_rows *rows;
@@ -101,19 +113,16 @@ typedef struct write_job {
 static void write_task(void *context, size_t begin, size_t end)
 {
     const write_job *job = context;
-    const ll_cache *c = job->cache;
     const ll_cache_rows *a = job->rows;
-    const size_t chunk = ll_chunk_floats(c->D);
-    for (size_t head = begin; head < end; head++)
-        for (size_t done = 0; done < a->T;) {
-            const size_t t = a->first + done, count = ll_least(a->T - done, LL_BLOCK - t % LL_BLOCK);
-            float *to = c->blocks[t / LL_BLOCK] + head * chunk;
-            const char *k = (const char *)a->k + (ptrdiff_t)head * a->k_head + (ptrdiff_t)done * a->k_stride;
-            const char *v = (const char *)a->v + (ptrdiff_t)head * a->v_head + (ptrdiff_t)done * a->v_stride;
-            job->kernels->attention_keys(k, a->k_stride, a->k_dtype, c->D, t % LL_BLOCK, count, to);
-            job->kernels->attention_values(v, a->v_stride, a->v_dtype, c->D, t % LL_BLOCK, count, to + LL_BLOCK * c->D);
-            done += count;
-        }
+    for (size_t head = begin; head < end; head++) {
+        ll_kv kv = ll_cache_kv(job->cache, head, a->first + a->T);
+        kv.k = (const char *)a->k + (ptrdiff_t)head * a->k_head;
+        kv.v = (const char *)a->v + (ptrdiff_t)head * a->v_head;
+        kv.k_stride = a->k_stride;
+        kv.v_stride = a->v_stride;
+        kv.fresh = a->T;
+        ll_kv_write(job->kernels, &kv, job->cache->D, a->k_dtype, a->v_dtype);
+    }
 }
 
 void ll_cache_write(ll_cache *c, const ll_cache_rows *rows)

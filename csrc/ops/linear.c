@@ -142,7 +142,8 @@ void ll_linear_ahead(const ll_weight *w, size_t M)
     const ll_linear_args a = {.weight = *w, .M = M};
     const size_t panels = ll_panels(w->N);
     if (w->packed)
-        ll_parallel_ahead(w->data, ll_panel_bytes(w->K, w->format), panels, grain_of(&a, ll_table()->pack_tiles(M), panels));
+        ll_parallel_ahead(&(ll_ahead){.data = {w->data}, .bytes = ll_panel_bytes(w->K, w->format), .n = panels,
+                                      .grain = grain_of(&a, ll_table()->pack_tiles(M), panels)});
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)

@@ -9,8 +9,6 @@
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
 #define PLAN_WORTH_VALUES 65536
-/* The same for keys and values on their way to caches: each value of a key goes to a line of its own. */
-#define PLAN_CACHE_VALUES 2048
 
 /* Calls between two looks at the clock for an interrupt. */
 #define PLAN_POLL 8
@@ -117,14 +115,25 @@ static int plan_norm(const ll_run *run, const ll_call *c, size_t rows)
     return 0;
 }
 
-/* Tells idle threads of the next linear layer's weight; after the last one it is the next run's first. */
-static void plan_ahead(const ll_plan *plan, const ll_call *c, size_t rows)
+/* Tells idle threads what is read next from memory: a linear layer's weight, or of a single sequence its keys and values,
+ * newest first; after the last one it is the next run's first. */
+static void plan_ahead(const ll_run *run, const ll_call *c)
 {
+    const ll_plan *plan = run->plan;
     const ll_call *next = c, *end = plan->calls + plan->count;
+    const ll_sequence *s = run->sequence_count == 1 && run->sequences->caches ? run->sequences : NULL;
     do
         next = next + 1 < end ? next + 1 : plan->calls;
-    while (next->op != LL_CALL_LINEAR);
-    ll_linear_ahead(&next->weight, rows);
+    while (next->op != LL_CALL_LINEAR && !(s && next->op == LL_CALL_ATTENTION));
+    if (next->op == LL_CALL_LINEAR) {
+        ll_linear_ahead(&next->weight, run->rows);
+        return;
+    }
+    const ll_cache *cache = &s->caches[next->layer];
+    ll_ahead what = {.bytes = ll_chunk_floats(cache->D) * sizeof(float), .n = cache->heads, .grain = 1};
+    for (size_t i = 0, blocks = (s->start + s->T + LL_BLOCK - 1) / LL_BLOCK; i < LL_AHEAD_PARTS && i < blocks; i++)
+        what.data[i] = cache->blocks[blocks - 1 - i];
+    ll_parallel_ahead(&what);
 }
 
 static int plan_linear(const ll_run *run, const ll_call *c, size_t rows)
@@ -186,59 +195,28 @@ static void plan_softcap(const ll_run *run, const ll_call *c, size_t rows)
 /* Where the rows of a sequence begin that a call is about. */
 static size_t plan_row(const ll_call *c, const ll_sequence *s) { return c->rows == LL_LAST_ROW ? s->T - 1 : 0; }
 
-/* Keys and values of sequences [begin, end) to their caches. */
-static void plan_cache_task(void *context, size_t begin, size_t end)
-{
-    const plan_job *job = context;
-    const ll_run *run = job->run;
-    const ll_call *c = job->call;
-    const ptrdiff_t size = sizeof(float), k_stride = (ptrdiff_t)plan_stride(run, c->k) * size;
-    const ptrdiff_t v_stride = (ptrdiff_t)plan_stride(run, c->v) * size;
-    const char *k = (const char *)plan_at(run, c->k), *v = (const char *)plan_at(run, c->v);
-    for (size_t i = 0; i < end; i++) {
-        const ll_sequence *s = &run->sequences[i];
-        ll_cache_rows rows = {.k = k, .v = v, .k_head = (ptrdiff_t)c->D * size, .k_stride = k_stride,
-                              .v_head = (ptrdiff_t)c->D * size, .v_stride = v_stride, .k_dtype = LL_F32, .v_dtype = LL_F32,
-                              .first = s->start, .T = s->T};
-        if (i >= begin)
-            ll_cache_write(&s->caches[c->layer], &rows);
-        k += (ptrdiff_t)s->T * k_stride;
-        v += (ptrdiff_t)s->T * v_stride;
-    }
-}
-
-static void plan_cache(const ll_run *run, const ll_call *c)
-{
-    plan_job job = {run, c, run->rows};
-    const size_t values = 2 * c->kv_heads * c->D * (run->rows / run->sequence_count); /* of a sequence */
-    ll_parallel_for(run->sequence_count, values, PLAN_CACHE_VALUES, 1, plan_cache_task, &job); /* of a single one, its heads */
-}
-
-/* Keys and values go to the caches; then every head of every sequence in one call. */
+/* Keys and values go to the caches, and every head of every sequence is done, in one call. */
 static int plan_attention(const ll_run *run, const ll_call *c)
 {
     const size_t q_stride = plan_stride(run, c->x), y_stride = plan_stride(run, c->y), k_stride = plan_stride(run, c->k);
-    const size_t v_stride = plan_stride(run, c->v), chunk = ll_chunk_floats(c->D);
+    const size_t v_stride = plan_stride(run, c->v);
     const ptrdiff_t size = sizeof(float);
     ll_attention_head *head = run->heads;
     ll_kv *kv = run->kv;
     size_t row = 0;
-    if (run->sequence_count && run->sequences[0].caches)
-        plan_cache(run, c);
     for (size_t i = 0; i < run->sequence_count; i++) {
         const ll_sequence *s = &run->sequences[i];
         const float *q = plan_at(run, c->x) + row * q_stride, *k = plan_at(run, c->k) + row * k_stride;
         const float *v = plan_at(run, c->v) + row * v_stride;
         float *y = plan_at(run, c->y) + (c->rows ? i : row) * y_stride;
         const size_t first_kv = (size_t)(kv - run->kv);
-        if (s->caches) {
-            const ll_cache *cache = &s->caches[c->layer];
-            for (size_t g = 0; g < c->kv_heads; g++)
-                *kv++ = (ll_kv){.blocks = cache->blocks, .offset = g * chunk, .Tk = s->start + s->T};
-        } else {
-            for (size_t g = 0; g < c->kv_heads; g++)
-                *kv++ = (ll_kv){.k = k + g * c->D, .v = v + g * c->D, .k_stride = (ptrdiff_t)k_stride * size,
-                                .v_stride = (ptrdiff_t)v_stride * size, .Tk = s->T};
+        for (size_t g = 0; g < c->kv_heads; g++, kv++) {
+            *kv = s->caches ? ll_cache_kv(&s->caches[c->layer], g, s->start + s->T) : (ll_kv){.Tk = s->T};
+            kv->k = k + g * c->D;
+            kv->v = v + g * c->D;
+            kv->k_stride = (ptrdiff_t)k_stride * size;
+            kv->v_stride = (ptrdiff_t)v_stride * size;
+            kv->fresh = s->caches ? s->T : 0;
         }
         for (size_t h = 0; h < c->heads; h++)
             *head++ = (ll_attention_head){.q = q + plan_row(c, s) * q_stride + h * c->D, .y = y + h * c->D,
@@ -292,11 +270,12 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end)
         case LL_CALL_LAYER_NORM:
         case LL_CALL_RMS_NORM: failed = plan_norm(run, c, run->rows); break;
         case LL_CALL_LINEAR:
-            plan_ahead(run->plan, c, run->rows);
+            plan_ahead(run, c);
             failed = plan_linear(run, c, run->rows);
             break;
         case LL_CALL_ROPE: plan_rope(run, c, run->rows); break;
         case LL_CALL_ATTENTION:
+            plan_ahead(run, c);
             failed = plan_attention(run, c);
             if (c->rows)
                 run->rows = run->sequence_count;

@@ -8,7 +8,7 @@ cdef extern from "llorch.h" nogil:
         const void *v
         Py_ssize_t k_stride, v_stride
         float **blocks
-        size_t offset, Tk
+        size_t offset, Tk, fresh
     ctypedef struct ll_attention_head:
         const void *q
         void *y
@@ -193,7 +193,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
                     kv[i].k, kv[i].v = _head(k, i), _head(v, i)
                     kv[i].k_stride, kv[i].v_stride = k_step, v_step
                     kv[i].blocks = NULL
-                    kv[i].offset = 0
+                    kv[i].offset = kv[i].fresh = 0
                     kv[i].Tk = Tk
             for i in range(a.count):
                 heads[i].q = _head(q, i)

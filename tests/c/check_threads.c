@@ -1,5 +1,6 @@
 /* check_threads.c: several threads of a host call the kernels at once, and the pool works for one of them: for the
- * thread sanitizer (.ci/threads). Each result must have the bits of the same call alone.
+ * thread sanitizer (.ci/threads). Each result must have the bits of the same call alone, and attention those of plain rows
+ * whoever writes the cache.
  *
  *     check_threads [race]        with "race" two threads write one value: the control, which the sanitizer must see */
 #include <pthread.h>
@@ -9,27 +10,33 @@
 
 #include "../../csrc/llorch.h"
 
-enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D = 16, VALUES = 40000 };
+enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D = 16, LAST = 50, VALUES = 40000 };
 
 static float x[M * K], weight[K * N], q[HEADS * T * D], k[HEADS * T * D], v[HEADS * T * D], values[VALUES];
 
 typedef struct results {
-    float product[M * N], attended[HEADS * T * D], cached[HEADS * T * D], written[HEADS * T * D], softmax[VALUES], gelu[VALUES];
+    float product[M * N], attended[HEADS * T * D], cached[HEADS * T * D], written[HEADS * T * D], fresh[HEADS * LAST * D];
+    float last[HEADS * D], softmax[VALUES], gelu[VALUES];
 } results;
 
 /* A cache whose blocks all callers share. */
 static ll_cache shared;
 
-static void attend(float *y, const ll_cache *cache)
+/* Attention of the last Tq queries; to a cache the call itself writes the last `fresh` positions. */
+static void attend(float *y, size_t Tq, const ll_cache *cache, size_t fresh)
 {
     ll_attention_head head[HEADS];
     ll_kv kv[HEADS];
     const ptrdiff_t row = D * sizeof(float);
     for (size_t i = 0; i < HEADS; i++) {
-        kv[i] = cache ? ll_cache_kv(cache, i, T)
-                      : (ll_kv){.k = k + i * T * D, .v = v + i * T * D, .k_stride = row, .v_stride = row, .Tk = T};
-        head[i] = (ll_attention_head){.q = q + i * T * D, .y = y + i * T * D, .q_stride = row, .y_stride = row, .Tq = T,
-                                      .kv = i};
+        const size_t first = cache ? T - fresh : 0;
+        kv[i] = cache ? ll_cache_kv(cache, i, T) : (ll_kv){.Tk = T};
+        kv[i].k = k + (i * T + first) * D;
+        kv[i].v = v + (i * T + first) * D;
+        kv[i].k_stride = kv[i].v_stride = row;
+        kv[i].fresh = fresh;
+        head[i] = (ll_attention_head){.q = q + (i * T + T - Tq) * D, .y = y + i * Tq * D, .q_stride = row, .y_stride = row,
+                                      .Tq = Tq, .kv = i};
     }
     ll_attention_args a = {.heads = head, .kv = kv, .count = HEADS, .kv_count = HEADS, .D = D, .default_scale = 1,
                            .causal = 1};
@@ -37,16 +44,21 @@ static void attend(float *y, const ll_cache *cache)
         exit(2);
 }
 
-/* Positions [first, T) of k and v. */
-static void append(ll_cache *cache, size_t first)
+/* Positions [first, T) of keys and values to where they are reserved then. */
+static void write_rows(ll_cache *cache, size_t first, const float *keys, const float *rest)
 {
     const ptrdiff_t row = D * sizeof(float);
-    ll_cache_rows rows = {.k = k + first * D, .v = v + first * D, .k_head = T * row, .v_head = T * row, .k_stride = row,
-                          .v_stride = row, .first = first, .T = T - first};
+    ll_cache_rows rows = {.k = keys + first * D, .v = rest + first * D, .k_head = T * row, .v_head = T * row,
+                          .k_stride = row, .v_stride = row, .first = first, .T = T - first};
     if (ll_cache_reserve(cache, rows.T))
         exit(2);
     ll_cache_write(cache, &rows);
-    cache->length += rows.T;
+}
+
+static void append(ll_cache *cache, size_t first)
+{
+    write_rows(cache, first, k, v);
+    cache->length = T;
 }
 
 static void call_all(results *r)
@@ -56,15 +68,23 @@ static void call_all(results *r)
     if (ll_linear(&a))
         exit(2);
 
-    attend(r->attended, NULL);
+    attend(r->attended, T, NULL, 0);
 
     ll_cache own;
     if (ll_cache_fork(&shared, &own))
         exit(2);
-    attend(r->cached, &own);
+    attend(r->cached, T, &own, 0);
     ll_cache_truncate(&own, T - 50); /* within a block that the others read */
     append(&own, T - 50);
-    attend(r->written, &own);
+    attend(r->written, T, &own, 0);
+    ll_cache_truncate(&own, T - 1); /* one unit a head */
+    write_rows(&own, T - 1, q, q);  /* what it writes is what counts */
+    ll_parallel_ahead(&(ll_ahead){.data = {own.blocks[1], own.blocks[0]}, .bytes = ll_cache_block_bytes(&own) / HEADS,
+                                  .n = HEADS, .grain = 1});
+    attend(r->last, 1, &own, 1);
+    ll_cache_truncate(&own, T - 150); /* several, and positions that begin in the block before */
+    write_rows(&own, T - 150, q, q);
+    attend(r->fresh, LAST, &own, 150);
     ll_cache_free(&own);
 
     ll_softmax_args s = {.x = values, .y = r->softmax, .x_stride = 400, .y_stride = 400, .rows = VALUES / 100, .n = 100};
@@ -115,6 +135,13 @@ int main(int argc, char **argv)
             continue;
         llorch_set_num_threads(1);
         call_all(&wanted);
+        differ += memcmp(wanted.cached, wanted.attended, sizeof wanted.attended) != 0;
+        differ += memcmp(wanted.written, wanted.attended, sizeof wanted.attended) != 0;
+        for (size_t i = 0; i < HEADS; i++) {
+            const float *end = wanted.attended + (i + 1) * T * D;
+            differ += memcmp(wanted.fresh + i * LAST * D, end - LAST * D, LAST * D * sizeof(float)) != 0;
+            differ += memcmp(wanted.last + i * D, end - D, D * sizeof(float)) != 0;
+        }
         llorch_set_num_threads(3);
         pthread_t threads[CALLERS];
         for (size_t i = 0; i < CALLERS; i++)
