@@ -26,6 +26,8 @@ OURS = "llorch"
 ORT, FUSED = "ONNX Runtime", "ONNX Runtime, fused for BERT"
 NEAR = 1e-5  # of each value of an embedding, from llorch's
 COUNT = len(embedders.sentences())
+WEIGHTS = 6 * (4 * 384 * 384 + 2 * 384 * 1536)  # of MiniLM's linear layers
+QUERY_TOKENS = embedders.tokens(embedders.QUERY)
 SIZES = (1, 8, 32)
 ORDERS = {True: "sorted", False: "in no order"}
 PARTS = {(ordered, size): f"{word}, batches of {size}" for ordered, word in ORDERS.items() for size in SIZES}
@@ -77,10 +79,10 @@ def compare(running):
     return found
 
 
-def measured(running, request, repetitions, of):
-    """{name: median and quartiles} of of(seconds)."""
+def measured(running, request, repetitions, of, between=()):
+    """{name: median and quartiles} of of(seconds). between : as models.measure."""
     rows = {}
-    for name, values in models.measure(running, request, repetitions).items():
+    for name, values in models.measure(running, request, repetitions, between).items():
         low, middle, high = np.percentile([of(value) for value in values], [25, 50, 75]).tolist()
         rows[name] = {"median": middle, "quartiles": [low, high]}
     return rows
@@ -139,15 +141,34 @@ def cell(row, form):
 
 
 def limit_lines(result):
-    """What the fma peak allows, by the multiplications of the linear layers alone."""
+    """What the fma peak allows, by the multiplications of the linear layers alone, and a query what memory gives."""
     limit = result["limit"]
     ours = max(part["rows"][OURS]["median"] for part in result["sections"])
-    return [
+    lines = [
         "",
         f"The linear layers of these sentences are {limit['gflop']:.2f} GFLOP each on average: the peak of fma on "
         f"{result['threads']} threads allows {limit['sentences_per_s']:.0f} sentences/s, and llorch reaches "
         f"{ours / limit['sentences_per_s']:.0%} of it.",
     ]
+    if seconds := query_limit(result):
+        turns = result["in_turns"]
+        lines += [
+            "",
+            f"One short query reads {4 * WEIGHTS / 1e6:.1f} MB of weights. In turns with the queries memory gave "
+            f"{turns['read']:.0f} GB/s and the cores did {turns['fma']:.0f} GFLOP/s: reading once is "
+            f"{4e3 * WEIGHTS / turns['read'] / 1e9:.2f} ms, multiplying {QUERY_TOKENS} tokens "
+            f"{2e3 * WEIGHTS * QUERY_TOKENS / turns['fma'] / 1e9:.2f} ms. No query takes less than the longer of the "
+            f"two; llorch's takes {result['query'][OURS]['median'] / seconds:.2f} times as long.",
+        ]
+    return lines
+
+
+def query_limit(result):
+    """Seconds that one short query takes at least: its weights once from memory, or its multiplications; or None."""
+    turns = result["in_turns"]
+    if not turns["read"] or not turns["fma"]:
+        return None
+    return max(4 * WEIGHTS / turns["read"], 2 * WEIGHTS * QUERY_TOKENS / turns["fma"]) / 1e9
 
 
 def report(result):
@@ -189,8 +210,8 @@ def plot(result, path):
 
 def gflop_each():
     """Of the linear layers of MiniLM, for a sentence of the average length."""
-    tokens = statistics.mean(text.count(" ") + 3 for text in embedders.sentences())
-    return 2 * 6 * (4 * 384 * 384 + 2 * 384 * 1536) * tokens / 1e9
+    tokens = statistics.mean(embedders.tokens(text) for text in embedders.sentences())
+    return 2 * WEIGHTS * tokens / 1e9
 
 
 def run(folder, options):
@@ -220,7 +241,9 @@ def run(folder, options):
             rows = measured(running, ("seconds", ordered, size), repetitions, lambda seconds: COUNT / seconds)
             result["sections"].append({"title": title, "repetitions": repetitions, "rows": rows})
         print("  one short query, and loading", flush=True)
-        result["query"] = measured(running, ("query", 20), repetitions, lambda seconds: seconds)
+        turns = {kind: common.InTurns(kind, min(options.threads, 2)) for kind in ("read", "fma")}
+        result["query"] = measured(running, ("query", 20), repetitions, lambda seconds: seconds, turns.values())
+        result["in_turns"] = {kind: peak.median() for kind, peak in turns.items()}
         result["loading"] = measured(running, ("load",), repetitions, lambda seconds: seconds)
     result["peaks"] = common.higher(before, common.peaks(options.quick))
     gflop = gflop_each()
