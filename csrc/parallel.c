@@ -305,18 +305,21 @@ typedef struct called {
     size_t left;          /* bytes */
 } called;
 
-/* The thread's own of the next part. */
+/* The thread's own of the next part, if there is one. */
 static void called_next(called *c, int thread)
 {
+    const char *data = atomic_load_explicit(&ahead.data[c->part++], memory_order_relaxed);
+    if (!data) {
+        c->part = LL_AHEAD_PARTS;
+        return;
+    }
     const size_t bytes = atomic_load_explicit(&ahead.bytes, memory_order_relaxed);
     const size_t n = atomic_load_explicit(&ahead.n, memory_order_relaxed);
     const size_t grain = atomic_load_explicit(&ahead.grain, memory_order_relaxed);
     const size_t grains = grain ? (n + grain - 1) / grain : 0;
     const size_t threads = ll_least((size_t)llorch_get_num_threads(), grains ? grains : 1), own = (size_t)thread % threads;
-    const char *data = atomic_load_explicit(&ahead.data[c->part], memory_order_relaxed);
-    c->part = data ? c->part + 1 : LL_AHEAD_PARTS;
     c->at = data + first_of(grains, threads, own) * grain * bytes;
-    c->end = ll_least(n, first_of(grains, threads, own + 1) * grain) * bytes + data;
+    c->end = data + ll_least(n, first_of(grains, threads, own + 1) * grain) * bytes;
 }
 
 /* A few lines of what comes next, if there are any left. */

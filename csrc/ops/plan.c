@@ -120,20 +120,24 @@ static int plan_norm(const ll_run *run, const ll_call *c, size_t rows)
 static void plan_ahead(const ll_run *run, const ll_call *c)
 {
     const ll_plan *plan = run->plan;
-    const ll_call *next = c, *end = plan->calls + plan->count;
     const ll_sequence *s = run->sequence_count == 1 && run->sequences->caches ? run->sequences : NULL;
-    do
-        next = next + 1 < end ? next + 1 : plan->calls;
-    while (next->op != LL_CALL_LINEAR && !(s && next->op == LL_CALL_ATTENTION));
-    if (next->op == LL_CALL_LINEAR) {
-        ll_linear_ahead(&next->weight, run->rows);
-        return;
+    const ll_call *next = c;
+    for (size_t i = 0; i < plan->count; i++) {
+        next = next + 1 < plan->calls + plan->count ? next + 1 : plan->calls;
+        if (next->op == LL_CALL_LINEAR) {
+            ll_linear_ahead(&next->weight, run->rows);
+            return;
+        }
+        if (s && next->op == LL_CALL_ATTENTION) {
+            const ll_cache *cache = &s->caches[next->layer];
+            ll_ahead what = {.bytes = ll_chunk_floats(cache->D) * sizeof(float), .n = cache->heads, .grain = 1};
+            const size_t blocks = (s->start + s->T + LL_BLOCK - 1) / LL_BLOCK;
+            for (size_t block = 0; block < LL_AHEAD_PARTS && block < blocks; block++)
+                what.data[block] = cache->blocks[blocks - 1 - block];
+            ll_parallel_ahead(&what);
+            return;
+        }
     }
-    const ll_cache *cache = &s->caches[next->layer];
-    ll_ahead what = {.bytes = ll_chunk_floats(cache->D) * sizeof(float), .n = cache->heads, .grain = 1};
-    for (size_t i = 0, blocks = (s->start + s->T + LL_BLOCK - 1) / LL_BLOCK; i < LL_AHEAD_PARTS && i < blocks; i++)
-        what.data[i] = cache->blocks[blocks - 1 - i];
-    ll_parallel_ahead(&what);
 }
 
 static int plan_linear(const ll_run *run, const ll_call *c, size_t rows)
