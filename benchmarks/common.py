@@ -237,8 +237,21 @@ float fma_chains(long n) {
     for (int j = 0; j < 12; j++) r += vaddvq_f32(s[j]);
     return r;
 }
+int pairs(void) { return 4; }
+int madd_chains(long n) {
+    int16x4_t a = vdup_n_s16(3);
+    int32x4_t s[12];
+    for (int j = 0; j < 12; j++) s[j] = vdupq_n_s32(j);
+    for (long i = 0; i < n; i++)
+        _Pragma("GCC unroll 12") for (int j = 0; j < 12; j++) s[j] = vmlal_s16(s[j], a, a);
+    int r = 0;
+    for (int j = 0; j < 12; j++) r += vaddvq_s32(s[j]);
+    return r;
+}
 #else
 int lanes(void) { return 0; }
+int pairs(void) { return 0; }
+int madd_chains(long n) { return (int)n; }
 float read_all(const float *p, long n) { return p[n - 1]; }
 float fma_chains(long n) { return (float)n; }
 #endif
