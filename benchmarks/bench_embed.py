@@ -150,25 +150,25 @@ def limit_lines(result):
         f"{result['threads']} threads allows {limit['sentences_per_s']:.0f} sentences/s, and llorch reaches "
         f"{ours / limit['sentences_per_s']:.0%} of it.",
     ]
-    if seconds := query_limit(result):
-        turns = result["in_turns"]
+    if limits := query_limits(result["in_turns"]):
+        reading, multiplying = limits
         lines += [
             "",
-            f"One short query reads {4 * WEIGHTS / 1e6:.1f} MB of weights. In turns with the queries memory gave "
-            f"{turns['read']:.0f} GB/s and the cores did {turns['fma']:.0f} GFLOP/s: reading once is "
-            f"{4e3 * WEIGHTS / turns['read'] / 1e9:.2f} ms, multiplying {QUERY_TOKENS} tokens "
-            f"{2e3 * WEIGHTS * QUERY_TOKENS / turns['fma'] / 1e9:.2f} ms. No query takes less than the longer of the "
-            f"two; llorch's takes {result['query'][OURS]['median'] / seconds:.2f} times as long.",
+            f"One short query reads {4 * WEIGHTS / 1e6:.1f} MB of weights and multiplies {QUERY_TOKENS} tokens by "
+            f"them. By what memory and cores gave in turns with the queries, {result['in_turns']['read']:.0f} GB/s and "
+            f"{result['in_turns']['fma']:.0f} GFLOP/s, that is {reading * 1e3:.2f} and {multiplying * 1e3:.2f} ms, at "
+            "the same time at best. llorch takes "
+            f"{result['query'][OURS]['median'] / max(limits):.2f} times the longer of the two.",
         ]
     return lines
 
 
-def query_limit(result):
-    """Seconds that one short query takes at least: its weights once from memory, or its multiplications; or None."""
-    turns = result["in_turns"]
+def query_limits(turns):
+    """Seconds in which one short query's weights come from memory once, and of its multiplications; or None. turns :
+    GB/s and GFLOP/s."""
     if not turns["read"] or not turns["fma"]:
         return None
-    return max(4 * WEIGHTS / turns["read"], 2 * WEIGHTS * QUERY_TOKENS / turns["fma"]) / 1e9
+    return 4 * WEIGHTS / turns["read"] / 1e9, 2 * WEIGHTS * QUERY_TOKENS / turns["fma"] / 1e9
 
 
 def report(result):

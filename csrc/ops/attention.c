@@ -1,5 +1,5 @@
-/* ops/attention.c: groups heads that share keys, plans tiles and units for each group, packs keys and values that come as
- * rows, and splits the units over threads. */
+/* ops/attention.c: groups heads that share keys, plans tiles and units for each group, writes what is fresh to caches, packs
+ * keys and values that come as rows, and splits the units over threads. */
 #include "../kernels/table.h"
 
 /* What a thread must have to be worth waking, in multiplications: some 3 us of work, as a step of a model calls for attention
