@@ -174,8 +174,9 @@ def test_errors(folder, file, tmp_path, monkeypatch, arguments, status, message)
 
 
 def test_json_has_no_number_for_what_is_not_finite(folder, tmp_path, monkeypatch):
-    def broken(self, texts, skip):
-        return np.float32([[1] * 40 if text != "b" else [np.nan] * 40 for text in texts])
+    def broken(self, made, skip):
+        b = self._inputs(["b"]).ids[0]
+        return np.float32([[1] * 40 if ids != b else [np.nan] * 40 for ids in made.ids])
 
     monkeypatch.setattr(llorch.TextEncoder, "_pooled", broken)
     out = tmp_path / "out.jsonl"
@@ -186,7 +187,7 @@ def test_json_has_no_number_for_what_is_not_finite(folder, tmp_path, monkeypatch
 
 def test_json_keeps_the_sign_of_zeros(folder, tmp_path, monkeypatch):
     rows = np.float32([[-0.0, *[0.0, -1e-10, -10, -0.5] * 9, 1e-45, 3.4028235e38, -0.0]])
-    monkeypatch.setattr(llorch.TextEncoder, "_pooled", lambda self, texts, skip: rows)
+    monkeypatch.setattr(llorch.TextEncoder, "_pooled", lambda self, made, skip: rows)
     monkeypatch.setattr(llorch, "normalize", lambda x, out: x)
     assert run("embed", "-", "--model", folder, "-o", tmp_path / "out.jsonl", input="a\n").exit_code == 0
     assert_same_bits(rows_of(tmp_path / "out.jsonl"), rows)

@@ -6,6 +6,7 @@ Polynomials and quotients are fitted in 80 digits, rounded to float64, and what 
 relative error of the rounded coefficients, evaluated exactly, on a grid of its own.
 """
 
+import numpy as np
 from mpmath import mp, mpf
 
 mp.dps = 80
@@ -110,11 +111,29 @@ def exact_parts():
     show_double_double("GELU_B", 2 * mp.sqrt(2 / mp.pi) * mpf("0.044715"))
 
 
+def float32(value):
+    return mpf(float(np.float32(float(value))))
+
+
+def show_floats():
+    """The constants of exp in pairs of float32: ln 2 / 32 in two parts, and 2^(i / 32)."""
+    step = mp.log(2) / 32
+    high = float32(step)
+    for name, value in (("32_BY_LN_2", 1 / step), ("LN_2_BY_32", high), ("LN_2_BY_32_LOW", step - high)):
+        print(f"#define FLOATS_{name} {float(float32(value)).hex()}f")
+    for i in (2, 3, 4):
+        print(f"#define FLOATS_EXP_P{i} {float(float32(1 / mp.factorial(i))).hex()}f")
+    powers = [mpf(2) ** (mpf(i) / 32) for i in range(32)]
+    for name, values in (("power", powers), ("power_low", [p - float32(p) for p in powers])):
+        print(f"floats_{name}[32] = {{{', '.join(f'{float(float32(v)).hex()}f' for v in values)}}}")
+
+
 if __name__ == "__main__":
     half = mp.log(2) / 2 * mpf("1.0001")
     show("EXPM1", expm1_over, -half, half, 8, 0)
     show("MILLS", mills, 0, mpf("14.5"), 7, 8)
     show("TAIL", tail, 0, 4, 15, 0)
     show("ERF", erf_over, 0, 16, 9, 8)
+    show_floats()
     print("/* exact.c */")
     exact_parts()

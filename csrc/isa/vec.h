@@ -22,10 +22,12 @@
  *   vf_first(v, m)                            the first m lanes of v, +0.0 in the others
  *   vf_join(a, b, m)                          the first m lanes of a, then the first of b
  *   vf_fold(v)                                for h = LL_VL/2 .. 1: v[j] = v[j] + v[j+h] for j < h; v[0]
+ *   vf_most(v)                                the largest lane; where one is a NaN, any
  *   vf_min(a, b)  vf_max(a, b)                lane by lane; NaN where b is NaN; of two zeros any
  *   vf_where_less(a, b, v, w)                 lane by lane: v where a < b, else w
  *   vf_abs(v)  vf_or_sign(v, s)               without the sign bit; with it where s has it (else v's own)
  *   vf_differ(a, b)                           not 0 if a != b in any lane; a NaN differs from everything
+ *   vf_beyond(v, a)                           not 0 if |v| > a in any lane, or is a NaN
  *   vf_equal(a, b)                            a bit for each lane, 1 where a == b (never where one is a NaN)
  *   vf_transpose(v)                           of LL_VL vectors: v[i] lane j becomes v[j] lane i
  *
@@ -41,6 +43,8 @@
  *   vi_as_vf(v)                               the same bits
  *   vi_store_i16(p, v)                        LL_VL integers, which fit, as 16 bits
  *   vf_lookup(table, v)                       lane by lane the float32 of a table of 16 that v's lowest 4 bits number
+ *   vf_lookup_32(table, v)  vf_as_vi(v)       the same of a table of 32 and v's lowest 5 bits; the same bits. Optional:
+ *                                             LL_LOOKUP_32 says they are there, and take no longer than an fma
  *
  *   vd                                        a vector of LL_VL / 2 float64
  *   vd_set1(a)  vd_add  vd_sub  vd_mul  vd_div  vd_max  vd_abs

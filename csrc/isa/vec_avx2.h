@@ -74,6 +74,12 @@ LL_FN float vf_fold(vf v)
     b = _mm_add_ps(b, _mm_movehl_ps(b, b));
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
+LL_FN float vf_most(vf v)
+{
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
 
 /* Pairs, then fours within the halves, then the halves. */
 LL_FN void vf_transpose(vf v[LL_VL])
@@ -99,6 +105,7 @@ LL_FN vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); } /* b where one is Na
 LL_FN vf vf_abs(vf v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
 LL_FN vf vf_or_sign(vf v, vf s) { return _mm256_or_ps(v, _mm256_and_ps(_mm256_set1_ps(-0.0f), s)); }
 LL_FN int vf_differ(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ)); }
+LL_FN int vf_beyond(vf v, float a) { return _mm256_movemask_ps(_mm256_cmp_ps(vf_abs(v), vf_set1(a), _CMP_NLE_UQ)); }
 
 /* Of 32-bit integers, not of 64: a compiler that takes them for another type in each iteration moves them. */
 typedef __v8si vi;

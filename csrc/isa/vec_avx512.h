@@ -74,6 +74,14 @@ LL_FN float vf_fold(vf v)
     return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
 }
 
+LL_FN float vf_most(vf v)
+{
+    __m256 a = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+
 /* Pairs, then fours within the quarters; then the quarters among vectors 4 apart, and those 8 apart. */
 LL_FN void vf_transpose(vf v[LL_VL])
 {
@@ -107,6 +115,7 @@ LL_FN vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); } /* b where one is Na
 LL_FN vf vf_abs(vf v) { return _mm512_abs_ps(v); }
 LL_FN vf vf_or_sign(vf v, vf s) { return _mm512_or_ps(v, _mm512_and_ps(_mm512_set1_ps(-0.0f), s)); }
 LL_FN int vf_differ(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
+LL_FN int vf_beyond(vf v, float a) { return _mm512_cmp_ps_mask(vf_abs(v), vf_set1(a), _CMP_NLE_UQ); }
 
 /* Of 32-bit integers, not of 64: a compiler that takes them for another type in each iteration moves them. */
 typedef __v16si vi;
@@ -140,8 +149,14 @@ LL_FN vi vi_dot(vi v, vi a, vi b) { return vi_dot_chain(v, a, b); }
 LL_FN vf vi_to_vf(vi v) { return _mm512_cvtepi32_ps((__m512i)v); }
 LL_FN vi vi_from_vf(vf v) { return (vi)_mm512_cvtps_epi32(v); }
 LL_FN vf vi_as_vf(vi v) { return (vf)v; }
+LL_FN vi vf_as_vi(vf v) { return (vi)v; }
 LL_FN void vi_store_i16(void *p, vi v) { _mm256_storeu_si256(p, _mm512_cvtepi32_epi16((__m512i)v)); }
 LL_FN vf vf_lookup(const float *table, vi v) { return _mm512_permutexvar_ps((__m512i)v, _mm512_loadu_ps(table)); }
+#define LL_LOOKUP_32
+LL_FN vf vf_lookup_32(const float *table, vi v)
+{
+    return _mm512_permutex2var_ps(_mm512_loadu_ps(table), (__m512i)v, _mm512_loadu_ps(table + 16));
+}
 
 typedef __m512d vd;
 LL_FN vd vd_set1(double a) { return _mm512_set1_pd(a); }

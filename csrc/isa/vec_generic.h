@@ -160,6 +160,12 @@ LL_FN void vf_store_pairs(void *p, vf a, vf b)
 }
 
 LL_FN float vf_fold(vf v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }
+LL_FN float vf_most(vf v)
+{
+    float most = v.lane[0];
+    LL_EACH most = v.lane[l] > most ? v.lane[l] : most;
+    return most;
+}
 LL_FN void vf_transpose(vf v[LL_VL])
 {
     for (int i = 1; i < LL_VL; i++)
@@ -179,6 +185,7 @@ LL_FN vf vf_min(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] < b.lane[l] ? a.lane
 LL_FN vf vf_abs(vf v) { LL_EACH v.lane[l] = fabsf(v.lane[l]); return v; }
 LL_FN vf vf_or_sign(vf v, vf s) { LL_EACH v.lane[l] = signbit(s.lane[l]) ? -fabsf(v.lane[l]) : v.lane[l]; return v; }
 LL_FN int vf_differ(vf a, vf b) { int any = 0; LL_EACH any |= !(a.lane[l] == b.lane[l]); return any; }
+LL_FN int vf_beyond(vf v, float a) { int any = 0; LL_EACH any |= !(fabsf(v.lane[l]) <= a); return any; }
 
 typedef struct { uint32_t lane[LL_VL]; } vi;
 LL_FN vi vi_set1(int32_t a) { vi v; LL_EACH v.lane[l] = (uint32_t)a; return v; }

@@ -79,6 +79,7 @@ LL_FN float vf_fold(vf v)
     float32x2_t b = vadd_f32(vget_low_f32(v), vget_high_f32(v));
     return vget_lane_f32(b, 0) + vget_lane_f32(b, 1);
 }
+LL_FN float vf_most(vf v) { return vmaxvq_f32(v); }
 
 LL_FN void vf_transpose(vf v[LL_VL])
 {
@@ -98,6 +99,7 @@ LL_FN vf vf_or_sign(vf v, vf s)
     return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(v), sign));
 }
 LL_FN int vf_differ(vf a, vf b) { return vminvq_u32(vceqq_f32(a, b)) == 0; }
+LL_FN int vf_beyond(vf v, float a) { return vminvq_u32(vcaleq_f32(v, vf_set1(a))) == 0; }
 
 typedef uint32x4_t vi;
 LL_FN vi vi_zero(void) { return vdupq_n_u32(0); }

@@ -331,13 +331,41 @@ LL_INLINE ll_span attention_row(const ll_attention_args *a, const ll_attention_g
     return (ll_span){whole, end};
 }
 
-LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t)
+/* What a unit reads, to be called for while the one before it is computed, a few rows at a time: of what a core can't have under
+ * way at once it leaves out (parallel.c). Queries; keys and values that come as rows, if they are few. */
+typedef struct attention_ahead {
+    const ll_attention_group *g;
+    size_t row, row_end, t, t_end;
+} attention_ahead;
+
+LL_INLINE attention_ahead attention_ahead_of(const ll_attention_group *g, ll_span tiles)
+{
+    const size_t rows = g->count * g->Tq;
+    return (attention_ahead){g, ll_tile_row(tiles.begin, g->tiles, rows), ll_tile_row(tiles.end, g->tiles, rows), 0,
+                             g->packed || g->kv->blocks || g->kv->Tk > LL_BLOCK ? 0 : g->kv->Tk};
+}
+
+/* The next `count` rows of each. */
+LL_INLINE void attention_call(const ll_attention_args *a, attention_ahead *c, size_t count)
+{
+    const size_t bytes = a->D * ll_dtype_size(a->dtype);
+    for (size_t i = 0; i < count && c->row < c->row_end; i++, c->row++)
+        attention_prefetch(attention_query(c->g, c->row), bytes);
+    for (size_t i = 0; i < count && c->t < c->t_end; i++, c->t++) {
+        attention_prefetch((const char *)c->g->kv->k + (ptrdiff_t)c->t * c->g->kv->k_stride, bytes);
+        attention_prefetch((const char *)c->g->kv->v + (ptrdiff_t)c->t * c->g->kv->v_stride, bytes);
+    }
+}
+
+LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t,
+                                      attention_ahead *ahead)
 {
     const size_t last = t->last.end - t->base;
     for (size_t r = 0; r < t->R; r += 2) {
         const size_t rows = ll_least(t->R - r, 2);
         ll_span own[2];
         float *s[2], m[2];
+        attention_call(a, ahead, 2);
         for (size_t i = 0; i < rows; i++)
             own[i] = attention_row(a, g, t, r + i);
         const size_t whole = own[0].begin; /* the first row's is the least */
@@ -430,9 +458,9 @@ LL_INLINE const float *attention_chunk(const ll_attention_group *g, size_t D, si
     return g->packed ? g->packed + (i - g->first_block) * ll_chunk_floats(D) : g->kv->blocks[i] + g->kv->offset;
 }
 
-/* `then` is where the next unit begins to read, or NULL. */
+/* `then` is where the next unit begins to read, or NULL; `ahead` is what else it reads. */
 LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_group *g, float scale, size_t tile_begin,
-                              size_t tile_end, const float *then, float *workspace)
+                              size_t tile_end, const float *then, attention_ahead *ahead, float *workspace)
 {
     const size_t D = a->D, tiles = tile_end - tile_begin, rows = g->count * g->Tq, Dp = ll_whole_panels(D);
     const ll_kv *kv = g->kv;
@@ -480,7 +508,7 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
         }
     }
     for (size_t i = 0; i < tiles; i++)
-        attention_numerators(a, g, &tile[i]);
+        attention_numerators(a, g, &tile[i], ahead);
     /* whole panels of float32 at whole floats can be read as they lie */
     const int as_they_lie = come_as_rows && a->dtype == LL_F32 && D == Dp && kv->v_stride >= 0 && kv->v_stride % sizeof(float) == 0;
     for (size_t first = base; first < end; first += LL_BLOCK) {
@@ -503,20 +531,6 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
         attention_finish(a, g, &tile[i]);
 }
 
-/* Calls for the queries of a unit, and for keys and values that come as rows, if they are few. */
-LL_INLINE void attention_call(const ll_attention_args *a, const ll_attention_group *g, size_t tile_begin, size_t tile_end)
-{
-    const size_t rows = g->count * g->Tq, bytes = a->D * ll_dtype_size(a->dtype);
-    for (size_t i = ll_tile_row(tile_begin, g->tiles, rows); i < ll_tile_row(tile_end, g->tiles, rows); i++)
-        attention_prefetch(attention_query(g, i), bytes);
-    if (g->packed || g->kv->blocks || g->kv->Tk > LL_BLOCK)
-        return;
-    for (size_t t = 0; t < g->kv->Tk; t++) {
-        attention_prefetch((const char *)g->kv->k + (ptrdiff_t)t * g->kv->k_stride, bytes);
-        attention_prefetch((const char *)g->kv->v + (ptrdiff_t)t * g->kv->v_stride, bytes);
-    }
-}
-
 /* The tiles of a unit. The last queries of a group, which see most, come first. */
 LL_INLINE ll_span attention_tiles(const ll_attention_group *g, size_t unit)
 {
@@ -537,18 +551,21 @@ static void LL_SYMBOL(attention)(const ll_attention_args *a, const ll_attention_
 {
     const float scale = a->default_scale ? (float)(1.0 / sqrt((double)a->D)) : (float)a->scale;
     const ll_attention_group *g = groups, *next = groups;
-    for (size_t i = begin, called = begin; i < end; i++) {
-        const float *then = NULL;
-        for (; called < ll_least(i + 2, end); called++) {
-            while (called >= next->unit + next->units)
-                next++;
-            const ll_span tiles = attention_tiles(next, called);
-            attention_call(a, next, tiles.begin, tiles.end);
-            then = called > i ? attention_begin(a, next, tiles.begin) : NULL;
-        }
-        while (i >= g->unit + g->units)
-            g++;
+    while (begin < end && begin >= g->unit + g->units)
+        g++;
+    attention_ahead ahead = begin < end ? attention_ahead_of(g, attention_tiles(g, begin)) : (attention_ahead){0};
+    for (size_t i = begin; i < end; i++, g = next) {
         const ll_span tiles = attention_tiles(g, i);
-        attention_unit(a, g, scale, tiles.begin, tiles.end, then, workspace);
+        const float *then = NULL;
+        attention_call(a, &ahead, SIZE_MAX); /* what is left of this unit's */
+        if (i + 1 < end) {
+            while (i + 1 >= next->unit + next->units)
+                next++;
+            const ll_span coming = attention_tiles(next, i + 1);
+            ahead = attention_ahead_of(next, coming);
+            then = attention_begin(a, next, coming.begin);
+            attention_call(a, &ahead, ATTENTION_AHEAD);
+        }
+        attention_unit(a, g, scale, tiles.begin, tiles.end, then, &ahead, workspace);
     }
 }

@@ -20,7 +20,6 @@
 LL_INLINE float softmax_max(const char *x, size_t n, int dtype)
 {
     vf m[4];
-    float lane[LL_VL];
     size_t j = 0;
     m[0] = m[1] = m[2] = m[3] = vf_set1(-INFINITY);
     for (; j + 4 * LL_VL <= n; j += 4 * LL_VL)
@@ -31,12 +30,7 @@ LL_INLINE float softmax_max(const char *x, size_t n, int dtype)
         m[0] = vf_max(m[0], row_load(x, j, dtype));
     if (j < n)
         m[1] = vf_max(m[1], vf_join(row_load_n(x, j, n - j, dtype), vf_set1(-INFINITY), n - j));
-    vf_store(lane, vf_max(vf_max(m[0], m[1]), vf_max(m[2], m[3])));
-    for (size_t half = LL_VL / 2; half; half /= 2)
-        LL_UNROLL
-        for (size_t l = 0; l < half; l++)
-            lane[l] = lane[l + half] > lane[l] ? lane[l + half] : lane[l];
-    return lane[0];
+    return vf_most(vf_max(vf_max(m[0], m[1]), vf_max(m[2], m[3])));
 }
 
 /* exp(x_j - m) of the values [j, n), at most two vectors; +0 in the lanes past n, where exp is taken of 0: that is not
@@ -94,26 +88,37 @@ LL_INLINE float softmax_exp(const char *x, size_t n, float m, char *e, int whole
     return ll_fold64(p);
 }
 
-/* The same of two rows of float32 in their places, one vector of each at a time: rows shorter than a few vectors leave no
+/* sum64 of n values that are not negative, or NaN. Whole vectors behind e may be read; +0 is there. */
+LL_INLINE float softmax_sum(const float *e, size_t n)
+{
+    vf p[LL_REGS];
+    LL_UNROLL
+    for (size_t k = 0; k < LL_REGS; k++)
+        p[k] = k * LL_VL < n ? vf_load(e + k * LL_VL) : vf_zero();
+    for (size_t j = LL_LANES; j < n; j += LL_LANES)
+        LL_UNROLL
+        for (size_t k = 0; k < LL_REGS; k++)
+            if (j + k * LL_VL < n)
+                p[k] = vf_add(p[k], vf_load(e + j + k * LL_VL));
+    return ll_fold64(p);
+}
+
+/* softmax_exp of two rows of float32 in their places, one vector of each at a time: rows shorter than a few vectors leave no
  * half of a pair to do for nothing. Whole vectors behind both may be read and written; they get +0 there. */
 LL_INLINE void softmax_exp_two(float *const x[2], const size_t n[2], const float m[2], float z[2])
 {
-    vf p[2][LL_REGS], v[2];
     const vf most[2] = {vf_set1(m[0]), vf_set1(m[1])};
     const size_t both = ll_least(n[0], n[1]) / LL_VL * LL_VL, all = n[0] > n[1] ? n[0] : n[1];
-    size_t j = 0, k = 0;
-    for (size_t i = 0; i < LL_REGS; i++)
-        p[0][i] = p[1][i] = vf_zero();
-    for (; j < both; j += LL_VL, k = (k + 1) % LL_REGS) {
+    size_t j = 0;
+    vf v[2];
+    for (; j < both; j += LL_VL) {
         v[0] = vf_sub(vf_load(x[0] + j), most[0]);
         v[1] = vf_sub(vf_load(x[1] + j), most[1]);
         ll_exp_vp(v);
         vf_store(x[0] + j, v[0]);
         vf_store(x[1] + j, v[1]);
-        p[0][k] = vf_add(p[0][k], v[0]);
-        p[1][k] = vf_add(p[1][k], v[1]);
     }
-    for (; j < all; j += LL_VL, k = (k + 1) % LL_REGS) {
+    for (; j < all; j += LL_VL) {
         size_t count[2];
         for (size_t i = 0; i < 2; i++) {
             count[i] = n[i] > j ? ll_least(n[i] - j, LL_VL) : 0;
@@ -121,14 +126,11 @@ LL_INLINE void softmax_exp_two(float *const x[2], const size_t n[2], const float
         }
         ll_exp_vp(v);
         for (size_t i = 0; i < 2; i++)
-            if (count[i]) {
-                v[i] = vf_first(v[i], count[i]);
-                vf_store(x[i] + j, v[i]);
-                p[i][k] = vf_add(p[i][k], v[i]);
-            }
+            if (count[i])
+                vf_store(x[i] + j, vf_first(v[i], count[i]));
     }
-    z[0] = ll_fold64(p[0]);
-    z[1] = ll_fold64(p[1]);
+    z[0] = softmax_sum(x[0], n[0]);
+    z[1] = softmax_sum(x[1], n[1]);
 }
 
 LL_INLINE void softmax_row(const char *x, char *y, size_t n, int dtype)

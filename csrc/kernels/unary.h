@@ -106,6 +106,33 @@
 #define TAIL_P15 -0x1.6e3010b38f27ap-41
 #define TAIL_MARGIN 39 /* eight times that error, and some rounding */
 
+/* exp in pairs of float32: ln 2 / 32 in two parts; 1/2, 1/6, 1/24; 2^(i/32), and what float32 leaves of it. exp and
+ * silu are off by 2^-34.33 (of 2^k) and 2^-35.05 at most, over all inputs as far as MOST; PART is what is allowed for. */
+#ifdef LL_LOOKUP_32
+#define FLOATS_32_BY_LN_2 0x1.715476p+5f
+#define FLOATS_LN_2_BY_32 0x1.62e43p-6f
+#define FLOATS_LN_2_BY_32_LOW -0x1.05c61p-34f
+#define FLOATS_EXP_P2 0x1p-1f
+#define FLOATS_EXP_P3 0x1.555556p-3f
+#define FLOATS_EXP_P4 0x1.555556p-5f
+#define FLOATS_EXP_PART 0x1p-34f
+#define FLOATS_EXP_MOST 87.3f
+#define FLOATS_SILU_PART 0x1.6p-35f
+#define FLOATS_SILU_MOST 80.0f
+_Alignas(64) static const float floats_power[32] = {
+    0x1p+0f, 0x1.059b0ep+0f, 0x1.0b5586p+0f, 0x1.11301ep+0f, 0x1.172b84p+0f, 0x1.1d4874p+0f, 0x1.2387a6p+0f, 0x1.29e9ep+0f,
+    0x1.306fep+0f, 0x1.371a74p+0f, 0x1.3dea64p+0f, 0x1.44e086p+0f, 0x1.4bfdaep+0f, 0x1.5342b6p+0f, 0x1.5ab07ep+0f, 0x1.6247ecp+0f,
+    0x1.6a09e6p+0f, 0x1.71f75ep+0f, 0x1.7a1148p+0f, 0x1.82589ap+0f, 0x1.8ace54p+0f, 0x1.93737cp+0f, 0x1.9c4918p+0f, 0x1.a5503cp+0f,
+    0x1.ae89fap+0f, 0x1.b7f77p+0f, 0x1.c199bep+0f, 0x1.cb720ep+0f, 0x1.d5818ep+0f, 0x1.dfc974p+0f, 0x1.ea4afap+0f, 0x1.f50766p+0f,
+};
+_Alignas(64) static const float floats_power_low[32] = {
+    0x0p+0f, -0x1.9d4f52p-25f, 0x1.9f3122p-25f, -0x1.fdb496p-25f, -0x1.c15742p-27f, -0x1.d2e8cap-25f, 0x1.ceac48p-25f, -0x1.5c0424p-25f,
+    0x1.4636e2p-25f, -0x1.18aac6p-25f, 0x1.824684p-25f, 0x1.8624b4p-30f, -0x1.593abcp-25f, -0x1.2c561p-25f, -0x1.5bd5ecp-27f, -0x1.f8b55p-25f,
+    0x1.9fcef4p-26f, 0x1.1d8beep-25f, -0x1.829fdp-25f, -0x1.accc7cp-26f, 0x1.15506ep-27f, -0x1.e64744p-25f, 0x1.51f848p-27f, -0x1.b83b54p-25f,
+    -0x1.a94b14p-26f, -0x1.a09438p-25f, -0x1.3d56b2p-27f, -0x1.8837ccp-27f, -0x1.822dbcp-27f, -0x1.908c94p-25f, 0x1.52486cp-27f, -0x1.246ebp-26f,
+};
+#endif
+
 #define UNARY_LOG2_E 0x1.71547652b82fep+0
 #define UNARY_LN_2 0x1.62e42fefa39efp-1
 #define UNARY_TO_INTEGER 0x1.8p52 /* added to k, it leaves k in the low bits: what vd_scale takes */
@@ -169,6 +196,19 @@ LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
     x[1] = rounded[1];
 }
 
+/* x becomes y, or, where that isn't sure, what `far` makes of it. */
+LL_INLINE void unary_choose(vf x[2], const vf y[2], int unsure, void (*far)(vf x[2]))
+{
+    if (__builtin_expect(unsure, 0)) {
+        vf c[2] = {x[0], x[1]}; /* a copy, so that nothing lies in memory where all is sure */
+        far(c);
+        x[0] = c[0];
+        x[1] = c[1];
+    } else {
+        x[0] = y[0];
+        x[1] = y[1];
+    }
+}
 /* ---- parts ------------------------------------------------------------------------------------ */
 
 #define UNARY_CHAIN(value, x, c) value = vw_fma(value, x, vw_set1(c))
@@ -199,6 +239,28 @@ LL_INLINE vw unary_exp(vw a)
     return vw_scale(vw_fma(e.r, e.q, vw_set1(1.0)), e.k);
 }
 
+#ifdef LL_LOOKUP_32
+/* e^a as two float32, hi + lo times 2^k, hi from 1 - 2^-6 to 2: off by 2^-34.3 at most, for |a| <= 87.3. k is where float32
+ * have their exponents. a = n ln 2 / 32 + r + rl, of which r is exact; e^r - 1 = r + s q, s = r^2; 2^(n mod 32 / 32) is of a
+ * table, hi + lo too. lo may be as large as 2^-13: |s q| is. */
+typedef struct unary_floats { vf hi, lo; vi k; } unary_floats;
+
+LL_INLINE unary_floats unary_floats_exp(vf a)
+{
+    const vf to_integer = vf_set1(0x1.8p23f), n = vf_fma(a, vf_set1(FLOATS_32_BY_LN_2), to_integer);
+    const vf m = vf_sub(n, to_integer), r = vf_fma(m, vf_set1(-FLOATS_LN_2_BY_32), a);
+    const vf rl = vf_mul(m, vf_set1(-FLOATS_LN_2_BY_32_LOW)), s = vf_mul(r, r);
+    const vf q = vf_fma(vf_fma(r, vf_set1(FLOATS_EXP_P4), vf_set1(FLOATS_EXP_P3)), r, vf_set1(FLOATS_EXP_P2));
+    const vf t = vf_lookup_32(floats_power, vf_as_vi(n)), tl = vf_lookup_32(floats_power_low, vf_as_vi(n));
+    const vf tr = vf_mul(t, r), trl = vf_fma(t, r, vf_sub(vf_zero(), tr)), hi = vf_add(t, tr);
+    const vf low = vf_fma(t, rl, tl); /* (t rl + tl) (1 + r) + t s q */
+    const vf lo = vf_fma(low, r, vf_fma(t, vf_mul(s, q), low));
+    const vi k = vi_shl(vi_and(vf_as_vi(n), vi_set1(~31)), 18); /* 1.5 * 2^23 has nothing in these bits */
+    return (unary_floats){hi, vf_add(vf_add(trl, lo), vf_add(vf_sub(t, hi), tr)), k};
+}
+
+#endif
+
 /* x / (1 + e^a) */
 LL_INLINE vw unary_gated(vw x, vw a) { return vw_div(x, vw_add(unary_exp(a), vw_set1(1.0))); }
 
@@ -211,12 +273,65 @@ LL_INLINE vw unary_gated(vw x, vw a) { return vw_div(x, vw_add(unary_exp(a), vw_
 /* x between low and high; NaN stays. */
 #define UNARY_CLAMPED(low, high) vf_max(vf_set1(low), vf_min(vf_set1(high), x[i]))
 
-LL_INLINE void ll_exp_vp(vf x[2])
+LL_INLINE void unary_exp_wide(vf x[2])
 {
     vf c[2];
     UNARY_PAIR(c, UNARY_CLAMPED(-104.0f, 89.0f));
     unary_round(x, unary_exp(vw_widen(c)), ll_exact_exp);
 }
+
+LL_INLINE void unary_silu_wide(vf x[2])
+{
+    vf c[2], a[2];
+    UNARY_PAIR(c, vf_max(vf_set1(-112.0f), x[i])); /* from below alone: above, the result is x */
+    UNARY_PAIR(a, vf_sub(vf_zero(), vf_min(vf_set1(112.0f), c[i])));
+    unary_round(x, unary_gated(vw_widen(c), vw_widen(a)), ll_exact_silu);
+}
+
+#ifndef LL_LOOKUP_32
+LL_INLINE void ll_exp_vp(vf x[2]) { unary_exp_wide(x); }
+LL_INLINE void ll_silu_vp(vf x[2]) { unary_silu_wide(x); }
+#else
+LL_NOINLINE void unary_exp_far(vf x[2]) { unary_exp_wide(x); }
+LL_NOINLINE void unary_silu_far(vf x[2]) { unary_silu_wide(x); }
+
+LL_INLINE void ll_exp_vp(vf x[2])
+{
+    vf y[2];
+    int unsure = 0;
+    LL_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        const unary_floats e = unary_floats_exp(x[i]);
+        y[i] = vf_add(e.hi, vf_add(e.lo, vf_set1(FLOATS_EXP_PART))); /* hi is about 1 to 2: a part of 1 will do */
+        unsure |= vf_differ(y[i], vf_add(e.hi, vf_sub(e.lo, vf_set1(FLOATS_EXP_PART))));
+        unsure |= vf_beyond(x[i], FLOATS_EXP_MOST);
+        y[i] = vi_as_vf(vi_add(vf_as_vi(y[i]), e.k));
+    }
+    unary_choose(x, y, unsure, unary_exp_far);
+}
+
+LL_INLINE void ll_silu_vp(vf x[2])
+{
+    const vf one = vf_set1(1.0f);
+    vf y[2];
+    int unsure = 0;
+    LL_UNROLL
+    for (size_t i = 0; i < 2; i++) {
+        const unary_floats e = unary_floats_exp(vf_sub(vf_zero(), x[i]));
+        const vf power = vi_as_vf(vi_add(vf_as_vi(one), e.k)), sum = vf_add(e.hi, e.lo);
+        const vf hi = vf_mul(sum, power), lo = vf_mul(vf_sub(e.lo, vf_sub(sum, e.hi)), power);
+        const vf d = vf_add(one, hi), rest = vf_sub(d, one); /* 1 + hi + lo = d + dl: the larger of 1 and hi isn't known */
+        const vf dl = vf_add(vf_add(vf_sub(one, vf_sub(d, rest)), vf_sub(hi, rest)), lo), inverse = vf_div(one, d);
+        const vf q = vf_mul(x[i], inverse), minus = vf_sub(vf_zero(), q);
+        const vf ql = vf_mul(vf_fma(minus, dl, vf_fma(minus, d, x[i])), inverse);
+        y[i] = vf_add(q, vf_fma(q, vf_set1(FLOATS_SILU_PART), ql));
+        unsure |= vf_differ(y[i], vf_add(q, vf_fma(q, vf_set1(-FLOATS_SILU_PART), ql)));
+        unsure |= vf_beyond(x[i], FLOATS_SILU_MOST) | vf_odd(y[i], x[i]);
+        y[i] = vf_or_sign(y[i], x[i]);
+    }
+    unary_choose(x, y, unsure, unary_silu_far);
+}
+#endif
 
 LL_INLINE void ll_tanh_vp(vf x[2])
 {
@@ -235,14 +350,6 @@ LL_INLINE void ll_sigmoid_vp(vf x[2])
     vf c[2];
     UNARY_PAIR(c, vf_sub(vf_zero(), UNARY_CLAMPED(-104.0f, 104.0f)));
     unary_round(x, unary_gated(vw_set1(1.0), vw_widen(c)), ll_exact_sigmoid);
-}
-
-LL_INLINE void ll_silu_vp(vf x[2])
-{
-    vf c[2], a[2];
-    UNARY_PAIR(c, vf_max(vf_set1(-112.0f), x[i])); /* from below alone: above, the result is x */
-    UNARY_PAIR(a, vf_sub(vf_zero(), vf_min(vf_set1(112.0f), c[i])));
-    unary_round(x, unary_gated(vw_widen(c), vw_widen(a)), ll_exact_silu);
 }
 
 LL_INLINE void ll_gelu_tanh_vp(vf x[2])
@@ -289,9 +396,8 @@ LL_NOINLINE void unary_gelu_far(vf x[2])
  * polynomial reaches 2^-40.0 in its eighth power. */
 LL_INLINE void ll_gelu_vp(vf x[2])
 {
-    vf c[2], y[2];
-    UNARY_PAIR(c, UNARY_CLAMPED(-4.0f, 4.0f));
-    vw z = vw_widen(c), w = vw_abs(z), s = vw_mul(z, z);
+    vf y[2];
+    vw z = vw_widen(x), w = vw_abs(z), s = vw_mul(z, z);
     vw p = vw_set1(TAIL_P14), q = vw_set1(TAIL_P15); /* even and odd: twice as many chains */
     UNARY_CHAIN(p, s, TAIL_P12);
     UNARY_CHAIN(q, s, TAIL_P13);
@@ -312,15 +418,9 @@ LL_INLINE void ll_gelu_vp(vf x[2])
     p = vw_mul(p, p);
     p = vw_mul(p, p);
     int unsure = unary_unsure(x, vw_sub(vw_max(z, vw_set1(0.0)), vw_mul(w, p)), TAIL_MARGIN, y);
-    if (__builtin_expect(unsure | vf_differ(c[0], x[0]) | vf_differ(c[1], x[1]), 0)) {
-        c[0] = x[0];
-        c[1] = x[1];
-        unary_gelu_far(c);
-        x[0] = c[0];
-        x[1] = c[1];
-    } else {
-        UNARY_PAIR(x, vf_or_sign(y[i], x[i]));
-    }
+    unsure |= vf_beyond(x[0], 4.0f) | vf_beyond(x[1], 4.0f);
+    UNARY_PAIR(y, vf_or_sign(y[i], x[i]));
+    unary_choose(x, y, unsure, unary_gelu_far);
 }
 
 LL_INLINE void ll_erf_vp(vf x[2])

@@ -15,7 +15,7 @@ from llorch import _core
 from llorch.files.folder import find_model, read_config
 from llorch.models.encoder_engine import Classifier
 from llorch.text import sentence_files, tokenizer_files
-from llorch.text.inputs import Inputs, in_batches, inputs_of, pair_of
+from llorch.text.inputs import Inputs, Tokens, in_batches, inputs_of, pair_of
 from llorch.text.sampling import whole
 from llorch.text.tokenizer import Tokenizer, checked
 
@@ -122,12 +122,11 @@ class CrossEncoder(Classifier):
         single = isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(each, str) for each in given)
         inputs = self._inputs
 
-        def work(several: list[tuple[str, str]]) -> Array:
-            ids, types = inputs(several)
-            return self.forward_batch(ids, types)
+        def work(made: Tokens) -> Array:
+            return self.forward_batch(*made)
 
         batches = in_batches(
-            [given] if single else given, batch_size, pair_of, work, "scoring", "pairs", show_progress_bar
+            [given] if single else given, batch_size, pair_of, inputs, work, "scoring", "pairs", show_progress_bar
         )
         parts = list(batches)
         labels = np.concatenate(parts) if parts else np.empty((0, self.labels), np.float32)

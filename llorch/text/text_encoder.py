@@ -16,7 +16,7 @@ from llorch._text import printable, shown
 from llorch.files.folder import find_model
 from llorch.models.encoder_engine import Encoder
 from llorch.text import sentence_files, tokenizer_files
-from llorch.text.inputs import Inputs, in_batches, inputs_of, length_of
+from llorch.text.inputs import Inputs, Tokens, in_batches, inputs_of, length_of
 from llorch.text.sampling import whole
 from llorch.text.sentence_files import Dense, Sentences
 from llorch.text.tokenizer import Tokenizer, checked
@@ -231,8 +231,11 @@ class TextEncoder(Encoder):
         width = self._cut(truncate_dim)
         again = wanted and not (found.ends_normalized and width == self._width)
 
-        def work(texts: list[str]) -> Array:
-            rows = self._pooled([before + text for text in texts] if before else texts, skip)
+        def tokens(texts: list[str]) -> Tokens:
+            return inputs([before + text for text in texts] if before else texts)
+
+        def work(made: Tokens) -> Array:
+            rows = self._pooled(made, skip)
             for module in found.after:
                 rows = module(rows)
             if width < rows.shape[1]:
@@ -241,11 +244,10 @@ class TextEncoder(Encoder):
                 rows = llorch.normalize(rows, out=rows)
             return rows if output_dtype == "float32" else llorch.cast(rows, output_dtype)
 
-        return in_batches(sentences, batch_size, checked, work, "embedding", "sentences", show_progress_bar)
+        return in_batches(sentences, batch_size, checked, tokens, work, "embedding", "sentences", show_progress_bar)
 
-    def _pooled(self, texts: list[str], skip: int) -> Array:
+    def _pooled(self, made: Tokens, skip: int) -> Array:
         """One row a text, of the hidden states of its tokens."""
-        made = self._inputs(texts)
         least = min(map(len, made.ids))
         if least <= skip:
             raise ValueError(

@@ -400,10 +400,37 @@ def test_a_stream_takes_no_more_than_it_needs(model):
     assert_same_bits(np.concatenate([first, *stream]), model.encode(TEXTS))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 100])
+def test_texts_of_a_list_are_made_tokens_together(model, monkeypatch, batch_size):
+    """Some batches of them, but for long ones: the bits are those of an iterator, which is read batch by batch."""
+    texts, made = [*TEXTS, TEXTS[1] * 3] * 12, []
+    wanted = model.encode(iter(texts), batch_size=batch_size)
+    library_call = type(model._inputs).__call__
+
+    def call(self, several):
+        made.append(len(several))
+        return library_call(self, several)
+
+    monkeypatch.setattr(type(model._inputs), "__call__", call)
+    assert_same_bits(model.encode(texts, batch_size=batch_size), wanted)
+    assert sum(made) == len(texts) and made[0] == max(64 // batch_size, 1) * batch_size
+    made.clear()
+    monkeypatch.setattr("llorch.text.inputs.AHEAD_CHARACTERS", 10)
+    assert_same_bits(model.encode(tuple(texts), batch_size=batch_size), wanted)
+    assert made[0] == batch_size
+
+
+def test_a_bad_text_of_a_list_loses_no_batch_before_it(model):
+    stream = model.encode_stream([*TEXTS[:5], 7], batch_size=2)
+    assert [len(next(stream)), len(next(stream))] == [2, 2]
+    with pytest.raises(TypeError, match=r"sentences\[5\] must be a str, got int"):
+        next(stream)
+
+
 def test_memory_of_texts_that_are_not_counted(model, monkeypatch):
     """The result grows in place: at no time is there a second copy of it."""
     monkeypatch.setattr("llorch.text.text_encoder.GROWTH", 1 << 20)
-    monkeypatch.setattr(type(model), "_pooled", lambda self, texts, skip: np.ones((len(texts), 40), np.float32))
+    monkeypatch.setattr(type(model), "_pooled", lambda self, made, skip: np.ones((len(made.ids), 40), np.float32))
     tracemalloc.start()
     rows = model.encode((TEXTS[0] for _ in range(40000)), batch_size=500)
     peak = tracemalloc.get_traced_memory()[1]
