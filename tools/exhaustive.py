@@ -210,8 +210,9 @@ def markdown(results):
         "that decides, by MPFR where it doesn't (`tools/exhaustive/check.c`). `python tools/exhaustive.py` repeats it.",
         "",
         "*open*: inputs whose result float64 leaves open by 2^-42. It is the kernels' margin too: for about as many they",  # noqa: E501
-        "take the double-double path. *Hardest*: the input whose true value is closest to the middle of two float32,",
-        "among those of at least 2^-30, and how close, relative to the value.",
+        "take the double-double path. (AVX-512's exp and silu try pairs of float32 first, and float64 where those leave it",  # noqa: E501
+        "open.) *Hardest*: the input whose true value is closest to the middle of two float32, among those of at least",
+        "2^-30, and how close, relative to the value.",
         "",
         "| function | instruction set | inputs | misrounded | open | hardest | distance | date | machine |",
         "| --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |",
