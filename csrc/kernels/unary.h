@@ -21,8 +21,8 @@
  *           float64 operations round here, and whether vd_fma rounds once, changes no bit. Where a table of 32 is an
  *           instruction (vec.h: AVX-512), exp and silu try pairs of float32 first, which leave one lane in 2^10 to float64, by
  *           a margin of the same kind. All 2^32 inputs of each function were compared: docs/exhaustive.md.
- * Edges:    inputs are clamped to where the result isn't yet its limit, so that no exponent leaves float64. NaN
- *           differs from itself and goes the slow way. -0 and results that vanish keep their sign. Exact results
+ * Edges:    inputs are clamped to where the result isn't yet its limit, so that no exponent leaves float64. Where a fast way is
+ *           for small inputs alone (gelu, pairs of float32), others go the slow way whatever it made of them, and so does NaN. -0 and results that vanish keep their sign. Exact results
  *           like exp(0), and those a trifle away from a float32, like tanh of a tiny x, are far from where the two
  *           roundings part: they are fast. Results halfway but for a trifle (silu and gelu of an odd subnormal) aren't.
  * Cost:     one pass. Four chains of float64 vectors for two vectors of float32; one division, but none for exp and
@@ -215,6 +215,7 @@ LL_INLINE void unary_choose(vf x[2], const vf y[2], int unsure, void (*far)(vf x
         x[1] = y[1];
     }
 }
+
 /* ---- parts ------------------------------------------------------------------------------------ */
 
 #define UNARY_CHAIN(value, x, c) value = vw_fma(value, x, vw_set1(c))
@@ -264,7 +265,6 @@ LL_INLINE unary_floats unary_floats_exp(vf a)
     const vi k = vi_shl(vi_and(vf_as_vi(n), vi_set1(~31)), 18); /* 1.5 * 2^23 has nothing in these bits */
     return (unary_floats){hi, vf_add(vf_add(trl, lo), vf_add(vf_sub(t, hi), tr)), k};
 }
-
 #endif
 
 /* x / (1 + e^a) */
