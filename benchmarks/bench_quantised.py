@@ -51,7 +51,7 @@ LEAST = {  # times llama.cpp's tokens/s: decoding by the faster arithmetic, and 
     "Q4_K_M": (2.1, 3.25),
     "Q4_1": (2.0, 6.4),
 }
-LEAST_AVX2 = {"Q8_0": (1.2, 1.2), "Q4_K_M": (1.2, 1.2)}  # all that is asked of speed without AVX-512
+LEAST_AVX2 = {"Q8_0": (1.2, 1.2), "Q4_K_M": (1.2, 1.2)}  # the same without AVX-512
 WINDOW, PROMPT = 512, 96  # tokens of a stretch of text, and of the prompt whose logits are compared
 LAYERS = tuple(itertools.product(("Q8_0", "Q4_0", "Q4_K", "Q6_K"), ((4096, 4096), (4096, 14336))))
 SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}  # where a block has its float16 numbers
@@ -217,22 +217,18 @@ def faster(part, workload):
     return max((FLOAT32, INT16), key=lambda name: models.rate(part, workload, name) or 0)
 
 
-def beside_llama_cpp(format, part, least):
-    """Decoding and prefill, where something is asked of the format."""
-    if not least:
-        return []
-    decode, prefill = least
-    ours, title = faster(part, "decode"), f"{format}: decode by the faster arithmetic, beside llama.cpp"
-    found = [models.ratio_target(part, title, "decode", ours, "decode", LLAMA_CPP, decode)]
-    title = f"{format}: prefill 512, int16, beside llama.cpp"
-    return [*found, models.ratio_target(part, title, "prefill 512", INT16, "prefill 512", LLAMA_CPP, prefill)]
-
-
-def speed_targets(format, part, result):
-    """What is asked of the machine's peaks, of several sequences and of loading."""
-    ours = faster(part, "decode")
+def format_targets(format, part, result):
+    ours, found = faster(part, "decode"), []
+    least = LEAST_AVX2 if result["isa"] == "avx2" else LEAST
+    decode, prefill = least.get(format, (None, None))
+    if decode:
+        title = f"{format}: decode by the faster arithmetic, beside llama.cpp"
+        found.append(models.ratio_target(part, title, "decode", ours, "decode", LLAMA_CPP, decode))
     what = f"{format}: decode, share of what reading the weights once allows"
-    found = [common.at_least(what, share(part, "decode", ours, result), 0.8, "of it")]
+    found.append(common.at_least(what, share(part, "decode", ours, result), 0.8, "of it"))
+    if prefill:
+        title = f"{format}: prefill 512, int16, beside llama.cpp"
+        found.append(models.ratio_target(part, title, "prefill 512", INT16, "prefill 512", LLAMA_CPP, prefill))
     what = f"{format}: prefill 512, float32, share of the fma peak"
     found.append(common.at_least(what, share(part, "prefill 512", FLOAT32, result), 0.8, "of it"))
     for workload, sequences in (("together", 8), ("many", 32)):
@@ -240,21 +236,17 @@ def speed_targets(format, part, result):
         found.append(
             models.ratio_target(part, title, workload, faster(part, workload), workload, LLAMA_CPP, 2.0)
         )  # fmt: skip
-    load, copy = part["loading"].get(FLOAT32), part["loading"].get(models.COPYING)
-    speed = load["bytes"] / load["median_s"] / 1e9 if load else None
-    found.append(common.at_least(f"{format}: loading, file in the page cache", speed, 1.5, "GB/s"))
-    if load and copy:
-        found[-1]["measured"] += f" ({copy['bytes'] / copy['median_s'] / 1e9:.2f} to copy the file to new memory)"
-    return found
-
-
-def exactness_targets(format, part):
-    """What no machine changes: distances, and memory."""
-    away, found = part["distances"], []
+    away = part["distances"]
     if INT16 in away and LLAMA_CPP in away:
         for key, word in (("rms", "root mean square"), ("largest", "largest")):
             ratio = away[LLAMA_CPP][key] / away[INT16][key]
             found.append(common.at_least(f"{format}: llama.cpp's distance beside int16's, {word}", ratio, 50))
+    load = part["loading"].get(FLOAT32)
+    speed = load["bytes"] / load["median_s"] / 1e9 if load else None
+    copy = part["loading"].get(models.COPYING)
+    found.append(common.at_least(f"{format}: loading, file in the page cache", speed, 1.5, "GB/s"))
+    if load and copy:
+        found[-1]["measured"] += f" ({copy['bytes'] / copy['median_s'] / 1e9:.2f} to copy the file to new memory)"
     if grown := part["opened"].get(FLOAT32):
         ratio = grown / part["bytes"]
         what = f"{format}: the most memory while loading, beside the file: at most 1.05 x"
@@ -262,25 +254,18 @@ def exactness_targets(format, part):
     return found
 
 
-def layer_target(part):
-    best = max(row["rates"]["read"]["share"] for row in part["rows"])
-    return common.at_least(f"{part['title']}: share of the read peak", best, 0.85, "of it")
-
-
-def gpt2_targets(part):
-    what = "GPT-2 Medium's shape, Q8_0 by int16, {}, beside CTranslate2's int8"
-    return [models.ratio_target(part, what.format(key), key, INT16, key, CT2, 1.1) for key in GPT2]
-
-
 def targets(result):
-    wide, found = result["isa"] != "avx2", []
+    found = []
     for format, part in result["formats"].items():
-        found += beside_llama_cpp(format, part, (LEAST if wide else LEAST_AVX2).get(format))
-        found += speed_targets(format, part, result) if wide else []
-        found += exactness_targets(format, part)
-    if wide:
-        found += [layer_target(part) for part in result["layers"].values()]
-        found += [target for part in result["gpt2"].values() for target in gpt2_targets(part)]
+        found += format_targets(format, part, result)
+    for part in result["layers"].values():
+        best = max(row["rates"]["read"]["share"] for row in part["rows"])
+        what = f"{part['title']}: share of the read peak"
+        found.append(common.at_least(what, best, 0.85, "of it"))
+    for part in result["gpt2"].values():
+        for workload in GPT2:
+            title = f"GPT-2 Medium's shape, Q8_0 by int16, {workload}, beside CTranslate2's int8"
+            found.append(models.ratio_target(part, title, workload, INT16, workload, CT2, 1.1))
     return found
 
 
@@ -506,9 +491,11 @@ def main():
     options = common.arguments(__doc__, add_arguments)
     options.part = options.part or (() if options.earlier else PARTS)
     result = common.describe(options.quick, **models.versions(models.PACKAGES)) | {"threads": options.threads}
+    head = [] if options.part else list(result)  # a join says where the runs were, not where they are joined
     result |= {name: {} for name in PARTS}
     for file in options.earlier:
         earlier = json.loads(file.read_text())
+        result |= {name: earlier[name] for name in head}
         for name in PARTS:
             result[name] |= earlier[name]
     windows = 2 if options.quick else 8
