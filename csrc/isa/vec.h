@@ -66,7 +66,15 @@
 
 #include "../llorch.h"
 
-#define LL_INLINE static inline __attribute__((always_inline, unused))
+/* LL_INLINE is for functions that are inlined for the constants they are called with. Under a sanitizer they are functions like
+ * any other: its checks in every call's place take compilers many minutes. Primitives, and what the loop of a tile is made of, are
+ * LL_ALWAYS_INLINE. */
+#define LL_ALWAYS_INLINE static inline __attribute__((always_inline, unused))
+#ifdef LL_SANITIZE
+#define LL_INLINE static __attribute__((unused))
+#else
+#define LL_INLINE LL_ALWAYS_INLINE
+#endif
 #define LL_NOINLINE static __attribute__((noinline, unused))
 /* What is in memory stays there: no value is kept in a register from before to after. */
 #define LL_MEMORY() __asm__ volatile("" ::: "memory")
@@ -90,20 +98,20 @@
 #endif
 
 #ifndef LL_DOT_CHAIN
-LL_INLINE vi vi_dot_chain(vi v, vi a, vi b) { return vi_dot(v, a, b); }
+LL_ALWAYS_INLINE vi vi_dot_chain(vi v, vi a, vi b) { return vi_dot(v, a, b); }
 #endif
 
 #define LL_LANES 64
 #define LL_REGS (LL_LANES / LL_VL)
 
 /* Values [j, j + LL_VL) of a row. dtype is a constant wherever these are in a hot loop. */
-LL_INLINE vf row_load(const char *row, size_t j, int dtype)
+LL_ALWAYS_INLINE vf row_load(const char *row, size_t j, int dtype)
 {
     const char *p = row + j * ll_dtype_size(dtype);
     return dtype == LL_F32 ? vf_load(p) : dtype == LL_F16 ? vf_load_f16(p) : vf_load_bf16(p);
 }
 
-LL_INLINE void row_store(char *row, size_t j, vf v, int dtype)
+LL_ALWAYS_INLINE void row_store(char *row, size_t j, vf v, int dtype)
 {
     char *p = row + j * ll_dtype_size(dtype);
     if (dtype == LL_F32)
@@ -115,7 +123,7 @@ LL_INLINE void row_store(char *row, size_t j, vf v, int dtype)
 }
 
 /* Values [j, j + m), 0 < m <= LL_VL; lanes past m are +0.0. */
-LL_INLINE vf row_load_n(const char *row, size_t j, size_t m, int dtype)
+LL_ALWAYS_INLINE vf row_load_n(const char *row, size_t j, size_t m, int dtype)
 {
     if (m == LL_VL)
         return row_load(row, j, dtype);
@@ -126,7 +134,7 @@ LL_INLINE vf row_load_n(const char *row, size_t j, size_t m, int dtype)
     return row_load((const char *)half, 0, dtype);
 }
 
-LL_INLINE void row_store_n(char *row, size_t j, vf v, size_t m, int dtype)
+LL_ALWAYS_INLINE void row_store_n(char *row, size_t j, vf v, size_t m, int dtype)
 {
     if (m == LL_VL) {
         row_store(row, j, v, dtype);
@@ -140,14 +148,14 @@ LL_INLINE void row_store_n(char *row, size_t j, vf v, size_t m, int dtype)
 }
 
 /* How many of the values [j, n) register k of a block of 64 takes: 0 .. LL_VL. */
-LL_INLINE size_t ll_lanes_left(size_t j, size_t k, size_t n)
+LL_ALWAYS_INLINE size_t ll_lanes_left(size_t j, size_t k, size_t n)
 {
     size_t start = j + k * LL_VL;
     return start >= n ? 0 : n - start < LL_VL ? n - start : LL_VL;
 }
 
 /* The halving tree of sum64 over 64 / LL_VL registers of lanes. */
-LL_INLINE float ll_fold64(vf p[LL_REGS])
+LL_ALWAYS_INLINE float ll_fold64(vf p[LL_REGS])
 {
     LL_UNROLL
     for (size_t h = LL_REGS / 2; h > 0; h /= 2)
@@ -164,22 +172,22 @@ LL_INLINE float ll_fold64(vf p[LL_REGS])
  * ahead (measured: two vf together take a fifth less time each than one by one; four are no faster). */
 typedef struct vw { vd a, b, c, d; } vw;
 
-LL_INLINE vw vw_set1(double x) { return (vw){vd_set1(x), vd_set1(x), vd_set1(x), vd_set1(x)}; }
-LL_INLINE vw vw_widen(const vf v[2]) { return (vw){vd_low(v[0]), vd_high(v[0]), vd_low(v[1]), vd_high(v[1])}; }
-LL_INLINE void vw_narrow(vw x, vf v[2])
+LL_ALWAYS_INLINE vw vw_set1(double x) { return (vw){vd_set1(x), vd_set1(x), vd_set1(x), vd_set1(x)}; }
+LL_ALWAYS_INLINE vw vw_widen(const vf v[2]) { return (vw){vd_low(v[0]), vd_high(v[0]), vd_low(v[1]), vd_high(v[1])}; }
+LL_ALWAYS_INLINE void vw_narrow(vw x, vf v[2])
 {
     v[0] = vf_narrow(x.a, x.b);
     v[1] = vf_narrow(x.c, x.d);
 }
 #define LL_DEFINE(op)                                                                              \
-    LL_INLINE vw vw_##op(vw x, vw y)                                                               \
+    LL_ALWAYS_INLINE vw vw_##op(vw x, vw y)                                                        \
     {                                                                                              \
         return (vw){vd_##op(x.a, y.a), vd_##op(x.b, y.b), vd_##op(x.c, y.c), vd_##op(x.d, y.d)};   \
     }
 LL_DEFINE(add) LL_DEFINE(sub) LL_DEFINE(mul) LL_DEFINE(div) LL_DEFINE(max) LL_DEFINE(scale)
 #undef LL_DEFINE
-LL_INLINE vw vw_abs(vw x) { return (vw){vd_abs(x.a), vd_abs(x.b), vd_abs(x.c), vd_abs(x.d)}; }
-LL_INLINE vw vw_fma(vw x, vw y, vw z)
+LL_ALWAYS_INLINE vw vw_abs(vw x) { return (vw){vd_abs(x.a), vd_abs(x.b), vd_abs(x.c), vd_abs(x.d)}; }
+LL_ALWAYS_INLINE vw vw_fma(vw x, vw y, vw z)
 {
     return (vw){vd_fma(x.a, y.a, z.a), vd_fma(x.b, y.b, z.b), vd_fma(x.c, y.c, z.c), vd_fma(x.d, y.d, z.d)};
 }

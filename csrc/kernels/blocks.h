@@ -111,7 +111,7 @@ LL_INLINE void blocks_scale(const char *head, size_t s, size_t column, int forma
         return;
     }
     const char *words = head + BLOCKS_LINE + column * sizeof(uint32_t);
-    vf sc, mn;
+    vf sc, mn = vf_zero();
     head += column * sizeof(uint16_t);
     switch (format) {
     case LL_Q2_K:

@@ -44,7 +44,7 @@ LL_INLINE size_t tile_count(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_
 #define TILE_AHEAD ((size_t)(LL_BLOCK / 2 * LL_PANEL * 2))
 
 /* Vector v of a row of k at b: of the first row of a pair, or the second. */
-LL_INLINE vf tile_load(const char *b, size_t v, size_t panel, size_t b_panel, size_t second, int dtype)
+LL_ALWAYS_INLINE vf tile_load(const char *b, size_t v, size_t panel, size_t b_panel, size_t second, int dtype)
 {
     b += v / panel * b_panel * ll_dtype_size(dtype);
     if (dtype != LL_BF16)
@@ -54,8 +54,8 @@ LL_INLINE vf tile_load(const char *b, size_t v, size_t panel, size_t b_panel, si
 }
 
 /* p += a * b for one k. */
-LL_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, const char *b, size_t b_panel,
-                            size_t second, int dtype, vf *p)
+LL_ALWAYS_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, const char *b,
+                                   size_t b_panel, size_t second, int dtype, vf *p)
 {
     /* the smaller of the two sides waits in registers, or there are too few of them */
     if (R < V) {
@@ -86,9 +86,9 @@ LL_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, si
 }
 
 /* p += a * b for one k, or two of bfloat16, which lie together: a step of tile_fma, which begins at k. */
-LL_INLINE void tile_step(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                         size_t b_panel, int dtype, size_t k, size_t lines, const char *ahead, size_t ahead_panel,
-                         size_t stream, vf *p)
+LL_ALWAYS_INLINE void tile_step(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                                size_t b_panel, int dtype, size_t k, size_t lines, const char *ahead, size_t ahead_panel,
+                                size_t stream, vf *p)
 {
     LL_UNROLL
     for (size_t i = 0; i < lines; i++)
