@@ -1,6 +1,11 @@
 import ctypes
+import os
 import re
 from pathlib import Path
+
+# Before NumPy is imported, here and in what tests start: two threads of its BLAS that share a core with another process
+# take twenty times as long for a small product.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
 import pytest

@@ -15,6 +15,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 import pytest
+import threadpoolctl
 from click.testing import CliRunner
 from ladders import PROMPT, copied, dump_with, embedded, network, right
 from safetensors.numpy import save_file
@@ -260,6 +261,20 @@ def test_logits_alone_are_enough_for_the_diagnosis(key):
     result = against({"lm_head": dump_with(key, *blocks).arrays["logits"][None]}, diagnose=True)
     assert (result.first.tensor.name, result.diagnosis.key) == ("logits", key)
     assert result.diagnosis.layers == tuple(blocks)
+
+
+def test_a_diagnosis_of_a_small_model_has_one_thread_of_blas():
+    """Two would wait for each other whenever another process has a core; afterwards there are as many as before."""
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        seen = []
+        theirs = dump_with("ln_f-skipped")
+        compare_dumps(theirs, right(), network(), progress=lambda *_: seen.append(threads()))
+        assert len(seen) > 5 and all(one == {1} for one in seen)
+        assert threads() == {2}
 
 
 def test_an_unknown_fault_gets_no_name():

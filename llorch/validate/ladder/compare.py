@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from llorch._text import shown
+from llorch._threadpoolctl import one_blas_thread
 from llorch.validate.ladder import dumps, faults, layouts, rungs
-from llorch.validate.ladder.diagnose import Diagnosis, diagnose, in_heads
+from llorch.validate.ladder.diagnose import Diagnosis, diagnose, in_heads, small
 from llorch.validate.ladder.distance import Aligned, Array, comparable, relative
 from llorch.validate.ladder.dumps import Dump
 from llorch.validate.ladder.faults import Fault
@@ -150,13 +152,14 @@ def compare_dumps(
     elif first is not None and network is None:
         notes.append("no model was given (--model), so no fault was tried")
     elif first is not None and network is not None:
-        diagnosis, tried, nearer = diagnose(network, ours, reads, rows, first, progress)
-        if further and first.tensor.name in _computed(network):
-            if diagnosis is not None:
-                diagnosis, more = _then(network, ours, reads, rows, first, diagnosis)
-            else:
-                diagnosis, more = _both(network, ours, reads, rows, first, nearer)
-            tried += more
+        with one_blas_thread() if small(network) else nullcontext():
+            diagnosis, tried, nearer = diagnose(network, ours, reads, rows, first, progress)
+            if further and first.tensor.name in _computed(network):
+                if diagnosis is not None:
+                    diagnosis, more = _then(network, ours, reads, rows, first, diagnosis)
+                else:
+                    diagnosis, more = _both(network, ours, reads, rows, first, nearer)
+                tried += more
     return Comparison(theirs.name, ours.name, rows, shown_first, diagnosis, unknown, notes, tried)
 
 

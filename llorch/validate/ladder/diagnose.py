@@ -46,6 +46,10 @@ PADDED = 8, 16, 32, 64, 128, 256, 512  # lengths that texts are padded to
 SEARCH = 100.0  # how far a number is searched on both sides of the right one, in its multiples
 
 
+def small(network: Network) -> bool:
+    return sum(weight.size for weight in network.blocks[0].weights.values()) <= LARGE
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """A fault that gives their tensor.
@@ -131,8 +135,7 @@ class _Bench:
             self.end = -1
         self.after = self.first.part == "after"
         self.before = {row.tensor.name for row in rows if row.tensor.part == "before"}
-        sizes = (w.size for w in network.blocks[0].weights.values())
-        self.large = sum(sizes) > LARGE
+        self.large = not small(network)
         self._right: Trace | None = None
         self.known = self.own()
         self.alone = self.healthy[first.tensor.name]  # their tensor's distance from a right one of their own inputs
