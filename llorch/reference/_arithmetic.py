@@ -8,24 +8,33 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def fma(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c in float32, rounded once to nearest even. a and b may be of shapes that broadcast to that of c.
+FINEST = 2.0**-126  # below it float32's numbers are equally spaced
 
-    The product of two float32 is exact in float64. The sum is rounded to odd there: where it isn't exact, the
-    neighbour whose last bit is 1 is taken, and with 29 bits to spare the second rounding, to float32, can't meet a
-    false tie (Boldo, Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
-    """
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c in float32, rounded once to nearest even. a and b may be of shapes that broadcast to that of c."""
     with np.errstate(all="ignore"):
-        p = a.astype(np.float64) * b.astype(np.float64)
-        z = c.astype(np.float64)
-        s = p + z
+        return fused(a.astype(np.float64) * b.astype(np.float64), c)
+
+
+def fused(p: Array, c: Array) -> Array:
+    """p + c in float32, rounded once to nearest even: p is a product of two float32, which is exact in float64.
+
+    To round to float64 first and then to float32 is wrong only where the first ends halfway between two float32: by
+    its last 29 bits, or anywhere below FINEST. There the sum is rounded to odd: where it isn't exact, the neighbour
+    whose last bit is 1 is taken, and with 29 bits to spare the second rounding can't meet a false tie (Boldo,
+    Melquiond, "Emulation of a FMA and correctly rounded sums", 2008). NumPy's warnings are the caller's to switch off.
+    """
+    z = c.astype(np.float64)
+    s = p + z
+    bits = s.view(np.int64)
+    if (((bits & 0x1FFFFFFF) == 0x10000000) | ((s > -FINEST) & (s < FINEST))).any():
         zz = s - p
         error = (p - (s - zz)) + (z - zz)  # two-sum: s + error is exact; NaN where s isn't finite
-        bits = s.view(np.int64)
         inexact = ((error < 0) | (error > 0)) & ((bits & 1) == 0)
         step = np.where((error > 0) == (s > 0), np.int64(1), np.int64(-1))
-        odd = np.where(inexact, bits + step, bits).view(np.float64)
-        return odd.astype(np.float32)
+        s = np.where(inexact, bits + step, bits).view(np.float64)
+    return s.astype(np.float32)
 
 
 def sum64(v: Array, *, square: bool = False) -> Array:

@@ -76,14 +76,14 @@ def linear_int16(
     with np.errstate(all="ignore"):
         w, D, M = integers(np.ascontiguousarray(blocks).reshape(N * (K // values), length), format)
         part = w.shape[2]
-        w, D = w.reshape(N, K), D.reshape(N, K // part)
+        w, D = w.reshape(N, K).astype(np.int64), D.reshape(N, K // part)
         for first in range(0, K, BLOCK):
             p = np.zeros(y.shape, np.float32)
             for start in range(first, min(first + BLOCK, K), part):
                 S = np.zeros(y.shape, np.int64)
                 T = np.zeros((y.shape[0], 1), np.int64)
                 for k in range(start, start + part):
-                    S = S + q[:, k : k + 1] * w[:, k].astype(np.int64)
+                    S = S + q[:, k : k + 1] * w[:, k]
                     T = T + q[:, k : k + 1]
                 p = fma(S.astype(np.float32), D[:, start // part], p)
                 if M is not None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch.reference._arithmetic import fma, narrow, widen
+from llorch.reference._arithmetic import fused, narrow, widen
 from llorch.reference._gate import ACTIVATIONS
 
 Array = NDArray[Any]
@@ -21,9 +21,10 @@ def dot128(a: Array, b: Array, init: Array) -> Array:
     y = init
     with np.errstate(all="ignore"):
         for first in range(0, a.shape[1], BLOCK):
+            left, right = (part.astype(np.float64) for part in (a[:, first : first + BLOCK], b[first : first + BLOCK]))
             p = np.zeros(y.shape, np.float32)
-            for k in range(first, min(first + BLOCK, a.shape[1])):
-                p = fma(a[:, k : k + 1], b[k : k + 1], p)
+            for k in range(right.shape[0]):
+                p = fused(left[:, k : k + 1] * right[k : k + 1], p)
             y = y + p
     return y
 

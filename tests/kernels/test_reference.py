@@ -38,6 +38,8 @@ def round_to_float32(exact: Fraction) -> np.float32:
 @example(2.0**-75, 2.0**-75, 2.0**-149)
 @example(3.0, 2.0**-149, 2.0**-126)
 @example(3.4028234663852886e38, 1.0, 2.0**103)
+@example(1.0, 1 + 2.0**-23, 2.0**-24)
+@example(2.0**-75, 1.5 * 2.0**-74, 2.0**-149)
 @example(1 + 2.0**-12, 1 + 2.0**-12, 2.0**-100)
 @example(1 + 2.0**-12, 1 + 2.0**-12, -(2.0**-100))
 def test_fma_is_exact_arithmetic_rounded_once(a, b, c):
@@ -67,6 +69,25 @@ def test_rounding_twice_would_be_seen():
     plain = (a.astype(np.float64) * a.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
     assert plain[0] != reference.fma(a, a, c)[0]
     assert plain[0] != round_to_float32(Fraction(float(a[0])) ** 2 + Fraction(float(c[0])))
+
+
+def test_where_rounding_twice_is_wrong(isa):
+    """Sums that float64 takes to the middle between two float32, normal and subnormal. Of two products the second is
+    added to the first, which is the term."""
+    normal = [
+        ((1 + 2.0**-12 + k * 2.0**-11) * 2.0**e, sign * 2.0 ** (e - 90))
+        for k in range(5)
+        for e in range(-50, 60)
+        for sign in (-1, 1)
+    ]
+    subnormal = [((1 - 2.0**-15) * 2.0**-75, sign * (2.0**-127 + j * 2.0**-149)) for j in range(8) for sign in (-1, 1)]
+    for a, of in ((1 + 2.0**-12, normal), ((1 + 2.0**-15) * 2.0**-75, subnormal)):
+        w, term = np.float32(of).T
+        wanted = np.array([round_to_float32(Fraction(a) * Fraction(b) + Fraction(c)) for b, c in of])
+        assert_same_bits(reference.fma(np.float32([a]), w, term), wanted)
+        assert_same_bits(llorch.linear(np.float32([[1, a]]), np.stack([term, w]))[0], wanted)
+        twice = (a * w.astype(np.float64) + term.astype(np.float64)).astype(np.float32)
+        assert (twice != wanted).mean() > 0.2  # the control
 
 
 def test_kernels_fma(isa):
