@@ -1,5 +1,6 @@
 /* Plain C: 4 lanes in an array. For machines without the other sets, and as a check on them: it shares
  * no instruction with them where it matters (its fma is made of float64 operations). Bits, not speed. */
+#define LL_PLAIN
 #define LL_VL 4
 #define LL_STRIP 8
 #define LL_TILE_ROWS 2
@@ -14,13 +15,14 @@ typedef struct { float lane[LL_VL]; } vf;
 #endif
 #define LL_EACH for (int l = 0; l < LL_VL; l++)
 
-/* fma(a, b, c), rounded once. The product of two float32 is exact in float64. The sum is rounded to odd:
- * when it is inexact, the neighbour with the odd last bit is taken, so that the second rounding, to
- * float32 with 29 bits fewer (and more where the result is subnormal), can't meet a false tie. */
-LL_FN float ll_fma_emulated(float a, float b, float c)
+/* What is called from many places, or seldom. */
+#define LL_CALL static __attribute__((noinline, unused))
+
+/* p + c, rounded once to float32. The sum is rounded to odd: when it is inexact, the neighbour with the odd last bit is taken, so
+ * that the second rounding, to float32 with 29 bits fewer (and more where the result is subnormal), can't meet a false tie. */
+LL_CALL float ll_sum_by_odd(double p, float c)
 {
-    double p = (double)a * (double)b, z = (double)c;
-    double s = p + z;
+    double z = (double)c, s = p + z;
     double zz = s - p;
     double error = (p - (s - zz)) + (z - zz); /* two-sum: s + error is exact; NaN when s isn't finite */
     int64_t u;
@@ -32,7 +34,7 @@ LL_FN float ll_fma_emulated(float a, float b, float c)
     return (float)s;
 }
 
-LL_FN float ll_f16_to_f32(uint16_t h)
+LL_CALL float ll_f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff, u;
     if (exponent == 0) { /* zero or subnormal: fraction * 2^-24, exact */
@@ -48,7 +50,7 @@ LL_FN float ll_f16_to_f32(uint16_t h)
 }
 
 /* Nearest even. Below 2^-14 the spacing is 2^-24: adding 0.5 to the magnitude rounds there. */
-LL_FN uint16_t ll_f32_to_f16(float f)
+LL_CALL uint16_t ll_f32_to_f16(float f)
 {
     uint32_t u;
     memcpy(&u, &f, sizeof u);
@@ -89,9 +91,24 @@ LL_FN vf vf_add(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] + b.lane[l]; return 
 LL_FN vf vf_sub(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] - b.lane[l]; return a; }
 LL_FN vf vf_mul(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] * b.lane[l]; return a; }
 LL_FN vf vf_div(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] / b.lane[l]; return a; }
+/* Rounded once. The product of two float32 is exact in float64. To round the sum there and then to float32 is wrong only where it
+ * ends halfway between two float32: by its last 29 bits, or anywhere below 2^-126, where float32's numbers are equally spaced. */
 LL_FN vf vf_fma(vf a, vf b, vf c)
 {
-    LL_EACH a.lane[l] = ll_fma_emulated(a.lane[l], b.lane[l], c.lane[l]);
+    const uint64_t finest = UINT64_C(897) << 53; /* 2^-126 without its sign */
+    double p[LL_VL], s[LL_VL];
+    int unsure = 0;
+    LL_EACH {
+        uint64_t u;
+        p[l] = (double)a.lane[l] * (double)b.lane[l];
+        s[l] = p[l] + (double)c.lane[l];
+        memcpy(&u, &s[l], sizeof u);
+        unsure |= (u & 0x1fffffff) == 0x10000000 || (u << 1) - 1 < finest - 1; /* 0 is exact */
+    }
+    if (__builtin_expect(unsure, 0))
+        LL_EACH a.lane[l] = ll_sum_by_odd(p[l], c.lane[l]);
+    else
+        LL_EACH a.lane[l] = (float)s[l];
     return a;
 }
 LL_FN vf vf_max(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] > b.lane[l] ? a.lane[l] : b.lane[l]; return a; }

@@ -60,19 +60,19 @@ typedef struct norm_row {
  * values in order, and at every level of the halving tree the partners (h apart modulo 2 h) stay partners. */
 
 /* Values from p to the next boundary of vectors. */
-LL_INLINE size_t norm_way(const char *p, size_t n, int dtype)
+LL_INLINE_SIMD size_t norm_way(const char *p, size_t n, int dtype)
 {
     const size_t size = ll_dtype_size(dtype), bytes = LL_VL * size;
     return n >= NORM_ALIGN_FROM ? (bytes - (uintptr_t)p % bytes) % bytes / size : 0;
 }
 
 /* The h values of the way at the end of the last register, where the turned lanes have them; the rest +0. */
-LL_INLINE vf norm_turned(vf v, size_t h) { return vf_join(vf_zero(), v, LL_VL - h); }
+LL_INLINE_SIMD vf norm_turned(vf v, size_t h) { return vf_join(vf_zero(), v, LL_VL - h); }
 
 /* ---- first pass: sum64(x); the add happens here ---------------------------------------------- */
 
 /* Values [j, j + m) of x, or of x + residual, which are stored. Lanes past m are +0.0. */
-LL_INLINE vf norm_term(const char *x, const char *residual, char *sum, size_t j, size_t m, int dtype)
+LL_INLINE_SIMD vf norm_term(const char *x, const char *residual, char *sum, size_t j, size_t m, int dtype)
 {
     vf v = row_load_n(x, j, m, dtype);
     if (residual) {
@@ -86,14 +86,14 @@ LL_INLINE vf norm_term(const char *x, const char *residual, char *sum, size_t j,
 
 /* ahead, here and below: where a later row lies that will soon be read, or the constant NULL. One call a
  * cache line; more would only take room. */
-LL_INLINE void norm_call_for(const char *ahead, size_t j, size_t k, int dtype)
+LL_INLINE_SIMD void norm_call_for(const char *ahead, size_t j, size_t k, int dtype)
 {
     const size_t size = ll_dtype_size(dtype);
     if (ahead && k * LL_VL * size % NORM_LINE == 0)
         __builtin_prefetch(ahead + (j + k * LL_VL) * size, 0, 3);
 }
 
-LL_INLINE float norm_pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
+LL_INLINE_SIMD float norm_pass_sum(const char *x, const char *residual, char *sum, size_t n, int dtype, const char *ahead)
 {
     vf p[LL_REGS];
     size_t j = norm_way(x, n, dtype);
@@ -125,8 +125,8 @@ LL_INLINE float norm_pass_sum(const char *x, const char *residual, char *sum, si
 
 /* The 64 lanes in strips of LL_STRIP registers: two sets of 64 lanes need not fit into the register file.
  * Without centring (RMSNorm) d is x itself and D isn't needed. */
-LL_INLINE void norm_pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype,
-                                 const char *ahead)
+LL_INLINE_SIMD void norm_pass_squares(const char *x, size_t n, float mean, int centre, float *D, float *Q, int dtype,
+                                      const char *ahead)
 {
     vf dsum[LL_REGS], qsum[LL_REGS], mu = vf_set1(mean);
     const size_t head = norm_way(x, n, dtype);
@@ -184,9 +184,9 @@ LL_INLINE void norm_pass_squares(const char *x, size_t n, float mean, int centre
 
 /* ---- the row's scalars ------------------------------------------------------------------------ */
 
-LL_INLINE int norm_finite(float a) { return fabsf(a) <= FLT_MAX; }
+LL_INLINE_SIMD int norm_finite(float a) { return fabsf(a) <= FLT_MAX; }
 
-LL_INLINE void layer_norm_scalars(norm_row *row, float D, float Q, size_t n, double eps)
+LL_INLINE_SIMD void layer_norm_scalars(norm_row *row, float D, float Q, size_t n, double eps)
 {
     double count = (double)n, c = (double)D / count, var = (double)Q / count - c * c;
     if (!(var > 0.0))
@@ -198,7 +198,7 @@ LL_INLINE void layer_norm_scalars(norm_row *row, float D, float Q, size_t n, dou
     row->wide = !(norm_finite(row->mean) && norm_finite(D) && norm_finite(Q) && var >= 0x1p-100);
 }
 
-LL_INLINE void rms_norm_scalars(norm_row *row, float Q, size_t n, double eps)
+LL_INLINE_SIMD void rms_norm_scalars(norm_row *row, float Q, size_t n, double eps)
 {
     double var = (double)Q / (double)n + eps;
     row->r = (float)(1.0 / sqrt(var));
@@ -214,7 +214,7 @@ typedef struct norm_out {
 } norm_out;
 
 /* y from t: the only place where weight and bias come in. They are NULL or not as the caller's constants. */
-LL_INLINE vf norm_scale_shift(vf t, const char *weight, const char *bias, size_t j, size_t m)
+LL_INLINE_SIMD vf norm_scale_shift(vf t, const char *weight, const char *bias, size_t j, size_t m)
 {
     if (weight && bias)
         return vf_fma(t, row_load_n(weight, j, m, LL_F32), row_load_n(bias, j, m, LL_F32));
@@ -225,21 +225,21 @@ LL_INLINE vf norm_scale_shift(vf t, const char *weight, const char *bias, size_t
     return t;
 }
 
-LL_INLINE vf norm_normalise(vf x, vf mean, vf r, vf s, int centre)
+LL_INLINE_SIMD vf norm_normalise(vf x, vf mean, vf r, vf s, int centre)
 {
     return centre ? vf_fma(vf_sub(x, mean), r, s) : vf_mul(x, r);
 }
 
-LL_INLINE vf norm_output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre,
-                         int dtype)
+LL_INLINE_SIMD vf norm_output(const norm_row *row, const char *weight, const char *bias, size_t j, size_t m, int centre,
+                              int dtype)
 {
     vf t = norm_normalise(row_load_n(row->x, j, m, dtype), vf_set1(row->mean), vf_set1(row->r), vf_set1(row->s), centre);
     return norm_scale_shift(t, weight, bias, j, m);
 }
 
 /* weight and bias are NULL or not as constants: one loop for each case. */
-LL_INLINE void norm_apply_case(const norm_row *of, const char *weight, const char *bias, char *y, size_t n, int centre,
-                               int dtype)
+LL_INLINE_SIMD void norm_apply_case(const norm_row *of, const char *weight, const char *bias, char *y, size_t n, int centre,
+                                    int dtype)
 {
     const norm_row own = *of, *row = &own; /* in registers, whatever is stored to y */
     size_t j = norm_way(y, n, dtype);
@@ -252,7 +252,7 @@ LL_INLINE void norm_apply_case(const norm_row *of, const char *weight, const cha
         row_store_n(y, j, norm_output(row, weight, bias, j, n - j, centre, dtype), n - j, dtype);
 }
 
-LL_INLINE void norm_pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype)
+LL_INLINE_SIMD void norm_pass_apply(const norm_row *row, const char *w, const char *b, char *y, size_t n, int centre, int dtype)
 {
     if (w && b)
         norm_apply_case(row, w, b, y, n, centre, dtype);
@@ -272,7 +272,7 @@ typedef struct norm_edge {
     size_t m;
 } norm_edge;
 
-LL_INLINE void norm_edge_store(norm_edge *edge, char *end)
+LL_INLINE_SIMD void norm_edge_store(norm_edge *edge, char *end)
 {
     if (edge->m)
         vf_store_n(end - edge->m * sizeof(float), edge->v, edge->m);
@@ -281,8 +281,8 @@ LL_INLINE void norm_edge_store(norm_edge *edge, char *end)
 
 /* norm_pass_apply for float32 past the caches; y follows the row before without a gap, n >= NORM_ALIGN_FROM. A thread that
  * waits for the pool sees these stores: the pool counts its finished workers by a locked add, which drains them. */
-LL_INLINE void norm_pass_stream(const norm_row *of, const char *w, const char *b, char *y, size_t n, int centre,
-                                norm_edge *edge)
+LL_INLINE_SIMD void norm_pass_stream(const norm_row *of, const char *w, const char *b, char *y, size_t n, int centre,
+                                     norm_edge *edge)
 {
     const norm_row own = *of, *row = &own;
     size_t j = norm_way(y, n, LL_F32);
@@ -364,14 +364,14 @@ LL_NOINLINE void norm_row_wide(const char *x, const char *weight, const char *bi
 
 /* ---- rows -------------------------------------------------------------------------------------- */
 
-LL_INLINE char *norm_row_at(const void *base, size_t i, ptrdiff_t stride)
+LL_INLINE_SIMD char *norm_row_at(const void *base, size_t i, ptrdiff_t stride)
 {
     return (char *)(uintptr_t)base + (ptrdiff_t)i * stride;
 }
 
 /* Rows [first, first + count), count <= NORM_GROUP, through all three passes. edge is NULL where y isn't streamed. */
-LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, const char *weight, const char *bias,
-                          double eps, enum norm op, int dtype, norm_edge *edge)
+LL_INLINE_SIMD void norm_group(const ll_norm_args *a, size_t first, size_t count, const char *weight, const char *bias,
+                               double eps, enum norm op, int dtype, norm_edge *edge)
 {
     const size_t n = a->n;
     const int stream = edge != NULL;
@@ -422,7 +422,7 @@ LL_INLINE void norm_group(const ll_norm_args *a, size_t first, size_t count, con
 }
 
 /* scale, or a copy of it in room, at y's distance from a cache line. */
-LL_INLINE const char *norm_beside(float *room, const char *scale, const void *y, size_t n)
+LL_INLINE_SIMD const char *norm_beside(float *room, const char *scale, const void *y, size_t n)
 {
     if (!scale || ((uintptr_t)scale - (uintptr_t)y) % NORM_LINE == 0)
         return scale;
@@ -430,7 +430,7 @@ LL_INLINE const char *norm_beside(float *room, const char *scale, const void *y,
     return memcpy(copy, scale, n * sizeof(float));
 }
 
-LL_INLINE void norm(const ll_norm_args *a, int stream, size_t begin, size_t end, enum norm op, int dtype)
+LL_INLINE_SIMD void norm(const ll_norm_args *a, int stream, size_t begin, size_t end, enum norm op, int dtype)
 {
     const char *w = (const char *)a->weight, *b = op == RMS_NORM || op == ADD_RMS_NORM ? NULL : (const char *)a->bias;
     const double eps = (double)(float)a->eps;

@@ -151,7 +151,7 @@ typedef float (*unary_exact)(float);
 
 /* Whether y = f(x), in float64 and off by at most 2^-margin of itself, may round to another float32 than it does.
  * NaN: yes. */
-LL_INLINE int unary_unsure(const vf x[2], vw y, int margin, vf rounded[2])
+LL_INLINE_SIMD int unary_unsure(const vf x[2], vw y, int margin, vf rounded[2])
 {
 #ifdef LL_NEAR_TIE
     vw_narrow(y, rounded);
@@ -188,7 +188,7 @@ LL_NOINLINE void unary_repair(vf x[2], const vw *y, unary_exact exact)
 }
 
 /* x becomes y, rounded. */
-LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
+LL_INLINE_SIMD void unary_round(vf x[2], vw y, unary_exact exact)
 {
     vf rounded[2];
     if (__builtin_expect(unary_unsure(x, y, UNARY_MARGIN, rounded), 0)) {
@@ -203,7 +203,7 @@ LL_INLINE void unary_round(vf x[2], vw y, unary_exact exact)
 }
 
 /* x becomes y, or, where that isn't sure, what `far` makes of it. */
-LL_INLINE void unary_choose(vf x[2], const vf y[2], int unsure, void (*far)(vf x[2]))
+LL_INLINE_SIMD void unary_choose(vf x[2], const vf y[2], int unsure, void (*far)(vf x[2]))
 {
     if (__builtin_expect(unsure, 0)) {
         vf c[2] = {x[0], x[1]}; /* a copy, so that nothing lies in memory where all is sure */
@@ -223,7 +223,7 @@ LL_INLINE void unary_choose(vf x[2], const vf y[2], int unsure, void (*far)(vf x
 /* e^a = 2^k (1 + r q), k as vw_scale takes it. */
 typedef struct unary_parts { vw r, q, k; } unary_parts;
 
-LL_INLINE unary_parts unary_exp_of(vw a)
+LL_INLINE_SIMD unary_parts unary_exp_of(vw a)
 {
     vw k = vw_fma(a, vw_set1(UNARY_LOG2_E), vw_set1(UNARY_TO_INTEGER));
     vw r = vw_fma(vw_sub(k, vw_set1(UNARY_TO_INTEGER)), vw_set1(-UNARY_LN_2), a);
@@ -240,7 +240,7 @@ LL_INLINE unary_parts unary_exp_of(vw a)
 }
 
 /* |a| < 700 */
-LL_INLINE vw unary_exp(vw a)
+LL_INLINE_SIMD vw unary_exp(vw a)
 {
     unary_parts e = unary_exp_of(a);
     return vw_scale(vw_fma(e.r, e.q, vw_set1(1.0)), e.k);
@@ -252,7 +252,7 @@ LL_INLINE vw unary_exp(vw a)
  * table, hi + lo too. lo may be as large as 2^-13: |s q| is. */
 typedef struct unary_floats { vf hi, lo; vi k; } unary_floats;
 
-LL_INLINE unary_floats unary_floats_exp(vf a)
+LL_INLINE_SIMD unary_floats unary_floats_exp(vf a)
 {
     const vf to_integer = vf_set1(0x1.8p23f), n = vf_fma(a, vf_set1(FLOATS_32_BY_LN_2), to_integer);
     const vf m = vf_sub(n, to_integer), r = vf_fma(m, vf_set1(-FLOATS_LN_2_BY_32), a);
@@ -268,7 +268,7 @@ LL_INLINE unary_floats unary_floats_exp(vf a)
 #endif
 
 /* x / (1 + e^a) */
-LL_INLINE vw unary_gated(vw x, vw a) { return vw_div(x, vw_add(unary_exp(a), vw_set1(1.0))); }
+LL_INLINE_SIMD vw unary_gated(vw x, vw a) { return vw_div(x, vw_add(unary_exp(a), vw_set1(1.0))); }
 
 /* ---- the functions: two vectors in place ------------------------------------------------------- */
 
@@ -279,14 +279,14 @@ LL_INLINE vw unary_gated(vw x, vw a) { return vw_div(x, vw_add(unary_exp(a), vw_
 /* x between low and high; NaN stays. */
 #define UNARY_CLAMPED(low, high) vf_max(vf_set1(low), vf_min(vf_set1(high), x[i]))
 
-LL_INLINE void unary_exp_wide(vf x[2])
+LL_INLINE_SIMD void unary_exp_wide(vf x[2])
 {
     vf c[2];
     UNARY_PAIR(c, UNARY_CLAMPED(-104.0f, 89.0f));
     unary_round(x, unary_exp(vw_widen(c)), ll_exact_exp);
 }
 
-LL_INLINE void unary_silu_wide(vf x[2])
+LL_INLINE_SIMD void unary_silu_wide(vf x[2])
 {
     vf c[2], a[2];
     UNARY_PAIR(c, vf_max(vf_set1(-112.0f), x[i])); /* from below alone: above, the result is x */
@@ -295,13 +295,13 @@ LL_INLINE void unary_silu_wide(vf x[2])
 }
 
 #ifndef LL_LOOKUP_32
-LL_INLINE void ll_exp_vp(vf x[2]) { unary_exp_wide(x); }
-LL_INLINE void ll_silu_vp(vf x[2]) { unary_silu_wide(x); }
+LL_INLINE_SIMD void ll_exp_vp(vf x[2]) { unary_exp_wide(x); }
+LL_INLINE_SIMD void ll_silu_vp(vf x[2]) { unary_silu_wide(x); }
 #else
 LL_NOINLINE void unary_exp_far(vf x[2]) { unary_exp_wide(x); }
 LL_NOINLINE void unary_silu_far(vf x[2]) { unary_silu_wide(x); }
 
-LL_INLINE void ll_exp_vp(vf x[2])
+LL_INLINE_SIMD void ll_exp_vp(vf x[2])
 {
     vf y[2];
     int unsure = 0;
@@ -316,7 +316,7 @@ LL_INLINE void ll_exp_vp(vf x[2])
     unary_choose(x, y, unsure, unary_exp_far);
 }
 
-LL_INLINE void ll_silu_vp(vf x[2])
+LL_INLINE_SIMD void ll_silu_vp(vf x[2])
 {
     const vf one = vf_set1(1.0f);
     vf y[2];
@@ -339,7 +339,7 @@ LL_INLINE void ll_silu_vp(vf x[2])
 }
 #endif
 
-LL_INLINE void ll_tanh_vp(vf x[2])
+LL_INLINE_SIMD void ll_tanh_vp(vf x[2])
 {
     vf c[2], sign[2] = {x[0], x[1]};
     UNARY_PAIR(c, UNARY_CLAMPED(-10.0f, 10.0f));
@@ -351,14 +351,14 @@ LL_INLINE void ll_tanh_vp(vf x[2])
     UNARY_PAIR(x, vf_or_sign(x[i], sign[i])); /* expm1(-0) came out as +0 */
 }
 
-LL_INLINE void ll_sigmoid_vp(vf x[2])
+LL_INLINE_SIMD void ll_sigmoid_vp(vf x[2])
 {
     vf c[2];
     UNARY_PAIR(c, vf_sub(vf_zero(), UNARY_CLAMPED(-104.0f, 104.0f)));
     unary_round(x, unary_gated(vw_set1(1.0), vw_widen(c)), ll_exact_sigmoid);
 }
 
-LL_INLINE void ll_gelu_tanh_vp(vf x[2])
+LL_INLINE_SIMD void ll_gelu_tanh_vp(vf x[2])
 {
     vf c[2], a[2];
     UNARY_PAIR(c, vf_max(vf_set1(-11.0f), x[i]));
@@ -400,7 +400,7 @@ LL_NOINLINE void unary_gelu_far(vf x[2])
 
 /* Where all |x| <= 4, which is nearly everywhere, without exp and division: (1 - Phi(t))^(1/8) is so tame that a
  * polynomial reaches 2^-40.0 in its eighth power. */
-LL_INLINE void ll_gelu_vp(vf x[2])
+LL_INLINE_SIMD void ll_gelu_vp(vf x[2])
 {
     vf y[2];
     vw z = vw_widen(x), w = vw_abs(z), s = vw_mul(z, z);
@@ -429,7 +429,7 @@ LL_INLINE void ll_gelu_vp(vf x[2])
     unary_choose(x, y, unsure, unary_gelu_far);
 }
 
-LL_INLINE void ll_erf_vp(vf x[2])
+LL_INLINE_SIMD void ll_erf_vp(vf x[2])
 {
     vf a[2];
     UNARY_PAIR(a, UNARY_CLAMPED(-4.0f, 4.0f));
@@ -454,7 +454,7 @@ LL_INLINE void ll_erf_vp(vf x[2])
     unary_round(x, vw_div(vw_mul(c, p), q), ll_exact_erf);
 }
 
-LL_INLINE void ll_relu_vp(vf x[2])
+LL_INLINE_SIMD void ll_relu_vp(vf x[2])
 {
     UNARY_PAIR(x, vf_add(vf_max(vf_zero(), x[i]), vf_zero())); /* the larger of +0 and -0 may be either: + 0 makes it +0 */
 }
@@ -465,7 +465,7 @@ LL_INLINE void ll_relu_vp(vf x[2])
 /* ---- arrays ----------------------------------------------------------------------------------- */
 
 /* Values [j, n) of a row, at most two vectors; what is past n is 0, which no function finds hard. */
-LL_INLINE void pair_load(const char *row, size_t j, size_t n, int dtype, vf v[2])
+LL_INLINE_SIMD void pair_load(const char *row, size_t j, size_t n, int dtype, vf v[2])
 {
     for (size_t i = 0; i < 2; i++) {
         size_t count = ll_lanes_left(j, i, n);
@@ -473,7 +473,7 @@ LL_INLINE void pair_load(const char *row, size_t j, size_t n, int dtype, vf v[2]
     }
 }
 
-LL_INLINE void pair_store(char *row, size_t j, size_t n, int dtype, const vf v[2])
+LL_INLINE_SIMD void pair_store(char *row, size_t j, size_t n, int dtype, const vf v[2])
 {
     for (size_t i = 0; i < 2; i++) {
         size_t count = ll_lanes_left(j, i, n);
@@ -486,7 +486,7 @@ LL_INLINE void pair_store(char *row, size_t j, size_t n, int dtype, const vf v[2
  * Each function is compiled once: what is left at the end goes through two vectors of its own. */
 #define UNARY_PART 512
 
-LL_INLINE void unary_parts_of(ll_unary_kernel function, const char *x, char *y, size_t n, int dtype)
+LL_INLINE_SIMD void unary_parts_of(ll_unary_kernel function, const char *x, char *y, size_t n, int dtype)
 {
     _Alignas(64) float part[UNARY_PART];
     const size_t size = ll_dtype_size(dtype);
