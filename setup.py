@@ -63,8 +63,8 @@ class BuildExt(build_ext):
                 strict = ours if Path(source).parts[0] == "csrc" else []
                 compiler._compile(object_file, source, suffix, arguments, post + strict, options)
 
-            # The kernels of an instruction set take longest, those in plain C most of all: they go first.
-            order = sorted(build, key=lambda name: ("isa" not in Path(build[name][0]).parts, "generic" not in name))
+            # The kernels of an instruction set take longest: they go first.
+            order = sorted(build, key=lambda name: "isa" not in Path(build[name][0]).parts)
             with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
                 list(pool.map(compile_one, order))
             return objects

@@ -67,9 +67,8 @@
 #include "../llorch.h"
 
 /* LL_INLINE is for functions that are inlined for the constants they are called with. Under a sanitizer they are functions like
- * any other: its checks in every call's place take compilers many minutes. So are those that are LL_INLINE_SIMD in plain C, whose
- * lanes are so much code that compilers take minutes there too. Primitives, and what the loop of a tile is made of, are
- * LL_ALWAYS_INLINE. */
+ * any other: its checks in every call's place take compilers many minutes. So are those that are LL_INLINE_SIMD in plain C, where
+ * their lanes took compilers a minute for little. Primitives, and what the loop of a tile is made of, are LL_ALWAYS_INLINE. */
 #define LL_ALWAYS_INLINE static inline __attribute__((always_inline, unused))
 #ifdef LL_SANITIZE
 #define LL_INLINE static __attribute__((unused))

@@ -15,12 +15,9 @@ typedef struct { float lane[LL_VL]; } vf;
 #endif
 #define LL_EACH for (int l = 0; l < LL_VL; l++)
 
-/* What is called from many places, or seldom. */
-#define LL_CALL static __attribute__((noinline, unused))
-
 /* p + c, rounded once to float32. The sum is rounded to odd: when it is inexact, the neighbour with the odd last bit is taken, so
  * that the second rounding, to float32 with 29 bits fewer (and more where the result is subnormal), can't meet a false tie. */
-LL_CALL float ll_sum_by_odd(double p, float c)
+static __attribute__((noinline, unused)) float ll_sum_by_odd(double p, float c)
 {
     double z = (double)c, s = p + z;
     double zz = s - p;
@@ -34,7 +31,7 @@ LL_CALL float ll_sum_by_odd(double p, float c)
     return (float)s;
 }
 
-LL_CALL float ll_f16_to_f32(uint16_t h)
+LL_FN float ll_f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff, u;
     if (exponent == 0) { /* zero or subnormal: fraction * 2^-24, exact */
@@ -50,7 +47,7 @@ LL_CALL float ll_f16_to_f32(uint16_t h)
 }
 
 /* Nearest even. Below 2^-14 the spacing is 2^-24: adding 0.5 to the magnitude rounds there. */
-LL_CALL uint16_t ll_f32_to_f16(float f)
+LL_FN uint16_t ll_f32_to_f16(float f)
 {
     uint32_t u;
     memcpy(&u, &f, sizeof u);

@@ -39,7 +39,7 @@ typedef struct attention_tile {
     ll_span first, last;     /* what its first row and its last row see */
 } attention_tile;
 
-LL_INLINE_SIMD size_t attention_tile_floats(size_t D, size_t score_stride)
+LL_INLINE size_t attention_tile_floats(size_t D, size_t score_stride)
 {
     return LL_TILE_ROWS * (ll_whole_panels(D) * 2 + score_stride) + LL_PANEL;
 }
@@ -53,7 +53,7 @@ static size_t LL_SYMBOL(attention_floats)(const ll_attention_group *g, size_t D)
 /* ---- packing ------------------------------------------------------------------------------------ */
 
 /* Rows may lie pages apart, where no hardware prefetcher follows. */
-LL_INLINE_SIMD void attention_prefetch(const char *row, size_t bytes)
+LL_INLINE void attention_prefetch(const char *row, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += 64)
         __builtin_prefetch(row + i, 0, 3);
@@ -61,8 +61,7 @@ LL_INLINE_SIMD void attention_prefetch(const char *row, size_t bytes)
 #define ATTENTION_AHEAD 8 /* rows */
 
 /* Keys at positions [first, first + count) of a chunk. */
-LL_INLINE_SIMD void attention_pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first, size_t count, float *keys,
-                                        int dtype)
+LL_INLINE void attention_pack_keys(const char *k, ptrdiff_t stride, size_t D, size_t first, size_t count, float *keys, int dtype)
 {
     const size_t bytes = D * ll_dtype_size(dtype);
     size_t t = first;
@@ -107,8 +106,7 @@ LL_INLINE_SIMD void attention_pack_keys(const char *k, ptrdiff_t stride, size_t 
     }
 }
 
-LL_INLINE_SIMD void attention_pack_values(const char *v, ptrdiff_t stride, size_t D, size_t first, size_t count,
-                                          float *values, int dtype)
+LL_INLINE void attention_pack_values(const char *v, ptrdiff_t stride, size_t D, size_t first, size_t count, float *values, int dtype)
 {
     const size_t bytes = D * ll_dtype_size(dtype);
     for (size_t t = first; t < first + count; t++, v += stride) {
@@ -140,7 +138,7 @@ static void LL_SYMBOL(attention_values)(const char *rows, ptrdiff_t stride, int 
 }
 #undef LL_CASE
 
-LL_INLINE_SIMD const char *attention_query(const ll_attention_group *g, size_t row)
+LL_INLINE const char *attention_query(const ll_attention_group *g, size_t row)
 {
     const ll_attention_head *h = ll_attention_head_of(g, row);
     return (const char *)h->q + (ptrdiff_t)ll_attention_query(g, row) * h->q_stride;
@@ -180,8 +178,8 @@ static void attention_pack_queries(const ll_attention_args *a, const ll_attentio
 /* ---- the two products of a tile and a chunk ------------------------------------------------------ */
 
 /* s [R][P * 16] = dot128(q, keys) * scale; `next` is what will be read then, as long */
-LL_INLINE_SIMD void attention_scores_part(const float *q, const float *keys, const float *next, size_t D, float scale, float *s,
-                                          size_t s_stride, size_t R, size_t P)
+LL_INLINE void attention_scores_part(const float *q, const float *keys, const float *next, size_t D, float scale, float *s,
+                                     size_t s_stride, size_t R, size_t P)
 {
     const size_t V = P * TILE_PANEL_VECTORS, lines = R <= ATTENTION_FEW ? P : 0;
     const vf c = vf_set1(scale);
@@ -210,9 +208,8 @@ typedef struct attention_values {
 } attention_values;
 
 /* o [R][P * 16] += one block of dot128(e, values), count positions; `next` as above, at column 0 of them */
-LL_INLINE_SIMD void attention_values_part(const float *e, size_t e_stride, const attention_values *v, const char *next,
-                                          size_t count,
-                                          float *o, size_t o_stride, size_t R, size_t P)
+LL_INLINE void attention_values_part(const float *e, size_t e_stride, const attention_values *v, const char *next, size_t count,
+                                     float *o, size_t o_stride, size_t R, size_t P)
 {
     const size_t V = P * TILE_PANEL_VECTORS, lines = R <= ATTENTION_FEW ? P : 0;
     vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
@@ -226,8 +223,8 @@ LL_INLINE_SIMD void attention_values_part(const float *e, size_t e_stride, const
 }
 
 /* As many panels at a time as R rows take, then one by one. */
-LL_INLINE_SIMD void attention_scores_panels(const float *q, const float *keys, const float *next, size_t D, float scale, float *s,
-                                            size_t s_stride, size_t panels, size_t R)
+LL_INLINE void attention_scores_panels(const float *q, const float *keys, const float *next, size_t D, float scale, float *s,
+                                       size_t s_stride, size_t panels, size_t R)
 {
     const size_t P = TILE_PANELS(R), panel_floats = LL_PANEL * D;
     const float *const end = keys + panels * panel_floats;
@@ -237,9 +234,8 @@ LL_INLINE_SIMD void attention_scores_panels(const float *q, const float *keys, c
         attention_scores_part(q, keys, keys + panel_floats < end ? keys + panel_floats : next, D, scale, s, s_stride, R, 1);
 }
 
-LL_INLINE_SIMD void attention_values_panels(const float *e, size_t e_stride, const attention_values *v, const char *next,
-                                            size_t count,
-                                            float *o, size_t o_stride, size_t panels, size_t R)
+LL_INLINE void attention_values_panels(const float *e, size_t e_stride, const attention_values *v, const char *next, size_t count,
+                                       float *o, size_t o_stride, size_t panels, size_t R)
 {
     const size_t P = TILE_PANELS(R), bytes = v->panel * sizeof(float);
     const char *const end = v->at + panels * bytes;
@@ -294,7 +290,7 @@ LL_NOINLINE void attention_softcap(float *s, size_t begin, size_t end, float cap
 }
 
 /* s_t += b_t of the scores [begin, end); step 0: s_t += b_0 */
-LL_INLINE_SIMD void attention_add(float *s, size_t begin, size_t end, const float *b, int step)
+LL_INLINE void attention_add(float *s, size_t begin, size_t end, const float *b, int step)
 {
     float first; /* of the caller's memory, which may lie at any byte */
     memcpy(&first, b, sizeof first);
@@ -320,7 +316,7 @@ LL_NOINLINE void attention_bias(float *s, size_t begin, size_t end, ptrdiff_t di
 
 /* A row's scores, ready for the exponentials: with softcap and bias, and what it doesn't see before them -infinity, of
  * which exp makes +0, from a lane 0 on: so lanes are lanes. Before that, and behind what it sees, are the weights +0. */
-LL_INLINE_SIMD ll_span attention_row(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t, size_t r)
+LL_INLINE ll_span attention_row(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t, size_t r)
 {
     const ll_span sees = ll_attention_sees(a, g, t->row + r);
     const size_t begin = sees.begin - t->base, end = sees.end - t->base, whole = begin / LL_LANES * LL_LANES;
@@ -342,7 +338,7 @@ typedef struct attention_ahead {
     size_t row, row_end, t, t_end;
 } attention_ahead;
 
-LL_INLINE_SIMD attention_ahead attention_ahead_of(const ll_attention_group *g, ll_span tiles)
+LL_INLINE attention_ahead attention_ahead_of(const ll_attention_group *g, ll_span tiles)
 {
     const size_t rows = g->count * g->Tq;
     return (attention_ahead){g, ll_tile_row(tiles.begin, g->tiles, rows), ll_tile_row(tiles.end, g->tiles, rows), 0,
@@ -350,7 +346,7 @@ LL_INLINE_SIMD attention_ahead attention_ahead_of(const ll_attention_group *g, l
 }
 
 /* The next `count` rows of each. */
-LL_INLINE_SIMD void attention_call(const ll_attention_args *a, attention_ahead *c, size_t count)
+LL_INLINE void attention_call(const ll_attention_args *a, attention_ahead *c, size_t count)
 {
     const size_t bytes = a->D * ll_dtype_size(a->dtype);
     for (size_t i = 0; i < count && c->row < c->row_end; i++, c->row++)
@@ -396,7 +392,7 @@ LL_NOINLINE void attention_numerators(const ll_attention_args *a, const ll_atten
 }
 
 /* Whether the values at positions [begin, end) of a chunk are all finite: 0 times them is 0. */
-LL_INLINE_SIMD int attention_finite(const attention_values *v, size_t panels, size_t begin, size_t end)
+LL_INLINE int attention_finite(const attention_values *v, size_t panels, size_t begin, size_t end)
 {
     vf sum[TILE_PANEL_VECTORS];
     for (size_t i = 0; i < TILE_PANEL_VECTORS; i++)
@@ -413,7 +409,7 @@ LL_INLINE_SIMD int attention_finite(const attention_values *v, size_t panels, si
 }
 
 /* Positions of a span that lie in the chunk from `first` on, counted from there. */
-LL_INLINE_SIMD ll_span attention_inside(ll_span s, size_t first)
+LL_INLINE ll_span attention_inside(ll_span s, size_t first)
 {
     const size_t end = s.end > first ? ll_least(s.end - first, LL_BLOCK) : 0;
     return (ll_span){s.begin > first ? ll_least(s.begin - first, end) : 0, end};
@@ -457,14 +453,14 @@ static void attention_finish(const ll_attention_args *a, const ll_attention_grou
 /* ---- units: some tiles of one group ------------------------------------------------------------------ */
 
 /* Chunk i of a group whose keys and values are packed: keys, then values. */
-LL_INLINE_SIMD const float *attention_chunk(const ll_attention_group *g, size_t D, size_t i)
+LL_INLINE const float *attention_chunk(const ll_attention_group *g, size_t D, size_t i)
 {
     return g->packed ? g->packed + (i - g->first_block) * ll_chunk_floats(D) : g->kv->blocks[i] + g->kv->offset;
 }
 
 /* `then` is where the next unit begins to read, or NULL; `ahead` is what else it reads. */
-LL_INLINE_SIMD void attention_unit(const ll_attention_args *a, const ll_attention_group *g, float scale, size_t tile_begin,
-                                   size_t tile_end, const float *then, attention_ahead *ahead, float *workspace)
+LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_group *g, float scale, size_t tile_begin,
+                              size_t tile_end, const float *then, attention_ahead *ahead, float *workspace)
 {
     const size_t D = a->D, tiles = tile_end - tile_begin, rows = g->count * g->Tq, Dp = ll_whole_panels(D);
     const ll_kv *kv = g->kv;
@@ -536,14 +532,14 @@ LL_INLINE_SIMD void attention_unit(const ll_attention_args *a, const ll_attentio
 }
 
 /* The tiles of a unit. The last queries of a group, which see most, come first. */
-LL_INLINE_SIMD ll_span attention_tiles(const ll_attention_group *g, size_t unit)
+LL_INLINE ll_span attention_tiles(const ll_attention_group *g, size_t unit)
 {
     const size_t begin = (g->unit + g->units - 1 - unit) * g->together;
     return (ll_span){begin, ll_least(begin + g->together, g->tiles)};
 }
 
 /* Where a unit begins to read, if keys are packed; else NULL. */
-LL_INLINE_SIMD const float *attention_begin(const ll_attention_args *a, const ll_attention_group *g, size_t tile_begin)
+LL_INLINE const float *attention_begin(const ll_attention_args *a, const ll_attention_group *g, size_t tile_begin)
 {
     const size_t row = ll_tile_row(tile_begin, g->tiles, g->count * g->Tq);
     return g->packed || g->kv->blocks ? attention_chunk(g, a->D, ll_attention_sees(a, g, row).begin / LL_BLOCK) : NULL;

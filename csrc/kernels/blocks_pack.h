@@ -17,7 +17,7 @@
 #define BLOCKS_WORDS (LL_BLOCK_VALUES / 4) /* of four values, that a column has of a group */
 
 /* Word i of a plane of `bits` bits, from bit `first` of each value on; words: a run's, of LL_VL columns. */
-LL_INLINE_SIMD vi blocks_packed_word(const vi *words, int format, unsigned i, unsigned first, unsigned bits, int upper)
+LL_INLINE vi blocks_packed_word(const vi *words, int format, unsigned i, unsigned first, unsigned bits, int upper)
 {
     const unsigned mask = (1u << bits) - 1;
     vi word = vi_zero();
@@ -32,7 +32,7 @@ LL_INLINE_SIMD vi blocks_packed_word(const vi *words, int format, unsigned i, un
 }
 
 /* The integers of a run of 16 columns; words: [8][16], four values each. */
-LL_INLINE_SIMD void blocks_run(const uint32_t (*words)[LL_PANEL], int format, char *run)
+LL_INLINE void blocks_run(const uint32_t (*words)[LL_PANEL], int format, char *run)
 {
     const unsigned low = ll_formats[format].low, high = ll_formats[format].high;
     for (size_t column = 0; column < LL_PANEL; column += LL_VL) {
@@ -52,7 +52,7 @@ LL_INLINE_SIMD void blocks_run(const uint32_t (*words)[LL_PANEL], int format, ch
 }
 
 /* Factors of sub-blocks in the words of a head. */
-LL_INLINE_SIMD void blocks_put_field(const ll_head_field *f, const uint8_t *factors, size_t subs, char *words)
+LL_INLINE void blocks_put_field(const ll_head_field *f, const uint8_t *factors, size_t subs, char *words)
 {
     if (!f->bits)
         return;
@@ -70,7 +70,7 @@ LL_INLINE_SIMD void blocks_put_field(const ll_head_field *f, const uint8_t *fact
 }
 
 /* What block i of a group's column has of the group's head, which is all 0 before the first. */
-LL_INLINE_SIMD void blocks_put_head(const ll_block *b, int format, char *head, size_t i, size_t column)
+LL_INLINE void blocks_put_head(const ll_block *b, int format, char *head, size_t i, size_t column)
 {
     const ll_format *f = &ll_formats[format];
     if (format == LL_MXFP4) {
@@ -93,8 +93,8 @@ LL_INLINE_SIMD void blocks_put_head(const ll_block *b, int format, char *head, s
 }
 
 /* Of a group of so many blocks: heads, and the values as bytes. */
-LL_INLINE_SIMD void blocks_take(const char *from, ptrdiff_t stride, size_t columns, size_t blocks, int format, char *head,
-                                uint32_t (*rows)[BLOCKS_WORDS])
+LL_INLINE void blocks_take(const char *from, ptrdiff_t stride, size_t columns, size_t blocks, int format, char *head,
+                           uint32_t (*rows)[BLOCKS_WORDS])
 {
     const ll_format *f = &ll_formats[format];
     for (size_t column = 0; column < columns; column++) {

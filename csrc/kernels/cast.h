@@ -13,7 +13,7 @@
 #include "../isa/vec.h"
 #include "table.h"
 
-LL_INLINE_SIMD void cast_values(const char *x, int from, char *y, int to, size_t n)
+LL_INLINE void cast_values(const char *x, int from, char *y, int to, size_t n)
 {
     size_t j = 0;
     for (; j + LL_VL <= n; j += LL_VL)

@@ -12,7 +12,7 @@
 
 #define GATE_PART 128
 
-LL_INLINE_SIMD void gate_part(const char *g, const char *u, char *y, size_t n, ll_unary_kernel function, int dtype)
+LL_INLINE void gate_part(const char *g, const char *u, char *y, size_t n, ll_unary_kernel function, int dtype)
 {
     _Alignas(64) float f[GATE_PART];
     size_t j;

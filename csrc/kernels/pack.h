@@ -68,7 +68,7 @@ LL_NOINLINE void LL_SYMBOL(pack_x)(const ll_linear_args *a, float *packed, size_
 #define PACK_AHEAD 16
 
 /* Vector j of row i of a panel at `to`, i even, and of the row after it; `rows`: 1 where there is none. */
-LL_INLINE_SIMD void panel_store(char *to, size_t i, size_t j, vf first, vf second, size_t rows, int dtype)
+LL_INLINE void panel_store(char *to, size_t i, size_t j, vf first, vf second, size_t rows, int dtype)
 {
     if (dtype == LL_BF16) {
         vf_store_pairs(to + (i * LL_PANEL + 2 * j) * sizeof(uint16_t), first, rows == 2 ? second : vf_zero());
@@ -81,8 +81,8 @@ LL_INLINE_SIMD void panel_store(char *to, size_t i, size_t j, vf first, vf secon
 
 /* `panels` panels from column n on, of a weight whose rows are contiguous: rows [k, k + kc) as [panel][kc][16] of dtype,
  * panels to_panel values apart. Every column there is < N; k is even. */
-LL_INLINE_SIMD void pack_rows(const ll_weight *w, int from, size_t n, size_t panels, size_t k, size_t kc, int dtype,
-                              char *to, size_t to_panel)
+LL_INLINE void pack_rows(const ll_weight *w, int from, size_t n, size_t panels, size_t k, size_t kc, int dtype,
+                         char *to, size_t to_panel)
 {
     const char *row = (const char *)w->data + (ptrdiff_t)k * w->k_stride + n * ll_dtype_size(from);
     for (size_t i = 0; i < kc; i += 2, row += 2 * w->k_stride) {
@@ -102,7 +102,7 @@ LL_INLINE_SIMD void pack_rows(const ll_weight *w, int from, size_t n, size_t pan
 }
 
 /* One panel of a weight at any strides: rows [k, k + kc) as [kc][16]; columns past N are zero. */
-LL_INLINE_SIMD void pack_panel(const ll_weight *w, int from, size_t n, size_t k, size_t kc, int dtype, char *to)
+LL_INLINE void pack_panel(const ll_weight *w, int from, size_t n, size_t k, size_t kc, int dtype, char *to)
 {
     const size_t size = ll_dtype_size(from), columns = ll_least(LL_PANEL, w->N - n);
     const char *values = (const char *)w->data + (ptrdiff_t)n * w->n_stride + (ptrdiff_t)k * w->k_stride;
@@ -134,8 +134,8 @@ LL_INLINE_SIMD void pack_panel(const ll_weight *w, int from, size_t n, size_t k,
 }
 
 /* The same for several panels, by whichever way the weight lies. The types are constants. */
-LL_INLINE_SIMD void pack_panels(const ll_weight *w, int from, size_t panel, size_t panels, size_t k, size_t kc, int dtype,
-                                char *to, size_t to_panel)
+LL_INLINE void pack_panels(const ll_weight *w, int from, size_t panel, size_t panels, size_t k, size_t kc, int dtype,
+                           char *to, size_t to_panel)
 {
     size_t p = 0;
     if (w->n_stride == (ptrdiff_t)ll_dtype_size(from)) {
@@ -164,7 +164,7 @@ LL_NOINLINE void LL_SYMBOL(pack)(const ll_weight *w, int dtype, char *packed, si
 }
 
 /* kc rows of a packed panel as float32 [kc][16]. */
-LL_INLINE_SIMD void pack_widen(const char *packed, int type, size_t kc, float *room)
+LL_INLINE void pack_widen(const char *packed, int type, size_t kc, float *room)
 {
     if (type != LL_BF16) {
         for (size_t j = 0; j < kc * LL_PANEL; j += LL_VL)
@@ -180,7 +180,7 @@ LL_INLINE_SIMD void pack_widen(const char *packed, int type, size_t kc, float *r
 }
 
 /* Rows [k, k + kc) of `panels` panels from `panel` on, as float32 [panel][kc][16] in room; k is even. */
-LL_INLINE_SIMD void pack_fetch(const ll_weight *w, size_t panel, size_t panels, size_t k, size_t kc, float *room)
+LL_INLINE void pack_fetch(const ll_weight *w, size_t panel, size_t panels, size_t k, size_t kc, float *room)
 {
     const size_t size = ll_dtype_size(w->format), to_panel = kc * LL_PANEL, rows = ll_panel_rows(w->K, w->format);
 #define LL_CASE(type) \

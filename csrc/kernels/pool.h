@@ -18,7 +18,7 @@
 #include "table.h"
 
 /* Columns [j, j + m) of the mean of T >= 1 rows. */
-LL_INLINE_SIMD void pool_columns(const char *x, ptrdiff_t stride, size_t T, char *y, size_t j, size_t m, int dtype)
+LL_INLINE void pool_columns(const char *x, ptrdiff_t stride, size_t T, char *y, size_t j, size_t m, int dtype)
 {
     vf p[LL_LANES];
     size_t lanes = ll_least(T, LL_LANES);
@@ -34,7 +34,7 @@ LL_INLINE_SIMD void pool_columns(const char *x, ptrdiff_t stride, size_t T, char
     row_store_n(y, j, vf_div(p[0], vf_set1((float)T)), m, dtype);
 }
 
-LL_INLINE_SIMD void pool_sequence(const char *x, ptrdiff_t stride, size_t T, char *y, size_t n, int dtype)
+LL_INLINE void pool_sequence(const char *x, ptrdiff_t stride, size_t T, char *y, size_t n, int dtype)
 {
     size_t j = 0;
     for (; j + LL_VL <= n; j += LL_VL)
@@ -59,7 +59,7 @@ static void LL_SYMBOL(mean_pool)(const ll_pool_args *a, size_t begin, size_t end
     }
 }
 
-LL_INLINE_SIMD void normalize_row(const char *x, char *y, size_t n, int dtype)
+LL_INLINE void normalize_row(const char *x, char *y, size_t n, int dtype)
 {
     float Q, r;
     size_t j = 0;

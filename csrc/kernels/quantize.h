@@ -32,7 +32,7 @@
 /* More than any sum of squares. */
 #define QUANTIZE_BOUNDLESS 0x1p120f
 
-LL_INLINE_SIMD vf quantize_nearest(vf x, float low, float high)
+LL_INLINE vf quantize_nearest(vf x, float low, float high)
 {
     const vf shift = vf_set1(0x1.8p23f);
     x = vf_min(vf_max(x, vf_set1(low)), vf_set1(high));
@@ -40,7 +40,7 @@ LL_INLINE_SIMD vf quantize_nearest(vf x, float low, float high)
 }
 
 /* a / b; 0 unless b is above 0. */
-LL_INLINE_SIMD vf quantize_divide(vf a, vf b)
+LL_INLINE vf quantize_divide(vf a, vf b)
 {
     const vf zero = vf_zero();
     return vf_where_less(zero, b, vf_div(a, vf_where_less(zero, b, b, vf_set1(1.0f))), zero);
@@ -118,7 +118,7 @@ static void LL_SYMBOL(k_fit_around)(const float *x, size_t J, float half, float 
 }
 
 /* q of these scale and minimum, and what is lost; q NULL: not kept. */
-LL_INLINE_SIMD vf quantize_lost(const ll_k_round_args *a, size_t s, vf scale, vf minimum, float *q)
+LL_INLINE vf quantize_lost(const ll_k_round_args *a, size_t s, vf scale, vf minimum, float *q)
 {
     const vf zero = vf_zero(), one = vf_set1(1.0f);
     /* scales have both signs where there is no minimum */

@@ -14,8 +14,7 @@
 #include "table.h"
 
 /* Values [j, j + m), m <= LL_VL, of both halves. */
-LL_INLINE_SIMD void rope_pairs(const char *x, char *y, const char *cos, const char *sin, size_t half, size_t j, size_t m,
-                               int dtype)
+LL_INLINE void rope_pairs(const char *x, char *y, const char *cos, const char *sin, size_t half, size_t j, size_t m, int dtype)
 {
     vf a = row_load_n(x, j, m, dtype), b = row_load_n(x, half + j, m, dtype);
     vf c = row_load_n(cos, j, m, LL_F32), s = row_load_n(sin, j, m, LL_F32);
@@ -24,7 +23,7 @@ LL_INLINE_SIMD void rope_pairs(const char *x, char *y, const char *cos, const ch
     row_store_n(y, half + j, vf_fma(b, c, vf_mul(a, s)), m, dtype);
 }
 
-LL_INLINE_SIMD void rope_rows(const ll_rope_args *a, size_t begin, size_t end, int dtype)
+LL_INLINE void rope_rows(const ll_rope_args *a, size_t begin, size_t end, int dtype)
 {
     const size_t half = a->R / 2, size = ll_dtype_size(dtype), rest = (a->D - a->R) * size;
     for (size_t i = begin; i < end; i++) {

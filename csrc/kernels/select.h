@@ -14,7 +14,7 @@
 
 /* The first place of a value in [begin, end), or of a NaN. It is there, unless another thread writes to x meanwhile:
  * then begin. */
-LL_INLINE_SIMD size_t argmax_place(const char *x, size_t begin, size_t end, float value, int nan, int dtype)
+LL_INLINE size_t argmax_place(const char *x, size_t begin, size_t end, float value, int nan, int dtype)
 {
     for (size_t j = begin; j < end; j += LL_VL) {
         size_t count = end - j < LL_VL ? end - j : LL_VL;
@@ -27,7 +27,7 @@ LL_INLINE_SIMD size_t argmax_place(const char *x, size_t begin, size_t end, floa
     return begin;
 }
 
-LL_INLINE_SIMD int64_t argmax_row(const char *x, size_t n, int dtype)
+LL_INLINE int64_t argmax_row(const char *x, size_t n, int dtype)
 {
     float best = -INFINITY;
     size_t where = 0;

@@ -17,7 +17,7 @@
 #include "table.h"
 
 /* The largest of n >= 1 values; where one is a NaN, anything. Four chains, as a maximum has a latency. */
-LL_INLINE_SIMD float softmax_max(const char *x, size_t n, int dtype)
+LL_INLINE float softmax_max(const char *x, size_t n, int dtype)
 {
     vf m[4];
     size_t j = 0;
@@ -35,7 +35,7 @@ LL_INLINE_SIMD float softmax_max(const char *x, size_t n, int dtype)
 
 /* exp(x_j - m) of the values [j, n), at most two vectors; +0 in the lanes past n, where exp is taken of 0: that is not
  * hard. whole: whole vectors behind x may be read. */
-LL_INLINE_SIMD void softmax_exp_rest(const char *x, size_t j, size_t n, vf most, int whole, int dtype, vf v[2])
+LL_INLINE void softmax_exp_rest(const char *x, size_t j, size_t n, vf most, int whole, int dtype, vf v[2])
 {
     for (size_t i = 0; i < 2; i++) {
         size_t count = ll_lanes_left(j, i, n);
@@ -53,7 +53,7 @@ LL_INLINE_SIMD void softmax_exp_rest(const char *x, size_t j, size_t n, vf most,
 
 /* sum64 of exp(x_j - m), which go to e as float32 unless it is NULL. whole: whole vectors
  * behind x and e may be read and written; e gets +0 there. */
-LL_INLINE_SIMD float softmax_exp(const char *x, size_t n, float m, char *e, int whole, int dtype)
+LL_INLINE float softmax_exp(const char *x, size_t n, float m, char *e, int whole, int dtype)
 {
     vf p[LL_REGS], most = vf_set1(m), v[2];
     size_t j = 0, k = 0;
@@ -89,7 +89,7 @@ LL_INLINE_SIMD float softmax_exp(const char *x, size_t n, float m, char *e, int 
 }
 
 /* sum64 of n values that are not negative, or NaN. Whole vectors behind e may be read; +0 is there. */
-LL_INLINE_SIMD float softmax_sum(const float *e, size_t n)
+LL_INLINE float softmax_sum(const float *e, size_t n)
 {
     vf p[LL_REGS];
     LL_UNROLL
@@ -105,7 +105,7 @@ LL_INLINE_SIMD float softmax_sum(const float *e, size_t n)
 
 /* softmax_exp of two rows of float32 in their places, one vector of each at a time: rows shorter than a few vectors leave no
  * half of a pair to do for nothing. Whole vectors behind both may be read and written; they get +0 there. */
-LL_INLINE_SIMD void softmax_exp_two(float *const x[2], const size_t n[2], const float m[2], float z[2])
+LL_INLINE void softmax_exp_two(float *const x[2], const size_t n[2], const float m[2], float z[2])
 {
     const vf most[2] = {vf_set1(m[0]), vf_set1(m[1])};
     const size_t both = ll_least(n[0], n[1]) / LL_VL * LL_VL, all = n[0] > n[1] ? n[0] : n[1];
@@ -133,7 +133,7 @@ LL_INLINE_SIMD void softmax_exp_two(float *const x[2], const size_t n[2], const 
     z[1] = softmax_sum(x[1], n[1]);
 }
 
-LL_INLINE_SIMD void softmax_row(const char *x, char *y, size_t n, int dtype)
+LL_INLINE void softmax_row(const char *x, char *y, size_t n, int dtype)
 {
     float m = softmax_max(x, n, dtype);
     vf z = vf_set1(softmax_exp(x, n, m, dtype == LL_F32 ? y : NULL, 0, dtype)), most = vf_set1(m);
