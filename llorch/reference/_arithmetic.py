@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-
 FINEST = 2.0**-126  # below it float32's numbers are equally spaced
 
 
