@@ -1,5 +1,6 @@
 """The arithmetic under the oracle: fma, sum64, and the way between 16 and 32 bits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 FINEST = 2.0**-126  # below it float32's numbers are equally spaced
+TOGETHER = 1 << 15  # values of chains that are looked at together: they stay in a processor's cache
+WORTH_STEPS = 8  # fewer at a time aren't faster than one by one
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
@@ -24,16 +27,81 @@ def fused(p: Array, c: Array) -> Array:
     whose last bit is 1 is taken, and with 29 bits to spare the second rounding can't meet a false tie (Boldo,
     Melquiond, "Emulation of a FMA and correctly rounded sums", 2008). NumPy's warnings are the caller's to switch off.
     """
-    z = c.astype(np.float64)
-    s = p + z
-    bits = s.view(np.int64)
-    if (((bits & 0x1FFFFFFF) == 0x10000000) | ((s > -FINEST) & (s < FINEST))).any():
-        zz = s - p
-        error = (p - (s - zz)) + (z - zz)  # two-sum: s + error is exact; NaN where s isn't finite
-        inexact = ((error < 0) | (error > 0)) & ((bits & 1) == 0)
-        step = np.where((error > 0) == (s > 0), np.int64(1), np.int64(-1))
-        s = np.where(inexact, bits + step, bits).view(np.float64)
-    return s.astype(np.float32)
+    s = np.atleast_1d(p + c.astype(np.float64))
+    doubtful = _doubtful(s)
+    if doubtful is not None:
+        error, bits = _error(s, p, c, doubtful), s[doubtful].view(np.int64)
+        step = np.where((error > 0) == (bits > 0), np.int64(1), np.int64(-1))
+        s[doubtful] = np.where((error != 0) & ((bits & 1) == 0), bits + step, bits).view(np.float64)
+    y: Array = s.astype(np.float32)
+    return y if c.ndim or p.ndim else y[0]
+
+
+def _doubtful(s: Array) -> tuple[Array, ...] | None:
+    """Places of sums in float64 that may not be rounded to float32, unless they are exact; None: there are none."""
+    last = s.view(np.int64) << 35  # 29 bits; halfway they are a 1 and zeros, which is the least integer now
+    halfway = np.int64(-(2**63))
+    size = abs(s)
+    if not s.size or (last.min() > halfway and size.min() >= FINEST):  # where one is NaN it looks more closely
+        return None
+    return np.nonzero((last == halfway) | (size < FINEST))
+
+
+def _error(s: Array, p: Array, c: Array, at: tuple[Array, ...]) -> Array:
+    """What s = p + c, rounded to float64, is off at these places: exact, by two-sum. p and c broadcast to s."""
+    s, p, z = (x[at] for x in np.broadcast_arrays(s, p, c.astype(np.float64)))
+    zz = s - p
+    error: Array = (p - (s - zz)) + (z - zz)
+    return error
+
+
+def chain(left: Array, right: Array, seen: Sequence[slice] | None = None) -> Array:
+    """p = fma(left[k], right[k], p) for one k after the other, from +0.0, in float32.
+
+    left, right : float64 (k, ...), of values of float32, of shapes that broadcast to (k, *p.shape). seen : for every k
+    where p is changed, a slice of its second axis, which is left's; None: everywhere. NumPy's warnings are the caller's
+    to switch off.
+
+    Of short chains side by side many steps are looked at together: sums are rounded to float64 and then to float32, and
+    where that may have been wrong (see `fused`), which it hardly ever was, they are computed once more.
+    """
+    steps, *shape = np.broadcast_shapes(left.shape, right.shape)
+    p = np.zeros(shape, np.float32)
+    together = max(TOGETHER // max(p.size, 1), 1)
+    for first in range(0, steps, together):
+        part = slice(first, first + together)
+        quick = _chain_together(left[part], right[part], p, seen and seen[part]) if together >= WORTH_STEPS else None
+        p = _chain_one_by_one(left[part], right[part], p, seen and seen[part]) if quick is None else quick
+    return p
+
+
+def _chain_one_by_one(left: Array, right: Array, p: Array, seen: Sequence[slice] | None) -> Array:
+    for k in range(max(len(left), len(right))):
+        if seen is None:
+            p = fused(left[k] * right[k], p)
+        else:
+            p[:, seen[k]] = fused(left[k][:, seen[k]] * right[k], p[:, seen[k]])
+    return p
+
+
+def _chain_together(left: Array, right: Array, p: Array, seen: Sequence[slice] | None) -> Array | None:
+    """None where rounding twice may have been wrong."""
+    products = left * right
+    if seen is not None:
+        sees = np.zeros(products.shape[:1] + products.shape[2:3], bool)
+        for k, i in enumerate(seen):
+            sees[k, i] = True
+        products = np.where(sees[:, None, :, None], products, -0.0)  # p + -0.0 is p, also where that is a zero
+    sums, values = np.zeros(products.shape), np.zeros((len(products) + 1, *p.shape), np.float32)
+    values[0] = p
+    for k, product in enumerate(products):
+        sums[k] = product + values[k]
+        values[k + 1] = sums[k]
+    doubtful = _doubtful(sums)
+    if doubtful is not None and _error(sums, products, values[:-1], doubtful).any():
+        return None
+    p = values[-1]
+    return p
 
 
 def sum64(v: Array, *, square: bool = False) -> Array:

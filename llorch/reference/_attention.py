@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch.reference._arithmetic import fused, narrow, sum64, widen
+from llorch.reference._arithmetic import chain, narrow, sum64, widen
 from llorch.reference._linear import BLOCK
 from llorch.reference._unary import exp, tanh
 
@@ -130,11 +130,8 @@ def _heads(
         # s_t = dot128(q, k_t) * scale
         s = np.zeros((heads, Tq, Tk), np.float32)
         for first in range(0, D, BLOCK):
-            left, right = (x[:, :, first : first + BLOCK].astype(np.float64) for x in (q, k))
-            p = np.zeros(s.shape, np.float32)
-            for d in range(right.shape[2]):
-                p = fused(left[:, :, d : d + 1] * right[:, None, :, d], p)
-            s = s + p
+            left, right = (x[:, :, first : first + BLOCK].transpose(2, 0, 1).astype(np.float64) for x in (q, k))
+            s = s + chain(left[:, :, :, None], right[:, :, None, :])
         s = s * factor
         if cap is not None:
             s = cap * tanh(s / cap)
@@ -155,13 +152,10 @@ def _heads(
 
         # o_d = dot128(e, v_d), a block of positions at a time
         o = np.zeros((heads, Tq, D), np.float32)
-        left, right = e.astype(np.float64), v.astype(np.float64)
+        left, right = e.transpose(2, 0, 1).astype(np.float64), v.transpose(1, 0, 2).astype(np.float64)
         for first in range(0, Tk, BLOCK):
-            p = np.zeros(o.shape, np.float32)
-            for t in range(first, min(first + BLOCK, Tk)):
-                i = seen[t]
-                p[:, i] = fused(left[:, i, t : t + 1] * right[:, None, t], p[:, i])
-            o = o + p
+            block = slice(first, first + BLOCK)
+            o = o + chain(left[block, :, :, None], right[block, :, None, :], seen[block])
         return o / Z
 
 

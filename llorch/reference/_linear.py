@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llorch.reference._arithmetic import fused, narrow, widen
+from llorch.reference._arithmetic import chain, narrow, widen
 from llorch.reference._gate import ACTIVATIONS
 
 Array = NDArray[Any]
@@ -21,11 +21,8 @@ def dot128(a: Array, b: Array, init: Array) -> Array:
     y = init
     with np.errstate(all="ignore"):
         for first in range(0, a.shape[1], BLOCK):
-            left, right = (part.astype(np.float64) for part in (a[:, first : first + BLOCK], b[first : first + BLOCK]))
-            p = np.zeros(y.shape, np.float32)
-            for k in range(right.shape[0]):
-                p = fused(left[:, k : k + 1] * right[k : k + 1], p)
-            y = y + p
+            left, right = (part.astype(np.float64) for part in (a.T[first : first + BLOCK], b[first : first + BLOCK]))
+            y = y + chain(left[:, :, None], right[:, None, :])
     return y
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import llorch
 from llorch import reference
+from llorch.reference import _arithmetic as arithmetic
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -86,8 +87,45 @@ def test_where_rounding_twice_is_wrong(isa):
         wanted = np.array([round_to_float32(Fraction(a) * Fraction(b) + Fraction(c)) for b, c in of])
         assert_same_bits(reference.fma(np.float32([a]), w, term), wanted)
         assert_same_bits(llorch.linear(np.float32([[1, a]]), np.stack([term, w]))[0], wanted)
+        assert_same_bits(reference.linear(np.float32([[1, a]]), np.stack([term, w]))[0], wanted)
         twice = (a * w.astype(np.float64) + term.astype(np.float64)).astype(np.float32)
         assert (twice != wanted).mean() > 0.2  # the control
+
+
+STEPS = 40
+TINY = np.where(np.arange(STEPS) % 8, 1.0, 2.0**-50).reshape(-1, 1, 1, 1)
+CHAINS = {  # factors, of which many sums end halfway, are subnormal, or are -0.0 in float32 alone
+    "halfway": lambda r, shape: (
+        (1 + r.choice([-5, -3, -1, 1, 3, 5], shape) * 2.0**-12) * r.choice([-1, 1], shape) * TINY
+    ),
+    "subnormal": lambda r, shape: r.standard_normal(shape) * 2.0 ** r.choice([-70, -75, -80, -149], shape),
+    "zeros": lambda r, shape: r.choice([2.0**-100, -(2.0**-100), 0.0], shape),
+    "any": lambda r, shape: r.choice([0.0, -0.0, 1.0, -1.5, 1e30, np.inf, np.nan, 2.0**-149, -(2.0**-100)], shape),
+}
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (70, 64)])
+def test_a_chain_is_fma_step_by_step(kind, rows, columns, monkeypatch):
+    """Many steps of short chains that are looked at together, and long ones, whose steps are taken one by one."""
+    r = rng(rows, columns)
+    shapes = (STEPS, 1, rows, 1), (STEPS, 1, 1, columns)
+    left, right = (CHAINS[kind](r, shape).astype(np.float32).astype(np.float64) for shape in shapes)
+    for seen in (None, [slice(max(0, k % (rows + 2) - 2), k % (rows + 2)) for k in range(STEPS)]):
+
+        def chain(seen=seen):
+            with np.errstate(all="ignore"):
+                return arithmetic.chain(left, right, seen)
+
+        p = np.zeros((1, rows, columns), np.float32)
+        for k in range(STEPS):
+            i = slice(None) if seen is None else seen[k]
+            p[:, i] = reference.fma(left[k][:, i].astype(np.float32), right[k].astype(np.float32), p[:, i])
+        assert_same_bits(chain(), p)
+        if kind == "halfway" and (rows, columns) == (3, 5) and seen is None:  # the control
+            with monkeypatch.context() as never:
+                never.setattr(arithmetic, "_doubtful", lambda s: None)
+                assert not same_bits(chain(), p)
 
 
 def test_kernels_fma(isa):
@@ -239,7 +277,8 @@ def test_attention_refuses(heads, how, message):
 ALLOWED = {
     "astype", "view", "reshape", "where", "zeros", "sqrt", "isfinite", "all", "errstate", "float32", "float64",
     "float16", "transpose",
-    "int32", "int64", "uint8", "uint16", "uint32", "broadcast_arrays", "ascontiguousarray", "asarray", "any", "dtype",
+    "int32", "int64", "uint8", "uint16", "uint32", "broadcast_arrays", "broadcast_shapes",
+    "ascontiguousarray", "asarray", "any", "dtype", "atleast_1d", "nonzero",
 }  # fmt: skip
 
 
