@@ -263,8 +263,7 @@ class _Bench:
         """What a number may be: solved from its own tensor, or searched by what it makes of another."""
         if self.exact(one, layers):
             if self.reads[self.first.name].fits:
-                with np.errstate(all="ignore"):
-                    yield from one.solve(self.evidence())
+                yield from one.solve(self.evidence())
         elif one.padding:
             yield from self.paddings()
         elif one.near is not None and math.isfinite(self.healthy[self.first.name]):

@@ -82,8 +82,7 @@ def with_weights(theirs: Dump, ours: Dump) -> Dump:
         tensors.append(tensor)
         name = block_name(tensor.layer or 0, WEIGHTS)
         if tensor.axes == "HTS" and name in asked and name not in ours.arrays:
-            with np.errstate(all="ignore"):
-                more[name] = Float64().softmax(ours.arrays[tensor.name].astype(np.float64))
+            more[name] = Float64().softmax(ours.arrays[tensor.name].astype(np.float64))
             tensors.append(rungs.weights_of(tensor, name))
     return replace(ours, arrays=ChainMap(more, ours.arrays), ladder=tensors) if more else ours  # type: ignore[arg-type]
 
@@ -309,8 +308,7 @@ def _scores(values: Array, tensor: Tensor, ours: Array, graph: Graph, source: st
     masked = ~np.isfinite(ours)
     found = None
     for factor, note in ((scale, "scaled and masked here"), (1.0, "masked here")):
-        with np.errstate(all="ignore"):
-            scaled = np.where(masked, -np.inf, s[..., :T].astype(np.float64) * factor)
+        scaled = np.where(masked, -np.inf, s[..., :T].astype(np.float64) * factor)
         read = Aligned(scaled, source, note, partial=partial)
         distance = relative(*comparable(read, tensor, ours)[:2])
         if found is None or distance < 0.5 * found[0]:
@@ -383,8 +381,8 @@ def _readings(values: Array, tensor: Tensor, graph: Graph) -> Iterator[tuple[Arr
     for order in itertools.permutations(range(s.ndim)) if s.ndim == len(lean) else ():
         if axes == "HTS" and order[-2:] != tuple(sorted(order[-2:])):
             continue  # queries and positions are as many: exchanged, they would be another's fault
-        if s.transpose(order).shape == lean:
-            straight = order == tuple(range(s.ndim))
+        straight = order == tuple(range(s.ndim))
+        if s.transpose(order).shape == lean and not (straight and values.shape == shape):
             yield s.transpose(order).reshape(shape), "" if straight else f"axes taken in the order {order}", False
     if axes == "V" or axes == "TV":
         V = shape[-1]
@@ -476,11 +474,13 @@ def _line_up(
 ) -> Aligned:
     """The reading that stands first, unless another is much nearer to ours."""
     best: tuple[float, Aligned] | None = None
-    readings = ((*found, 0) for found in _readings(values, tensor, graph))
-    for array, note, last, more in (*readings, *_padded(values, tensor, graph)):
+    readings = [(*found, 0) for found in _readings(values, tensor, graph)] + [*_padded(values, tensor, graph)]
+    for array, note, last, more in readings:
         read = Aligned(array, source, note, last, partial=shown is not None, padded=more)
         if shown is not None and array.size == math.prod(shown.shape):
             read.total = shown.total
+        if len(readings) == 1:
+            return read
         distance = relative(*comparable(read, tensor, ours)[:2])
         if best is None or distance < 0.5 * best[0]:
             best = distance, read

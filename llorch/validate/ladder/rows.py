@@ -1,4 +1,7 @@
-"""What was found of one tensor of the ladder: whether it is within its tolerance, where it is furthest off."""
+"""What was found of one tensor of the ladder: whether it is within its tolerance, where it is furthest off.
+
+NumPy's warnings are the caller's to switch off, as in `distance`.
+"""
 
 from __future__ import annotations
 
@@ -81,18 +84,15 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
     d = distance.differences(theirs, ours)
     if not d.size:
         return Row(tensor, "ok", read.source, read.note, against, tolerance=tolerance)
-    worst, count, sums = d, 0, ""
-    if read.total is not None or not d.max() <= tolerance:  # which no limit is below
+    worst, count, sums, largest = d, 0, "", float(d.max())
+    if read.total is not None or not largest <= tolerance:  # which no limit is below
         limit = limits(tensor, ours, finite, tolerance)
         wrong = d > limit
         count = int(wrong.sum())
-        with np.errstate(over="ignore"):
-            worst = np.where(wrong, d / np.maximum(limit, 1e-300), 0) if count else d
+        worst = np.where(wrong, d / np.maximum(limit, 1e-300), 0) if count else d
         sums = "" if count or read.total is None else _sums(read.total, ours, limit)
-    at = np.unravel_index(int(np.argmax(worst)), d.shape)
-    unit = float(distance.ulp(ours[at])) if finite[at] else 1.0
-    with np.errstate(invalid="ignore", over="ignore"):
-        in_ulp = float(d[at] / unit)
+    at = np.unravel_index(int(np.argmax(worst)) if largest else 0, d.shape)
+    unit = float(distance.ulp(ours[at])) if largest and finite[at] else 1.0
     return Row(
         tensor,
         "diverges" if count or sums else "ok",
@@ -100,7 +100,7 @@ def measure(tensor: Tensor, read: Aligned, want: Array, tolerance: float | None 
         read.note,
         against,
         float(d[at]),
-        in_ulp,
+        float(d[at] / unit),
         distance.relative(theirs, ours) if d[at] else 0.0,
         tuple(int(i) for i in at),
         float(theirs[at]),

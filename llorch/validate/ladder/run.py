@@ -95,6 +95,7 @@ class Ladder:
         return self.first is None
 
 
+@np.errstate(all="ignore")
 def error(tensor: Tensor, values: Any, exact: Any) -> Error:
     theirs, right, finite = distance.comparable(Aligned(values, ""), tensor, exact)
     d = distance.differences(theirs, right)

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from html import escape
 from itertools import groupby
 
+import numpy as np
+
 from llorch._text import printable, shown
 from llorch.validate.kernels.suites import KernelReport
 from llorch.validate.ladder import distance, dumps, layouts
@@ -331,6 +333,7 @@ def of_ladder(result: Ladder, kernels: KernelReport | None = None) -> str:
     )
 
 
+@np.errstate(all="ignore")
 def of_comparison(
     result: Comparison, theirs: Dump, ours: Dump, model: Model | None, names: Mapping[str, str] | None = None
 ) -> str:

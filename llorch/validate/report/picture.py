@@ -28,6 +28,7 @@ NAMES = {"T": "position", "S": "key", "E": "channel", "D": "channel", "F": "chan
          "V": "token", "H": "head", "G": "head"}  # fmt: skip
 
 
+@np.errstate(all="ignore")
 def picture(read: Aligned, tensor: Tensor, want: Array, tolerance: float) -> str:
     """Their tensor beside what it should be: rows are positions, columns the values of one; heads stand side by side.
     "" for one without positions or without values, or of another shape."""
@@ -35,8 +36,7 @@ def picture(read: Aligned, tensor: Tensor, want: Array, tolerance: float) -> str
     if theirs.shape != ours.shape or ours.ndim < 2 or not ours.size:
         return ""
     off = distance.differences(theirs, ours)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        level = np.log10(off / np.maximum(limits(tensor, ours, finite, tolerance), 1e-30))
+    level = np.log10(off / np.maximum(limits(tensor, ours, finite, tolerance), 1e-30))
     level = np.nan_to_num(level, nan=4.0, posinf=4.0, neginf=-3.0)
     heads = level.shape[0] if level.ndim == 3 else 1
     flat = level.transpose(1, 0, 2).reshape(level.shape[1], -1) if level.ndim == 3 else level
