@@ -49,8 +49,8 @@ def _doubtful(s: Array) -> tuple[Array, ...] | None:
 
 def _error(s: Array, p: Array, c: Array, at: tuple[Array, ...]) -> Array:
     """What s = p + c, rounded to float64, is off at these places: exact, by two-sum. p and c broadcast to s."""
-    s, p, z = (x[at] for x in np.broadcast_arrays(s, p, c.astype(np.float64)))
-    zz = s - p
+    s, p, c = (x[at] for x in np.broadcast_arrays(s, p, c))
+    z, zz = c.astype(np.float64), s - p
     error: Array = (p - (s - zz)) + (z - zz)
     return error
 
@@ -76,7 +76,7 @@ def chain(left: Array, right: Array, seen: Sequence[slice] | None = None) -> Arr
 
 
 def _chain_one_by_one(left: Array, right: Array, p: Array, seen: Sequence[slice] | None) -> Array:
-    for k in range(max(len(left), len(right))):
+    for k in range(len(left)):
         if seen is None:
             p = fused(left[k] * right[k], p)
         else:

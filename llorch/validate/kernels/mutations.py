@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llorch._core import _in_fpenv
 from llorch.reference import fma
-from llorch.reference._arithmetic import chain
 from llorch.testing import differing_bits
 from llorch.validate.kernels.common import Array, Check, bit_check, largest, status
 
@@ -48,21 +46,14 @@ class Mutation:
 def product(a: Array, b: Array, init: Array, *, block: int = BLOCK, fused: bool = True) -> Array:
     """init + a @ b in float32: a chain of fma over each block of k, the blocks added in order. a [m, k], b [k, n]."""
     y = init
-    for first in range(0, a.shape[1], block):
-        left, right = a.T[first : first + block, :, None], b[first : first + block, None, :]
-        if fused:
-            y = y + _in_fpenv(_chain, left, right)
-            continue
-        part = np.zeros(init.shape, np.float32)
-        for k in range(len(left)):
-            part = part + left[k] * right[k]
-        y = y + part
+    for k in range(a.shape[1]):
+        if k % block == 0:
+            part = np.zeros(init.shape, np.float32)
+        left, right = a[:, k, None], b[k]
+        part = fma(left, right, part) if fused else part + left * right
+        if k % block == block - 1 or k == a.shape[1] - 1:
+            y = y + part
     return y
-
-
-def _chain(left: Array, right: Array) -> Array:
-    with np.errstate(all="ignore"):
-        return chain(left.astype(np.float64), right.astype(np.float64))
 
 
 def halved(values: Array) -> Array:
