@@ -9,6 +9,7 @@
     python benchmarks/bench_quantised.py --quick --from some.json --from more.json --docs DIR    # joins these two
     LLORCH_ISA=avx2 python benchmarks/bench_quantised.py         # beside a llama.cpp that was built without AVX-512:
                                                                  # writes docs/benchmarks/quantised_avx2.*
+    python benchmarks/bench_quantised.py --llama-bench "fork=PATH/llama-bench -rtr 1"    # beside that one, too
 
 SmolLM2-135M's Q4_1 file, and what llama.cpp's llama_model_quantize makes of it in the other formats; where a row of 576
 values holds no whole blocks of 256, it takes a format of 32 instead, so the K-quants are mixtures. Format after format,
@@ -37,6 +38,7 @@ from llorch.models.shapes import SHAPES, write_random
 
 FLOAT32, INT16, LLAMA_CPP, CT2 = "llorch, float32", "llorch, int16", "llama.cpp", "CTranslate2, int8"
 COLOURS = {FLOAT32: common.SKY, INT16: common.BLUE, LLAMA_CPP: common.ORANGE, CT2: common.GREY}
+OTHERS_COLOURS = (common.YELLOW, common.RED, common.PURPLE)  # of --llama-bench, in turn
 FORMATS = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_1", "Q4_0", "Q3_K_M", "Q2_K")
 QUICK = ("F16", "Q8_0", "Q4_K_M", "Q4_1", "Q4_0")
 WORKLOADS = {
@@ -52,6 +54,8 @@ LEAST = {  # times llama.cpp's tokens/s: decoding by the faster arithmetic, and 
     "Q4_1": (2.0, 6.4),
 }
 LEAST_AVX2 = {"Q8_0": (1.2, 1.2), "Q4_K_M": (1.2, 1.2)}  # the same without AVX-512
+LEAST_OF_OTHERS = 1.15  # times the fastest of --llama-bench, in both
+BY_LLAMA_BENCH = ("decode", "prefill 512")  # what it measures as we do
 WINDOW, PROMPT = 512, 96  # tokens of a stretch of text, and of the prompt whose logits are compared
 LAYERS = tuple(itertools.product(("Q8_0", "Q4_0", "Q4_K", "Q6_K"), ((4096, 4096), (4096, 14336))))
 SCALES = {"Q8_0": (0,), "Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}  # where a block has its float16 numbers
@@ -85,6 +89,12 @@ def measure_format(format, path, text, options):
         repetitions = 2 if options.quick else 5
         peaks = {kind: common.InTurns(kind, min(options.threads, 2)) for kind in common.KINDS}
         turns = {"decode": [peaks["read"]], "prefill 512": [peaks["fma"], peaks["madd"]]}
+        others, absent = models.start_llama_bench(options.llama_bench, path, options.threads)
+        missing |= absent
+        sections = []
+        for key, workload in WORKLOADS.items():
+            every = running | (others if key in BY_LLAMA_BENCH else {})
+            sections += models.sections(every, {key: workload}, repetitions, turns)
         return {
             "missing": missing,
             "bytes": path.stat().st_size,
@@ -94,7 +104,8 @@ def measure_format(format, path, text, options):
             "perplexity": {name: float(np.exp(np.mean(values))) for name, values in surprises.items()},
             "opened": {name: engine.ask("opened") for name, engine in running.items()},
             "loading": models.loading(running, 2 * repetitions + 1, FLOAT32),
-            "sections": models.sections(running, WORKLOADS, repetitions, turns),
+            "sections": sections,
+            "others": list(others),
             "in_turns": {kind: peak.median() for kind, peak in peaks.items()},
         }
 
@@ -214,7 +225,27 @@ def share(part, workload, name, result):
 
 def faster(part, workload):
     """The arithmetic with more tokens/s."""
-    return max((FLOAT32, INT16), key=lambda name: models.rate(part, workload, name) or 0)
+    return fastest((FLOAT32, INT16), part, workload)
+
+
+def others_of(result):
+    """Names of --llama-bench in any format, in their order."""
+    return list(dict.fromkeys(name for part in result["formats"].values() for name in part.get("others", ())))
+
+
+def fastest(names, part, workload):
+    return max(names, key=lambda name: models.rate(part, workload, name) or 0)
+
+
+def others_targets(format, part):
+    """Beside the fastest of --llama-bench."""
+    found, names = [], part.get("others")
+    for workload, ours in (("decode", faster(part, "decode")), ("prefill 512", INT16)) if names else ():
+        other = fastest(names, part, workload)
+        title = f"{format}: {workload}, {ours.removeprefix('llorch, ')}, beside {other}"
+        if models.rate(part, workload, ours):
+            found.append(models.ratio_target(part, title, workload, ours, workload, other, LEAST_OF_OTHERS))
+    return found
 
 
 def format_targets(format, part, result):
@@ -257,7 +288,7 @@ def format_targets(format, part, result):
 def targets(result):
     found = []
     for format, part in result["formats"].items():
-        found += format_targets(format, part, result)
+        found += format_targets(format, part, result) + others_targets(format, part)
     for part in result["layers"].values():
         best = max(row["rates"]["read"]["share"] for row in part["rows"])
         what = f"{part['title']}: share of the read peak"
@@ -285,6 +316,9 @@ def speed_tables(result):
         if limited:
             what = "reading the weights once" if workload == "decode" else "fma; integers"
             heads.append(f"reached of {what}: float32; int16")
+        others = others_of(result) if workload in BY_LLAMA_BENCH else []
+        for name in others:
+            heads += [name, "the faster of llorch's, times that"]
         lines += ["", f"**{title}**, tokens/s", ""]
         lines += [f"| | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
         for format, part in result["formats"].items():
@@ -298,6 +332,9 @@ def speed_tables(result):
             if limited:
                 shares = [number(share(part, workload, name, result), "{:.0%}") for name in (FLOAT32, INT16)]
                 shown.append("; ".join(one for one in shares if one))
+            for name in others:
+                theirs = models.rate(part, workload, name)
+                shown += [cells.get(name, ""), number(ours and theirs and ours / theirs, "{:.2f}")]
             lines.append(f"| {format} | {' | '.join(shown)} |")
     return lines
 
@@ -369,6 +406,11 @@ def report(result):
         f"{models.DEPTH} tokens, that of 32 sequences behind 16. llorch's float32 takes activations as they are, its "
         "int16 rounds them to 16 bits, llama.cpp to 8."
     )
+    if others := others_of(result):
+        note += (
+            f" {' and '.join(others)}: measured by the llama-bench that comes with it, whose decoding starts with an "
+            "empty cache; its results aren't compared."
+        )
     lines = common.head_lines(result, note)
     if result["formats"]:
         lines += speed_tables(result) + exactness_table(result) + loading_table(result)
@@ -381,15 +423,17 @@ def report(result):
 
 
 def speed_panel(axis, result, workload, title):
-    """Bars of all formats, three each; what memory allows is a line across them."""
-    most = max(models.rate(part, workload, name) or 0 for part in result["formats"].values() for name in COLOURS)
+    """Bars of all formats, one an engine; what memory allows is a line across them."""
+    colours = {name: COLOURS[name] for name in (FLOAT32, INT16, LLAMA_CPP)}
+    colours |= dict(zip(others_of(result), itertools.cycle(OTHERS_COLOURS), strict=False))
+    most = max(models.rate(part, workload, name) or 0 for part in result["formats"].values() for name in colours)
     y, ticks, bars = 0.0, [], {}
     for format, part in result["formats"].items():
         first = y
         limit = workload == "decode" and peak(part, "read", result)
-        for name in (FLOAT32, INT16, LLAMA_CPP):
+        for name in colours:
             if value := models.rate(part, workload, name):
-                bars[name] = axis.barh(y, value, 0.86, color=COLOURS[name], edgecolor="#444444", linewidth=0.5)
+                bars[name] = axis.barh(y, value, 0.86, color=colours[name], edgecolor="#444444", linewidth=0.5)
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
                 axis.text(value + 0.02 * most, y, f"{value:,.0f}", va="center", fontsize=9, bbox=box, zorder=5)
                 y += 1
@@ -438,8 +482,9 @@ def plot(result, path):
     drawn, axes = common.figure(
         panels, (3.8 * panels, height), [1] * (len(WORKLOADS) + 1) + [1.4] * bool(result["layers"])
     )
+    bars = {}
     for axis, (workload, (title, _)) in zip(axes, WORKLOADS.items(), strict=False):
-        bars = speed_panel(axis, result, workload, title)
+        bars |= speed_panel(axis, result, workload, title)
     away_panel(axes[len(WORKLOADS)], result)
     if result["layers"]:
         common.share_panel(axes[-1], list(result["layers"].values()), COLOURS, label="label")
@@ -480,6 +525,9 @@ def measure(result, options):
 
 def add_arguments(parser):
     model_files.add_arguments(parser)
+    parser.add_argument("--llama-bench", action="append", default=[], type=models.named_command, metavar="NAME=COMMAND",
+                        help="another llama-bench, with arguments of its own, that decodes one sequence and reads "
+                        "prompts in turns with the others (repeatable)")  # fmt: skip
     parser.add_argument("--format", action="append", choices=FORMATS, help="only this one (repeatable)")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one (repeatable)")
     parser.add_argument("--from", dest="earlier", action="append", type=Path, default=[], metavar="FILE",

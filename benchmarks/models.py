@@ -4,10 +4,13 @@ A benchmark lists contenders and workloads; `run` starts every engine that is in
 them take turns.
 """
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
 import os
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -206,6 +209,51 @@ class Copying:
 
     def ask(self, what):
         return self.engine.ask("copy" if what == "load" else what)
+
+
+class LlamaBench:
+    """In an engine's place: another build of llama.cpp or a fork of it, by the llama-bench that comes with it, which
+    times itself. Decoding starts with an empty cache.
+
+    command : the program and arguments of its own, a list
+    """
+
+    def __init__(self, command, path, threads):
+        self.command = [*command, "-m", str(path), "-t", str(threads), "-r", "1", "-o", "json"]
+
+    def ask(self, what, *arguments):
+        """Seconds of ("prefill", length) or of ("decode", 1, depth, steps)."""
+        prompt, new = (arguments[0], 0) if what == "prefill" else (0, arguments[2])
+        done = subprocess.run([*self.command, "-p", str(prompt), "-n", str(new)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{self.command[0]}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        return json.loads(done.stdout)[0]["avg_ns"] / 1e9
+
+
+def start_llama_bench(commands, path, threads):
+    """{name: LlamaBench}, and {name: why it is missing}."""
+    running, absent = {}, {}
+    for name, command in commands:
+        engine = LlamaBench(command, path, threads)
+        try:
+            engine.ask("prefill", 1)
+        except RuntimeError as error:
+            absent[name] = f"doesn't run: {error}"
+            print(f"  {name} {absent[name]}", flush=True)
+        else:
+            running[name] = engine
+    return running, absent
+
+
+def named_command(text):
+    """An argument "NAME=COMMAND": the name, and the command's words."""
+    name, _, command = text.partition("=")
+    words = shlex.split(command)
+    if not name or not words:
+        raise argparse.ArgumentTypeError(f"{text!r} isn't NAME=COMMAND")
+    if not shutil.which(words[0]):
+        raise argparse.ArgumentTypeError(f"there is no program {words[0]}")
+    return name, words
 
 
 def loading(running, repetitions, copying=None):
