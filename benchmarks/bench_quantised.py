@@ -422,10 +422,15 @@ def report(result):
     return "\n".join(lines) + "\n"
 
 
+def colours_of(result):
+    """By name, of all whose speed is drawn, in their order."""
+    colours = {name: COLOURS[name] for name in (FLOAT32, INT16, LLAMA_CPP)}
+    return colours | dict(zip(others_of(result), itertools.cycle(OTHERS_COLOURS), strict=False))
+
+
 def speed_panel(axis, result, workload, title):
     """Bars of all formats, one an engine; what memory allows is a line across them."""
-    colours = {name: COLOURS[name] for name in (FLOAT32, INT16, LLAMA_CPP)}
-    colours |= dict(zip(others_of(result), itertools.cycle(OTHERS_COLOURS), strict=False))
+    colours = colours_of(result)
     most = max(models.rate(part, workload, name) or 0 for part in result["formats"].values() for name in colours)
     y, ticks, bars = 0.0, [], {}
     for format, part in result["formats"].items():
@@ -491,7 +496,8 @@ def plot(result, path):
         axes[-1].set_xlim(0, 1.6)
         axes[-1].set_title("one row on one layer", loc="left", fontweight="bold", fontsize=11)
         axes[-1].set_xlabel("weights read, of the memory's peak")
-    common.save(drawn, result, bars, path, top=1 - 0.35 / height)
+    bars = {name: bars[name] for name in colours_of(result) if name in bars}
+    common.save(drawn, result, bars, path, columns=len(bars), top=1 - 0.35 / height)
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------
