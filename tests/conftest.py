@@ -34,6 +34,24 @@ def isa(request):
         yield request.param
 
 
+def is_worker(config):
+    """Whether this process was started by pytest-xdist, to which it tells all that it finds."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own
+def pytest_cmdline_main(config):
+    """The whole suite runs in two processes, if pytest-xdist is there and nothing else was said: most tests leave one
+    core free. Those of a file or a folder run in one, as starting others takes longer."""
+    if is_worker(config):
+        return
+    options = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    quiet = options.capture != "no" and not options.usepdb and not options.trace
+    if whole and quiet and getattr(options, "numprocesses", 0) is None and (os.cpu_count() or 1) > 1:
+        options.numprocesses, options.dist = 2, "worksteal"
+
+
 # ---- what is skipped because a package isn't there ---------------------------------------------------------
 
 # As pytest.importorskip says it, and as tests do.
@@ -74,4 +92,5 @@ class Missing:
 
 
 def pytest_configure(config):
-    config.pluginmanager.register(Missing(config), "llorch-missing")
+    if not is_worker(config):
+        config.pluginmanager.register(Missing(config), "llorch-missing")
