@@ -227,7 +227,10 @@ class LlamaBench:
         done = subprocess.run([*self.command, "-p", str(prompt), "-n", str(new)], capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{self.command[0]}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
-        return json.loads(done.stdout)[0]["avg_ns"] / 1e9
+        try:
+            return json.loads(done.stdout)[0]["avg_ns"] / 1e9
+        except (ValueError, LookupError, TypeError) as error:
+            raise RuntimeError(f"{self.command[0]} doesn't answer as llama-bench does: {done.stdout[:80]!r}") from error
 
 
 def start_llama_bench(commands, path, threads):

@@ -48,7 +48,7 @@ def pytest_cmdline_main(config):
     options = config.option
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     quiet = options.capture != "no" and not options.usepdb and not options.trace
-    if whole and quiet and getattr(options, "numprocesses", 0) is None and (os.cpu_count() or 1) > 1:
+    if whole and quiet and getattr(options, "numprocesses", 0) is None and llorch.get_num_threads() > 1:
         options.numprocesses, options.dist = 2, "worksteal"
 
 
