@@ -4,7 +4,7 @@ Frequencies are made here in DIGITS decimal digits and handed over as double-dou
 values those can't decide, and those few are done here again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, localcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -105,9 +105,7 @@ def _rope_table(R: int, positions: Any, base: float, scaling: Mapping[str, Any] 
     f = frequencies(R, _float(base, "base"), scaling)
     cos, sin = np.empty((len(places), R // 2), np.float32), np.empty((len(places), R // 2), np.float32)
     if _core._rope_rows(f.high, f.low, f.factor_high, f.factor_low, places, cos, sin):
-        for table, exact in ((cos, _cosine), (sin, _sine)):
-            for row, i in np.argwhere(np.isnan(table)):
-                table[row, i] = _decided(exact, int(places[row]), f.f[i], f.factor)
+        decide(cos, sin, places, f.f, f.factor)
     return cos, sin
 
 
@@ -286,6 +284,13 @@ def _longrope(plain: list[Decimal], rule: _Rule) -> tuple[list[Decimal], Decimal
 
 
 # ---- what a double-double doesn't decide ---------------------------------------------------------------
+
+
+def decide(cos: Array, sin: Array, places: Array, f: Sequence[Decimal], factor: Decimal) -> None:
+    """Writes what is NaN in the tables (P, R/2) of these positions and frequencies: what a double-double can't decide."""
+    for table, exact in ((cos, _cosine), (sin, _sine)):
+        for row, i in np.argwhere(np.isnan(table)):
+            table[row, i] = _decided(exact, int(places[row]), f[i], factor)
 
 
 def _decided(function: Callable[[Decimal], Decimal], p: int, f: Decimal, factor: Decimal) -> np.float32:

@@ -6,13 +6,14 @@ dispatch to a kernel in Python costs some 10 us, as long as a small kernel takes
 """
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import torch
 
 import llorch
-from llorch import _core
+from llorch import _core, _rope
 from llorch.torch import attention as _attention
 from llorch.torch.arrays import array
 from llorch.torch.weights import packed
@@ -193,11 +194,11 @@ def _circle(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[A
     size, finite = np.abs(angles), np.isfinite(angles)
     if (size[finite] >= 2**24).any():
         raise ValueError(f"cos and sin take values below 2**24, got {size[finite].max():g}")
-    near = size < 2.0**-100  # nearer to 0 than the kernel takes: 1 and the value itself
+    near = size <= 2.0**-100  # nearer to 0 than the kernel takes: 1 and the value itself
     cos, sin = np.empty((2, 1, angles.size), np.float32)
-    _core._rope_rows(
-        np.where(near | ~finite, 1.0, size), np.zeros(angles.size), 1.0, 0.0, np.ones(1, np.int64), cos, sin
-    )
+    f, places = np.where(near | ~finite, 1.0, size), np.ones(1, np.int64)
+    if _core._rope_rows(f, np.zeros(angles.size), 1.0, 0.0, places, cos, sin):
+        _rope.decide(cos, sin, places, [Decimal(value) for value in f.tolist()], Decimal(1))
     cos, sin = np.where(near, np.float32(1), cos[0]), np.where(near, size.astype(np.float32), sin[0])
     cos[~finite] = sin[~finite] = np.nan
     return cos.reshape(x.shape), np.where(np.signbit(angles), -sin, sin).reshape(x.shape)

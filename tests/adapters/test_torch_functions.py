@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from helpers import assert_same_bits  # noqa: E402
 from torch_modules import Calls  # noqa: E402
 
 from llorch.torch import exact  # noqa: E402
@@ -188,10 +189,20 @@ def test_cosine_and_sine_of_every_bfloat16_value_are_the_nearest(function):
     x = x[x.isfinite() & (x.abs() < 2**24)]
     wanted = getattr(np, function)(x.double().numpy())
     y = strict(getattr(torch, function))(x)
+    assert y.isfinite().all()
     away = abs(y.double().numpy() - wanted)
     for step in (1, -1):
         other = (y.view(torch.int16) + step).view(torch.bfloat16).double().numpy()
         assert not (abs(other - wanted) < away).any()
+
+
+def test_cosine_and_sine_of_float32_values_near_zero_and_where_the_kernel_ends():
+    edges = np.float32([2.0**-100, 2.0**-149, 2.0**-126, 2.0**-13, np.nextafter(np.float32(2**24), np.float32(0))])
+    around = [np.nextafter(edges, np.float32(to)) for to in (0, 1)]
+    x = np.concatenate([edges, *around, np.float32([0])])
+    x = np.concatenate([x, -x])
+    for function, wanted in ((torch.cos, np.cos), (torch.sin, np.sin)):
+        assert_same_bits(strict(function)(torch.from_numpy(x)).numpy(), wanted(x.astype(np.float64)).astype(np.float32))
 
 
 def test_what_consists_of_other_functions_is_taken_apart():
