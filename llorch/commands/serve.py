@@ -14,7 +14,8 @@ from llorch._text import counted
 from llorch.commands import common
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-PAGES = ("localhost", "127.0.0.1", "[::1]")
+# Older versions of starlette take "[" for the host of "[::1]:8000". No name can begin so, and an address can't be rebound.
+PAGES = ("localhost", "127.0.0.1", "[::1]", "[")
 
 
 @click.command("serve", short_help="Answer over HTTP, as OpenAI's API does; the load changes no bit.")

@@ -249,13 +249,17 @@ class Server:
                 pieces: list[bytes] = []
                 for place, event in ready:
                     if isinstance(event, BaseException):
-                        yield b"".join(pieces) + _event(self._refused(event).body)
+                        yield b"".join(pieces) + _event(self.told(self._refused(event)).body)
                         return
                     choice = choices[place]
                     tokens = choice.take(event)
                     if event.reason is not None:
                         left -= 1
-                        await self._receipt(asked, form, tickets[place], choice)
+                        try:
+                            await self._receipt(asked, form, tickets[place], choice)
+                        except Exception as error:
+                            yield b"".join(pieces) + _event(self.told(self._refused(error)).body)
+                            return
                     if event.text or tokens or event.reason is not None:
                         pieces.append(_event(form.piece(choice, event.text or "", tokens)))
                 if pieces:
@@ -277,7 +281,7 @@ class Server:
                 engine.cancel(ticket)
 
     def _refused(self, error: BaseException) -> Any:
-        """What the client is told."""
+        """What is raised in its place: a Refusal of what a request, the queue or the memory can cause."""
         if isinstance(error, QueueFull):
             return Refusal(str(error), code="queue_full", status=429)
         if isinstance(error, Stopped):
@@ -286,6 +290,15 @@ class Server:
             return Refusal(str(error))
         if isinstance(error, MemoryError):
             return Refusal("the server has no memory for this now", status=503)
+        return error
+
+    def told(self, error: BaseException) -> Refusal:
+        """What the client is told of an error: where files lie here is none of its business."""
+        if not isinstance(error, Refusal):
+            return Refusal(f"the server failed: {type(error).__name__}", status=500)
+        for model in (self.model, self.encoder):
+            if model is not None and (path := printable(str(model.path))) in str(error):
+                error = Refusal(str(error).replace(path, "the model"), error.param, error.code, error.status)
         return error
 
     async def _receipt(self, asked: Asked, form: answers.Form, ticket: Ticket, choice: answers.Choice) -> None:
@@ -473,13 +486,10 @@ class _Guard:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
     server: Server = request.app.state.server
-    for model in (server.model, server.encoder):  # where files lie here is no client's business
-        if model is not None and (path := printable(str(model.path))) in str(error):
-            error = Refusal(str(error).replace(path, "the model"), error.param, error.code, error.status)
-    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error.body, error.status, headers)
+    refusal = server.told(error)
+    headers = {"Retry-After": "1"} if refusal.status in (429, 503) else None
+    return JSONResponse(refusal.body, refusal.status, headers)
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -487,10 +497,6 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {shown(request.url.path)}: {error.detail}"
     return JSONResponse(Refusal(message, status=error.status_code).body, error.status_code, error.headers)
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    return JSONResponse(Refusal(f"the server failed: {type(error).__name__}", status=500).body, 500)
 
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -516,7 +522,7 @@ def application(server: Server) -> Starlette:
     middleware = [Middleware(_Guard, server=server)]
     if server.settings.hosts is not None:
         middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(server.settings.hosts)))
-    handlers: Any = {Refusal: _refuse, HTTPException: _http, Exception: _broken}
+    handlers: Any = {Refusal: _refuse, HTTPException: _http, Exception: _refuse}
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=server.lifespan)
     app.state.server = server
     return app

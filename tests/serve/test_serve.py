@@ -263,6 +263,7 @@ def test_models_and_health(api, http):
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.search(r"https?://|src=|@import", page.text), "no resource from elsewhere"
     assert http.get("/health", headers={"Host": "elsewhere.example"}).status_code == 400
+    assert http.get("/health", headers={"Host": "[::1]:8000"}).status_code == 200
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------
@@ -539,3 +540,26 @@ def test_the_engine_goes_on_when_a_step_fails():
 
     assert asyncio.run(talk()) == SMALL.generate([1], 3)
     assert not [thread for thread in threading.enumerate() if thread.name == "llorch engine"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("where", ["step", "receipt"])
+def test_a_failure_of_the_server_is_told_and_it_goes_on(where, stream, monkeypatch):
+    from starlette.testclient import TestClient
+
+    from llorch.serve import app
+
+    def broken(*_):
+        raise OSError(f"{SMALL.path} is gone")
+
+    state = app.Server(app.Settings(name="small", memory=10**8), SMALL, None, lambda: False)
+    asked = {"model": "small", "prompt": "O", "max_tokens": 2, "stream": stream}
+    asked |= {"receipt": True} if where == "receipt" else {}
+    with TestClient(app.application(state), raise_server_exceptions=False) as http:
+        with monkeypatch.context() as patch:
+            patch.setattr(*((state.engine.batch, "step") if where == "step" else (app.receipts, "make")), broken)
+            answer = http.post("/v1/completions", json=asked)
+        last = answer.text.strip().rpartition("data: ")[2]
+        assert json.loads(last)["error"]["message"] == "the server failed: OSError" and not state.engine.batch
+        assert answer.status_code == (200 if stream else 500)
+        assert http.post("/v1/completions", json=asked).status_code == 200
