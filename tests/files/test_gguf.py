@@ -1,6 +1,7 @@
 """GGUF files: what gguf's own writer writes, what a hostile writer does, and parts of split ones."""
 
 import math
+import os
 import struct
 import time
 import tracemalloc
@@ -458,8 +459,9 @@ def test_the_file_to_be_mutated_is_valid(tmp_path):
 
 def test_every_truncation(tmp_path):
     path = tmp_path / "x.gguf"
-    for size in range(len(VALID)):
-        path.write_bytes(VALID[:size])
+    path.write_bytes(VALID)
+    for size in reversed(range(len(VALID))):
+        os.truncate(path, size)  # a file system may take milliseconds to write a file anew
         fault(path, "cut off" if size >= 4 else "is not a GGUF file")
 
 
@@ -495,9 +497,13 @@ def test_mutations(tmp_path_factory, data):
 @pytest.mark.parametrize("width", ("I", "Q"))
 def test_every_number_overwritten(tmp_path, number, width):
     path, field = tmp_path / "x.gguf", struct.pack("<" + width, number % 2 ** (8 * struct.calcsize("<" + width)))
-    for at in range(4, len(HEAD) - len(field) + 1):
-        path.write_bytes(VALID[:at] + field + VALID[at + len(field) :])
-        examine(path)
+    path.write_bytes(VALID)
+    with path.open("r+b", buffering=0) as file:
+        for at in range(4, len(HEAD) - len(field) + 1):
+            os.pwrite(file.fileno(), field, at)
+            examine(path)
+            os.pwrite(file.fileno(), VALID[at : at + len(field)], at)
+    assert path.read_bytes() == VALID
 
 
 # ---- split files ---------------------------------------------------------------------------------------

@@ -230,8 +230,8 @@ def test_every_truncation(tmp_path):
     path = write(tmp_path / "x.safetensors", VALID, bytes(12))
     raw = path.read_bytes()
     assert set(read_header(path)) == {"x", "y"}
-    for size in range(len(raw)):
-        path.write_bytes(raw[:size])
+    for size in reversed(range(len(raw))):
+        os.truncate(path, size)  # a file system may take milliseconds to write a file anew
         with pytest.raises(
             ValueError, match="cut off" if size < 8 + len(VALID) else "tensor .* ends .*: it is cut off"
         ):
