@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, Self, TypeVar, TypeVarTuple
 
 from numpy.typing import NDArray
 
@@ -52,7 +52,7 @@ class PackedLinear:
         *,
         dtype: str | None = None,
         compute: str = "float32",
-    ) -> PackedLinear: ...
+    ) -> Self: ...
     @property
     def in_features(self) -> int: ...
     @property

@@ -16,7 +16,6 @@
 typedef struct plan_job {
     const ll_run *run;
     const ll_call *call;
-    size_t rows;
 } plan_job;
 
 static size_t plan_stride(const ll_run *run, ll_view v) { return run->plan->widths[v.buffer]; }
@@ -79,7 +78,7 @@ static void plan_places_task(void *context, size_t begin, size_t end)
 
 static void plan_rows(const ll_run *run, const ll_call *call, size_t rows, ll_task task)
 {
-    plan_job job = {run, call, rows};
+    plan_job job = {run, call};
     ll_parallel_for(rows, call->n, PLAN_WORTH_VALUES, 1, task, &job);
 }
 

@@ -83,8 +83,7 @@ cdef int _take_bias(Mask *m, Operand *o, obj, heads, list keep) except -1:
                          "the distances -R .. R of a key from the query")
     if <size_t>o.shape[1] > LL_MAX_ROW:
         raise ValueError(f"position_bias has shape {_shape(o)}, at most {LL_MAX_ROW} (2**24) distances are specified")
-    count = _size(o)
-    m.bias = _wide(o, _size(o), "position_bias")
+    m.bias = _wide(o, _count(o), "position_bias")
     m.reach = <size_t>o.shape[1] // 2
     return 0
 
@@ -95,7 +94,6 @@ cdef double FLOAT32_TINY = 7.006492321624087e-46
 
 cdef int _contiguous_last(Operand *o, Py_ssize_t count, bint copy_in) except -1:
     """Makes the last axis of o contiguous: by its own memory, or a copy of all of it."""
-    cdef Py_ssize_t i, step = o.itemsize
     if o.shape[o.ndim - 1] <= 1 or o.strides[o.ndim - 1] == o.itemsize:
         return 0
     o.scratch = PyMem_Malloc(count * o.itemsize)
@@ -134,13 +132,6 @@ cdef int _take_matrices(Operand *o, obj, str name, str shape, list keep) except 
     return 0
 
 
-cdef Py_ssize_t _size(Operand *o) noexcept:
-    cdef Py_ssize_t i, count = 1
-    for i in range(o.ndim):
-        count *= o.shape[i]
-    return count
-
-
 cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cache *cache, Mask *m, Operand *bias, out,
                     list keep):
     """The call itself. Keys and values are k and v, or, where those are NULL, the cache's. bias: whose memory m's is."""
@@ -148,7 +139,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
     cdef ll_attention_args a
     cdef ll_attention_head *heads = NULL
     cdef ll_kv *kv = NULL
-    cdef Py_ssize_t size = _size(q), k_step = 0, v_step = 0
+    cdef Py_ssize_t size = _count(q), k_step = 0, v_step = 0
     cdef size_t i, group, H = q.shape[q.ndim - 3] if q.ndim > 2 else 1
     cdef size_t Tq = q.shape[q.ndim - 2], Tk = cache.length if k == NULL else <size_t>k.shape[k.ndim - 2]
     cdef int failed = 0
@@ -172,7 +163,7 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
                 _check_apart(&oout, "out", v, "v", False)
         if size:
             a.count = <size_t>size // (Tq * a.D)
-            a.kv_count = cache.heads if k == NULL else <size_t>_size(k) // (Tk * a.D)
+            a.kv_count = cache.heads if k == NULL else <size_t>_count(k) // (Tk * a.D)
             group = a.count // a.kv_count
             heads = <ll_attention_head *>PyMem_Malloc(a.count * sizeof(ll_attention_head) + a.kv_count * sizeof(ll_kv))
             if heads == NULL:
@@ -183,8 +174,8 @@ cdef object _attend(Operand *q, object q_object, Operand *k, Operand *v, ll_cach
             _contiguous_last(q, size, True)
             _contiguous_last(&oout, size, False)
             if k != NULL:
-                _contiguous_last(k, _size(k), True)
-                _contiguous_last(v, _size(v), True)
+                _contiguous_last(k, _count(k), True)
+                _contiguous_last(v, _count(v), True)
                 k_step, v_step = _row_step(k), _row_step(v)
             for i in range(a.kv_count):
                 if k == NULL:

@@ -106,8 +106,8 @@ cdef class KVCache:
             T = ok.shape[1]
             if ov.ndim != 3 or ov.shape[0] != ok.shape[0] or ov.shape[1] != T or ov.shape[2] != ok.shape[2]:
                 raise ValueError(f"v has shape {_shape(&ov)}, it must have the shape of k, {_shape(&ok)}")
-            _contiguous_last(&ok, _size(&ok), True)
-            _contiguous_last(&ov, _size(&ov), True)
+            _contiguous_last(&ok, _count(&ok), True)
+            _contiguous_last(&ov, _count(&ov), True)
             rows.k = _head(&ok, 0)
             rows.v = _head(&ov, 0)
             rows.k_stride = _row_step(&ok)

@@ -95,7 +95,7 @@ def get_num_threads():
 
 
 def isa():
-    """The instruction set whose kernels run: "avx512", "avx2", "neon" or "generic"."""
+    """The instruction set whose kernels run: "avx512_vnni", "avx512", "avx2", "neon" or "generic"."""
     return ll_isa_name(ll_isa_active()).decode()
 
 

@@ -257,7 +257,7 @@ cdef class PackedLinear:
     in_features, out_features : int
         K and N.
     shape : (K, N)
-    dtype : str
+    dtype, compute : str
     bias : array (N,) of float32, read-only, or None
     nbytes : int
         Memory of the packed weight.
@@ -355,14 +355,15 @@ cdef class PackedLinear:
                 ll_interrupts_on()
                 ll_pack(w, format, packed.data)
             _check_interrupted()
-            if self._packed.data != NULL:  # a product in another thread may be reading it
-                raise TypeError("a PackedLinear is made once: make another one")
-            packed, self._packed = self._packed, packed
-            self._weight.data = self._packed.data
-            self._weight.format = format
-            self._weight.packed = 1
-            self._weight.k_stride = self._weight.n_stride = 0
-            self._weight.K, self._weight.N, self.bias = w.K, w.N, kept
+            with cython.critical_section(self):
+                if self._packed.data != NULL:  # a product in another thread may be reading it
+                    raise TypeError("a PackedLinear is made once: make another one")
+                packed, self._packed = self._packed, packed
+                self._weight.data = self._packed.data
+                self._weight.format = format
+                self._weight.packed = 1
+                self._weight.k_stride = self._weight.n_stride = 0
+                self._weight.K, self._weight.N, self.bias = w.K, w.N, kept
         finally:
             ll_weight_free(&packed)
             _drop(&obias)
@@ -419,7 +420,7 @@ cdef class PackedLinear:
 
     def row(self, k):
         """Row k of the (K, N) weight, widened: a new (N,) float32. IndexError unless 0 <= k < K."""
-        cdef size_t index = _index(k, "k", self._weight.K, "rows")
+        cdef size_t index = _index(k, "k", self._weight.K, "the weight has", "rows")
         y = _empty(self._weight.N, _float32)
         if self._weight.N:
             ll_packed_row(&self._weight, index, <float *>_address(y))
@@ -430,17 +431,17 @@ cdef class PackedLinear:
 
         Of an embedding (V, E), packed with transposed=True as the LM head, it is the vector of token n.
         """
-        cdef size_t index = _index(n, "n", self._weight.N, "columns")
+        cdef size_t index = _index(n, "n", self._weight.N, "the weight has", "columns")
         y = _empty(self._weight.K, _float32)
         if self._weight.K:
             ll_packed_column(&self._weight, index, <float *>_address(y))
         return y
 
 
-cdef size_t _index(value, str name, size_t length, str what) except? 0:
+cdef size_t _index(value, str name, size_t length, str has, str what) except? 0:
     index = _integer(value, name)
     if not 0 <= index < length:
-        raise IndexError(f"{name} is {index}, the weight has {length} {what}")
+        raise IndexError(f"{name} is {index}, {has} {length} {what}")
     return index
 
 

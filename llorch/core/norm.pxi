@@ -53,8 +53,8 @@ cdef object _norm(int op, x, residual, weight, bias, eps, out, sum_out):
             raise ValueError(f"x has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")
         a.rows = <size_t>count // a.n if a.n else 0
         a.dtype = ox.dtype
-        a.weight = _vector(&oweight, weight, "weight", a.n, "of the last axis of x", keep)
-        a.bias = _vector(&obias, bias, "bias", a.n, "of the last axis of x", keep)
+        a.weight = _vector(&oweight, weight, "weight", a.n, "value of the last axis of x", keep)
+        a.bias = _vector(&obias, bias, "bias", a.n, "value of the last axis of x", keep)
         if add:
             _take(&oresidual, residual, "residual", False, keep)
             _check_like(&oresidual, "residual", ox.dtype, _shape(&ox))

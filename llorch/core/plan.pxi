@@ -127,7 +127,8 @@ cdef class SequenceCache:
         return 0
 
     def truncate(self, length):
-        """Forget the positions from `length` on. ValueError unless 0 <= length <= self.length."""
+        """Forget the positions from `length` on. ValueError unless 0 <= length <= self.length. RuntimeError while another
+        thread uses the cache."""
         cdef size_t wanted = _natural(length, "length", 0), i
         with cython.critical_section(self):
             self._check_alone()
@@ -137,7 +138,8 @@ cdef class SequenceCache:
                 ll_cache_truncate(&self._layers[i], wanted)
 
     def fork(self):
-        """A cache with the same positions that goes its own way; the memory of what both have is shared."""
+        """A cache with the same positions that goes its own way; the memory of what both have is shared. RuntimeError while
+        another thread uses this one."""
         cdef SequenceCache other = SequenceCache(self.model, self._count, self._layers[0].heads, self._layers[0].D,
                                                  self.capacity)
         cdef size_t i
@@ -150,15 +152,16 @@ cdef class SequenceCache:
         return other
 
     def keys(self, layer):
-        """The keys of a layer, a new float32 array (heads, length, head_dim), read-only."""
+        """The keys of a layer, a new float32 array (heads, length, head_dim), read-only. IndexError for another layer than the
+        cache has, RuntimeError while another thread uses it."""
         return self._read(layer, 0)
 
     def values(self, layer):
-        """The values of a layer, a new float32 array (heads, length, head_dim), read-only."""
+        """The values of a layer, as `keys` gives its keys."""
         return self._read(layer, 1)
 
     cdef object _read(self, layer, int values):
-        cdef size_t index = _index(layer, "layer", self._count, "layers")
+        cdef size_t index = _index(layer, "layer", self._count, "the cache has", "layers")
         cdef ll_cache *c = &self._layers[index]
         a = _empty((c.heads, c.length, c.D), _float32)
         with cython.critical_section(self):
@@ -179,6 +182,7 @@ cdef Py_ssize_t _read_ids(ids, size_t vocabulary, int64_t *to, size_t room) exce
     cdef Py_buffer view
     cdef Py_ssize_t i, count = -1
     cdef int64_t id
+    cdef int32_t half
     cdef char *at
     if type(ids) is not _ndarray:
         return -1
@@ -190,7 +194,11 @@ cdef Py_ssize_t _read_ids(ids, size_t vocabulary, int64_t *to, size_t room) exce
             view.itemsize == 8 and view.format[0] in b"lq" or view.itemsize == 4 and view.format[0] in b"il"):
         at = <char *>view.buf
         for i in range(view.shape[0]):
-            id = (<int64_t *>at)[0] if view.itemsize == 8 else (<int32_t *>at)[0]
+            if view.itemsize == 8:  # an array may begin at any byte
+                memcpy(&id, at, 8)
+            else:
+                memcpy(&half, at, 4)
+                id = half
             if id < 0 or <uint64_t>id >= vocabulary:
                 break
             if to != NULL:

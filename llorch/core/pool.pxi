@@ -141,4 +141,4 @@ def normalize(x, *, out=None):
     they are where the sum of squares overflows. The bits don't depend on batch, strides, alignment, threads or processor:
     `llorch.reference.normalize` defines them.
     """
-    return _by_rows(x, out, "normalize over", ll_normalize)
+    return _by_rows(x, out, "normalise over", ll_normalize)

@@ -145,7 +145,7 @@ def argmax(logits):
     """
     cdef Operand o
     cdef ll_argmax_args a
-    cdef Py_ssize_t i, count = 1
+    cdef Py_ssize_t count
     cdef int64_t one = 0
     cdef size_t row
     cdef list keep = []
@@ -154,8 +154,7 @@ def argmax(logits):
         _take(&o, logits, "logits", False, keep)
         if o.ndim == 0:
             raise ValueError("logits has no axis: its shape is (), it must be (..., n)")
-        for i in range(o.ndim):
-            count *= o.shape[i]
+        count = _count(&o)
         shape = _shape(&o)
         a.n = o.shape[o.ndim - 1]
         if a.n == 0:

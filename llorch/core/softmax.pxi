@@ -14,15 +14,14 @@ cdef object _by_rows(x, out, str purpose, void (*kernel)(const ll_softmax_args *
     """A function of each row of x."""
     cdef Operand ox, oout
     cdef ll_softmax_args a
-    cdef Py_ssize_t i, count = 1
+    cdef Py_ssize_t count
     cdef list keep = []
     _clear(&ox); _clear(&oout)
     try:
         _take(&ox, x, "x", False, keep)
         if ox.ndim == 0:
             raise ValueError(f"x has no axis to {purpose}: its shape is (), it must be (..., n)")
-        for i in range(ox.ndim):
-            count *= ox.shape[i]
+        count = _count(&ox)
         a.n = ox.shape[ox.ndim - 1]
         if a.n > LL_MAX_ROW:
             raise ValueError(f"x has rows of {a.n} values, at most {LL_MAX_ROW} (2**24) are specified")

@@ -22,7 +22,7 @@ cdef inline void _as_row(Operand *o) noexcept:
 cdef object _unary(int op, x, out):
     cdef Operand ox, oout, none
     cdef ll_unary_args a
-    cdef Py_ssize_t i, count
+    cdef Py_ssize_t count
     cdef list keep = []
     _clear(&ox); _clear(&oout); _clear(&none)
     try:
@@ -35,9 +35,7 @@ cdef object _unary(int op, x, out):
             _check_out(&oout, "out", &ox, NULL, &none, &none)
         _as_row(&ox)
         _as_row(&oout)
-        count = 1
-        for i in range(ox.ndim):
-            count *= ox.shape[i]
+        count = _count(&ox)
         if count:
             a.op = op
             a.dtype = ox.dtype

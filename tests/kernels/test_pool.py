@@ -187,7 +187,7 @@ REFUSED = [
     (lambda: llorch.mean_pool(X.astype(np.float64), [6]), TypeError, "x is float64"),
     (lambda: llorch.mean_pool(X, [6], out=X[:1]), ValueError, "out overlaps x"),
     (lambda: llorch.mean_pool(X, [6], out=np.zeros((2, 8), np.float32)), ValueError, r"out has shape \(2, 8\)"),
-    (lambda: llorch.normalize(np.float32(1)), ValueError, "x has no axis to normalize over"),
+    (lambda: llorch.normalize(np.float32(1)), ValueError, "x has no axis to normalise over"),
     (lambda: llorch.normalize(X, out=X[::-1]), ValueError, "out overlaps x in part"),
     (lambda: llorch.normalize([1.0]), TypeError, "x must be an array.*got list"),
 ]  # fmt: skip

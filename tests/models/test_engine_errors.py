@@ -93,6 +93,13 @@ def filled(model, ids):
     return cache
 
 
+@pytest.mark.parametrize("layer", [-1, 99])
+def test_a_layer_that_a_cache_has_not(tiny, layer):
+    for read in (tiny.new_cache().keys, tiny.new_cache().values):
+        with pytest.raises(IndexError, match=f"layer is {layer}, the cache has {tiny.config.layers} layers"):
+            read(layer)
+
+
 def test_threads_never_fill_a_cache_past_its_capacity(tiny):
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
