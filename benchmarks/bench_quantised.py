@@ -5,8 +5,8 @@
     python benchmarks/bench_quantised.py --quick                 # fewer repetitions, prints only
     python benchmarks/bench_quantised.py --tiny --quick          # a small Llama of random weights: a minute or two
     python benchmarks/bench_quantised.py --part formats --format Q4_0 --format Q8_0 --json some.json
-    python benchmarks/bench_quantised.py --part layers --json more.json
-    python benchmarks/bench_quantised.py --quick --from some.json --from more.json --docs DIR    # joins these two
+    python benchmarks/bench_quantised.py --part layers --json more.json                  # a part is never published
+    python benchmarks/bench_quantised.py --from some.json --from more.json --docs DIR    # joins these two
     LLORCH_ISA=avx2 python benchmarks/bench_quantised.py         # beside a llama.cpp that was built without AVX-512:
                                                                  # writes docs/benchmarks/quantised_avx2.*
     python benchmarks/bench_quantised.py --llama-bench "fork=PATH/llama-bench -rtr 1"    # beside that one, too
@@ -545,23 +545,24 @@ def main():
     options = common.arguments(__doc__, add_arguments)
     options.part = options.part or (() if options.earlier else PARTS)
     result = common.describe(options.quick, **models.versions(models.PACKAGES)) | {"threads": options.threads}
-    head = [] if options.part else list(result)  # a join says where the runs were, not where they are joined
+    windows = 2 if options.quick else 8
+    result["model"] = "a small Llama of random weights" if options.tiny else "SmolLM2-135M-Instruct"
+    result["text"] = f"the first {windows * WINDOW:,} tokens of docs/validator.md, in stretches of {WINDOW}"
+    head = [] if options.part else list(result)  # a join says what and where the runs were, not where they are joined
     result |= {name: {} for name in PARTS}
     for file in options.earlier:
         earlier = json.loads(file.read_text())
         result |= {name: earlier[name] for name in head}
         for name in PARTS:
             result[name] |= earlier[name]
-    windows = 2 if options.quick else 8
-    result["model"] = "a small Llama of random weights" if options.tiny else "SmolLM2-135M-Instruct"
-    result["text"] = f"the first {windows * WINDOW:,} tokens of docs/validator.md, in stretches of {WINDOW}"
     measure(result, options)
     result["formats"] = {name: result["formats"][name] for name in FORMATS if name in result["formats"]}
     for part in result["layers"].values():
         common.add_shares([part], part["peaks"])
     result["targets"] = [] if options.tiny else targets(result)
     name = "quantised_avx2" if result["isa"] == "avx2" else "quantised"
-    common.publish(name, result, report(result), plot, options)
+    whole = bool(options.earlier) or (set(options.part) == set(PARTS) and not options.format)
+    common.publish(name, result, report(result), plot, options, whole)
 
 
 if __name__ == "__main__":

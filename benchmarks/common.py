@@ -582,8 +582,9 @@ def run_with_peaks(doc, operation, steps, note, plot, targets):
     publish(operation, result, "\n".join(lines) + "\n", plot, options)
 
 
-def publish(operation, result, text, plot, options):
-    """Prints the report; writes <operation>.json, .md and .png, unless the run was a quick one."""
+def publish(operation, result, text, plot, options, whole=True):
+    """Prints the report; writes <operation>.json, .md and .png: to --docs, or to DOCS if the run was whole and no quick
+    one."""
     if Console:
         Console().print(Markdown(text))
     else:
@@ -591,7 +592,7 @@ def publish(operation, result, text, plot, options):
     numbers = json.dumps(result, indent=1) + "\n"
     if options.json:
         options.json.write_text(numbers)
-    docs = options.docs or (None if options.quick else DOCS)
+    docs = options.docs or (DOCS if whole and not options.quick else None)
     if docs:
         docs.mkdir(parents=True, exist_ok=True)
         (docs / f"{operation}.json").write_text(numbers)

@@ -224,7 +224,10 @@ class LlamaBench:
     def ask(self, what, *arguments):
         """Seconds of ("prefill", length) or of ("decode", 1, depth, steps)."""
         prompt, new = (arguments[0], 0) if what == "prefill" else (0, arguments[2])
-        done = subprocess.run([*self.command, "-p", str(prompt), "-n", str(new)], capture_output=True, text=True)
+        try:
+            done = subprocess.run([*self.command, "-p", str(prompt), "-n", str(new)], capture_output=True, text=True)
+        except OSError as error:
+            raise RuntimeError(f"{self.command[0]}: {error.strerror}") from error
         if done.returncode:
             raise RuntimeError(f"{self.command[0]}: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
         try:

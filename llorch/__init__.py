@@ -72,7 +72,15 @@ with _interrupts.held():
 
 TYPE_CHECKING = False  # as typing has it, without the time to import typing
 if TYPE_CHECKING:
+    from llorch import langchain as langchain
+    from llorch import llama_index as llama_index
+    from llorch import lm_eval as lm_eval
+    from llorch import ray as ray
+    from llorch import receipts as receipts
     from llorch import reference, testing, validate
+    from llorch import sentence_transformers as sentence_transformers
+    from llorch import serve as serve
+    from llorch import torch as torch
     from llorch._config import __version__, config, show_config
     from llorch._rope import rope_table
     from llorch.text.causal_lm import CausalLM
@@ -125,7 +133,19 @@ __all__ = [
 ]
 
 # Imported when they are asked for: the kernels need NumPy alone, and are there sooner.
-_MODULES = ("reference", "testing", "torch", "validate")
+_MODULES = (
+    "langchain",
+    "llama_index",
+    "lm_eval",
+    "ray",
+    "receipts",
+    "reference",
+    "sentence_transformers",
+    "serve",
+    "testing",
+    "torch",
+    "validate",
+)
 _ELSEWHERE = {
     "CausalLM": ("llorch.text.causal_lm", "CausalLM"),
     "CrossEncoder": ("llorch.text.cross_encoder", "CrossEncoder"),

@@ -43,7 +43,13 @@ def config() -> dict[str, Any]:
     }
 
 
+def config_lines() -> list[str]:
+    """`config()` to be read, one line an entry."""
+    return [
+        f"{key + ':':21}{', '.join(value) if isinstance(value, tuple) else value}" for key, value in config().items()
+    ]
+
+
 def show_config() -> None:
     """Print `config()`, one line an entry."""
-    for key, value in config().items():
-        print(f"{key + ':':21}{', '.join(value) if isinstance(value, tuple) else value}")
+    print("\n".join(config_lines()))

@@ -73,7 +73,7 @@ def rope_table(
     Raises
     ------
     TypeError
-        An R or positions that aren't integers.
+        An R or positions that aren't integers, numbers that aren't, a scaling that is no mapping.
     ValueError
         A number that is missing or out of range; a frequency above 1e10; an unknown rope_type; "dynamic": its angles
         depend on how long the sequence has become, so that what is computed in chunks would have other bits.
@@ -120,9 +120,11 @@ def _integer(value: Any, name: str) -> int:
 
 
 def _float(value: Any, name: str) -> float:
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {value!r}, it must be a finite number above 0") from None
     if not 0 < number < float("inf"):
         raise ValueError(f"{name} is {value!r}, it must be a finite number above 0")
@@ -287,7 +289,7 @@ def _longrope(plain: list[Decimal], rule: _Rule) -> tuple[list[Decimal], Decimal
 
 
 def decide(cos: Array, sin: Array, places: Array, f: Sequence[Decimal], factor: Decimal) -> None:
-    """Writes what is NaN in the tables (P, R/2) of these positions and frequencies: what a double-double can't decide."""
+    """Writes what is NaN in tables (P, R/2) of these positions and frequencies: what a double-double can't decide."""
     for table, exact in ((cos, _cosine), (sin, _sine)):
         for row, i in np.argwhere(np.isnan(table)):
             table[row, i] = _decided(exact, int(places[row]), f[i], factor)

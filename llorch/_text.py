@@ -15,9 +15,9 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, what: str, form: str = "d") -> str:
     """1 token, 2 tokens."""
-    return f"{count:d} {what}{'' if count == 1 else 's'}"
+    return f"{count:{form}} {what}{'' if count == 1 else 's'}"
 
 
 def shown(value: object) -> str:

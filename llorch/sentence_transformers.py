@@ -33,7 +33,6 @@ COMPUTES = "llorch computes, on the CPU"
 FILES = "llorch reads the model's files as they are"
 INFERS = "llorch computes embeddings and scores, it trains nothing"
 PARTS = "llorch reads a model's parts from its files"
-THREADS = "llorch's threads share the work (llorch.set_num_threads), no process is started"
 WRITES = "llorch writes no model; its files are in .model.path"
 
 # What of sentence-transformers' classes isn't here, and why.
@@ -412,8 +411,9 @@ class SentenceTransformer(_Model):
 class CrossEncoder(_Model):
     """`llorch.CrossEncoder` with sentence-transformers' methods.
 
-    Parameters are those of `SentenceTransformer`, and num_labels : as many as the model has. max_length : tokens of a
-    pair at most. activation_fn : one of torch.nn's Identity, Sigmoid, Tanh, GELU, ReLU and SiLU, before the files'.
+    Parameters are those of sentence-transformers' class. Those that `SentenceTransformer` has too are taken as there;
+    prompts and default_prompt_name are refused. num_labels : as many as the model has. max_length : tokens of a pair at
+    most. activation_fn : one of torch.nn's Identity, Sigmoid, Tanh, GELU, ReLU and SiLU, before the files'.
 
     Attributes: model, the `llorch.CrossEncoder`. ValueError, AttributeError for a method, says what llorch doesn't do.
     """

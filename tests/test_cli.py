@@ -22,6 +22,7 @@ import llorch
 from llorch import _progress
 from llorch.cli import COMMANDS, main
 from llorch.commands import common
+from llorch.models import loading
 from llorch.models.gpt2 import GPT2Config, shapes
 from llorch.models.shapes import SHAPES, write_random
 from llorch.validate.kernels import determinism
@@ -234,6 +235,14 @@ def test_a_full_disk_is_one_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr == "llorch info: standard output: No space left on device\n"
+    for command in (["compare-weights", MODEL.path, MODEL.path], ["validate", "--no-peer", "-q"]):
+        result = run(*command, "--json", "/dev/full")
+        assert result.exit_code == 1
+        assert result.stderr.endswith(f"llorch {command[0]}: /dev/full: No space left on device\n")
+
+
+def test_formats_to_choose_from_are_the_loaders():
+    assert (common.FLOATS, common.INTEGERS) == (loading.FLOATS, loading.INTEGERS)
 
 
 def test_a_missing_tokenizer_is_one_line(tmp_path):

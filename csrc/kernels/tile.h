@@ -8,7 +8,7 @@
  * Edges:    K = 0: y stays what it was. Values of b beside a tile's last column may be anything finite or not:
  *           a lane never sees its neighbour.
  * Cost:     R + V loads for R * V fma; y goes through the first cache once in 128 k.
- * Oracle:   llorch.reference.dot128. Tests: tests/test_linear.py, tests/test_attention.py.
+ * Oracle:   llorch.reference.dot128. Tests: tests/kernels/test_linear.py, test_attention.py.
  *
  * Who calls it: kernels/linear.h (b packed into panels) and kernels/attention.h (b: packed keys; values,
  * packed or as they lie).

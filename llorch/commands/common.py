@@ -4,24 +4,26 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import llorch
 from llorch._progress import progress as progress
-from llorch._text import printable
+from llorch._text import counted, printable
 
 if TYPE_CHECKING:
     from llorch.text.causal_lm import CausalLM
 
 EMBEDDED = "shakespeare-1m"
-DTYPES = ("float32", "bfloat16", "float16")
-BLOCKS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
+# llorch.models.loading's, which takes long to import: a test holds them together.
+FLOATS = ("float32", "bfloat16", "float16")
+INTEGERS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice((*DTYPES, *BLOCKS)),
+    type=click.Choice((*FLOATS, *INTEGERS)),
     help="How the weights are kept. Without it: as in the file. From q8_0 on, blocks: what is floats in the file is "
     "quantised.",
 )
@@ -56,7 +58,7 @@ threads_option = click.option(
     type=click.IntRange(1, 1024),
     callback=_set_threads,
     expose_value=False,
-    help="Threads. Without it: LLORCH_NUM_THREADS, or all cores.",
+    help="Threads. Without it: LLORCH_NUM_THREADS, or as many as affinity and the control group's quota allow.",
 )
 
 
@@ -129,8 +131,17 @@ def failures() -> Iterator[None]:
         raise Failure(str(error) or type(error).__name__) from error
 
 
+def save(path: Path, text: str) -> None:
+    """Writes a file of text; a full disk is a Failure."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from error
+
+
 def many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    """1 token, 1,000 tokens."""
+    return counted(count, what, ",")
 
 
 def tokens(count: int) -> str:

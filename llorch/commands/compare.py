@@ -78,9 +78,9 @@ def command(
         layers = frozenset({(result.first.tensor.layer if result.first else None) or 0})
     terminal.show_comparison(result, terminal.console(), layers or None)
     if json_path is not None:
-        json_path.write_text(json.text(json.of_comparison(result)), encoding="utf-8")
+        common.save(json_path, json.text(json.of_comparison(result)))
     if report_path is not None:
         with common.failures():
             content = html.of_comparison(result, their_dump, mine, at_hand, names)
-            report_path.write_text(content, encoding="utf-8")
+        common.save(report_path, content)
     context.exit(0 if result.holds else 1)

@@ -39,5 +39,5 @@ def command(context: click.Context, a: Path, b: Path, every: bool, json_path: Pa
         raise _Unknown(failure.message) from failure
     terminal.show_weights(result, terminal.console(), every=every)
     if json_path is not None:
-        json_path.write_text(json.text(json.of_weights(result)), encoding="utf-8")
+        common.save(json_path, json.text(json.of_weights(result)))
     context.exit({True: 0, False: 1, None: 2}[result.alike])

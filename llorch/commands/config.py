@@ -2,12 +2,12 @@
 
 import click
 
-import llorch
+from llorch._config import config_lines
 from llorch.commands import common
 
 
 @click.command("config")
 def command() -> None:
     """Print compiler, instruction sets, threads and versions."""
-    for name, value in llorch.config().items():
-        common.echo(f"{name + ':':21}{', '.join(value) if isinstance(value, tuple) else value}")
+    for line in config_lines():
+        common.echo(line)

@@ -20,9 +20,9 @@ def show(report: suites.KernelReport, json_path: Path | None, report_path: Path 
     """Prints a run of the suites and writes its files; whether it holds."""
     terminal.show_kernels(report, terminal.console(), quiet=quiet)
     if json_path is not None:
-        json_path.write_text(json.text(json.of_kernels(report)), encoding="utf-8")
+        common.save(json_path, json.text(json.of_kernels(report)))
     if report_path is not None:
-        report_path.write_text(markdown.of_kernels(report), encoding="utf-8")
+        common.save(report_path, markdown.of_kernels(report))
     return report.holds
 
 

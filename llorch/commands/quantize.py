@@ -8,7 +8,7 @@ from llorch.commands import common
 from llorch.commands.options import check_new, output_option
 from llorch.files.requantize import requantize, summary
 
-formats = click.Choice(common.BLOCKS)
+formats = click.Choice(common.INTEGERS)
 
 
 @click.command("quantize", short_help="Write a GGUF file with its weights in fewer bits.")

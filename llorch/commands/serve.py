@@ -14,7 +14,7 @@ from llorch._text import counted
 from llorch.commands import common
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-# Older versions of starlette take "[" for the host of "[::1]:8000". No name can begin so, and an address can't be rebound.
+# Older versions of starlette take "[" for the host of "[::1]:8000". No name begins so, and an address is never rebound.
 PAGES = ("localhost", "127.0.0.1", "[::1]", "[")
 
 

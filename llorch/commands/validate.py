@@ -121,9 +121,9 @@ def _ladder(
         terminal.show_summary(alone, terminal.console())
         content |= {"kernels": json.of_kernels(alone), "holds": result.holds and alone.holds}
     if json_path is not None:
-        json_path.write_text(json.text(content), encoding="utf-8")
+        common.save(json_path, json.text(content))
     if report_path is not None:
-        report_path.write_text(html.of_ladder(result, alone), encoding="utf-8")
+        common.save(report_path, html.of_ladder(result, alone))
     return result.holds and (alone is None or alone.holds)
 
 
@@ -140,5 +140,5 @@ def _self_test(model: str | None, json_path: Path | None, report_path: Path | No
         injections = list(validate.self_test(model, workers=llorch.get_num_threads(), progress=progress))
     holds = terminal.show_self_test(injections, terminal.console(), time.perf_counter() - clock, quiet=quiet)
     if json_path is not None:
-        json_path.write_text(json.text(json.of_self_test(injections)), encoding="utf-8")
+        common.save(json_path, json.text(json.of_self_test(injections)))
     return holds

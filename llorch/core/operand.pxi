@@ -211,7 +211,7 @@ cdef inline Py_ssize_t _count(Operand *o) noexcept:
 
 
 cdef object _integer(value, str name):
-    """An int, or whatever stands for one, but a bool: the one check of every number of things."""
+    """An int, or whatever stands for one, but a bool: the check of every number of things that a kernel takes."""
     if value is True or value is False:
         raise TypeError(f"{name} must be an int, got bool")
     try:

@@ -3,7 +3,7 @@ all its files by name."""
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -190,13 +190,25 @@ def _check_is_gguf(path: Path) -> None:
     )
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file has. OSError if it can't be read; ValueError names the file."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{printable(str(path))} isn't JSON: {error}") from None
+
+
+def read_settings(folder: Path, name: str = "tokenizer_config.json") -> Mapping[str, Any]:
+    """What one of a folder's small files says; nothing if there is none."""
+    path = folder / name
+    settings = read_json(path) if path.is_file() else {}
+    return settings if isinstance(settings, dict) else {}
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON object from a file, as config.json is one. OSError if it can't be read; ValueError or TypeError names the
     file."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{printable(str(path))} is not JSON: {error}") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise TypeError(
             f"{printable(str(path))}: a configuration must be a mapping of names to values, got {type(config).__name__}"

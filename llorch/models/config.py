@@ -1,11 +1,9 @@
 """What the configurations of all families share: checks of entries, and what others ask of one."""
 
-import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -210,25 +208,6 @@ def windows(types: Sequence[str] | None, window: int | None) -> list[int | None]
     return [window if kind == LAYER_TYPES[1] else None for kind in types or ()]
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. OSError if it can't be read, ValueError names the file if it isn't JSON."""
-    try:
-        return json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{printable(str(path))} is not JSON: {error}") from None
-
-
-def of_file(path: Path, make: Callable[[Mapping[str, Any]], Any]) -> Any:
-    """make(content of the file), whose errors name the file."""
-    entries = read_json(path)
-    try:
-        if not isinstance(entries, Mapping):
-            raise TypeError(f"a configuration must be a mapping of names to values, got {type(entries).__name__}")
-        return make(entries)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{printable(str(path))}: {error}") from None
-
-
 def _shown(value: Any) -> str:
     text = printable(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
@@ -324,7 +303,7 @@ class TransformerConfig(ModelConfig):
     hidden_act : str
         silu, or another of GPT-2's.
     bos_token_id : int or None
-    eos_token_id : int, list of ints or None
+    eos_token_id : int, tuple of ints or None
 
     Raises
     ------

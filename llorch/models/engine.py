@@ -270,7 +270,8 @@ class Decoder(Engine):
         """An empty cache for one sequence of up to `capacity` positions (None: the context, the most there can be).
 
         Memory is taken as positions arrive, 128 at a time: in each layer and head of keys, 4 bytes for every value of a
-        key, and for every value of a value, rounded up to a multiple of 16.
+        key, and for every value of a value, rounded up to a multiple of 16. TypeError or ValueError for a capacity that
+        is no number of positions, or more than the context; MemoryError.
         """
         most, sizes = self.config.context, self.graph.sizes
         capacity = most if capacity is None else capacity

@@ -34,7 +34,7 @@ class Gemma2Config(DecoderConfig):
     sliding_window : int or None
         Positions that a query sees on layers that have a window, itself the last of them.
     layer_types : tuple of str, or None
-        full_attention or sliding_attention for every layer; None: each that is a multiple of `period` is full.
+        full_attention or sliding_attention for every layer; None: every `PERIOD`-th is full.
     attn_logit_softcapping, final_logit_softcapping : float or None
         Caps of the scores and of the logits; None for none.
     attention_bias : bool

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from llorch.models import config as check
@@ -69,7 +68,7 @@ class GPT2Config(ModelConfig):
         for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             check.flag(getattr(self, name), name)
         check.token(self.bos_token_id, "bos_token_id")
-        check.tokens(self.eos_token_id, "eos_token_id")
+        object.__setattr__(self, "eos_token_id", check.tokens(self.eos_token_id, "eos_token_id"))
 
     @property
     def context(self) -> int:
@@ -113,12 +112,6 @@ class GPT2Config(ModelConfig):
             raise ValueError(f"model_type is {kind!r}, it must be 'gpt2'")
         check.refuse(entries, "GPT-2", {})
         return cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> "GPT2Config":
-        """The configuration in a config.json. OSError if it can't be read; ValueError or TypeError names the file."""
-        found: GPT2Config = check.of_file(Path(path), cls.from_dict)
-        return found
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> "GPT2Config":

@@ -67,7 +67,8 @@ class StableLMConfig(DecoderConfig):
 
 
 def block(c: StableLMConfig) -> Block:
-    """h = h + o_proj(attention(rope(q), rope(k), v)), h = h + down_proj(act(gate_proj) * up_proj)."""
+    """h = h + o_proj(attention(rope(q), rope(k), v)), h = h + down_proj(act(gate_proj) * up_proj); with
+    use_parallel_residual both read the norm of the same h, and h is the sum of all three."""
 
     def norm(name: str) -> Norm:
         return Norm(name, c.layer_norm_eps, "layer_norm", bias=True)

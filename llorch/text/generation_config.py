@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llorch._text import printable, shown
+from llorch.files.folder import read_settings
 from llorch.text.sampling import SamplingParameters
-from llorch.text.tokenizer_files import read_settings
 
 NAME = "generation_config.json"
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from llorch._progress import progress
 from llorch.files import Source
+from llorch.files.folder import read_settings
 from llorch.text import tokenizer_files
 from llorch.text.sampling import whole
 from llorch.text.tokenizer import Tokenizer, checked
@@ -126,7 +127,7 @@ def inputs_of(
     tokenizer_config.json has it. More than the context it never is.
     """
     tokenizer = tokenizer_files.load(source)
-    settings = tokenizer_files.read_settings(source.path) if source.kind == "hf" else {}
+    settings = read_settings(source.path) if source.kind == "hf" else {}
     said = settings.get("model_max_length") if length is None else length
     most = min(said, context) if isinstance(said, int) and said > 0 else context
     side = "left" if settings.get("truncation_side") == "left" else "right"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import llorch
 from llorch._text import printable, shown
 from llorch.files import Source
-from llorch.files.folder import find_tensors, read_config
+from llorch.files.folder import find_tensors, read_config, read_json
 from llorch.files.tensor import Reader
 from llorch.text.tokenizer import checked
 
@@ -166,7 +166,7 @@ def activation(name: Any, place: Path, entry: str) -> str | None:
 
 def _modules(path: Path) -> list[tuple[str, str]]:
     """The kinds of the modules and their folders, in the file's order: sentence-transformers doesn't read idx."""
-    found = _json(path)
+    found = read_json(path)
     try:
         entries = [(each["type"], each["path"]) for each in found]
     except (TypeError, KeyError):
@@ -278,15 +278,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     if cut is not None and (isinstance(cut, bool) or not isinstance(cut, int) or cut < 1):
         raise ValueError(f"{_shown(path)}: truncate_dim is {shown(cut)}, it must be an int of at least 1")
     return {"prompts": prompts, "default_prompt_name": default, "similarity": similarity, "truncate_dim": cut}
-
-
-def _json(path: Path) -> Any:
-    import json
-
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{_shown(path)} is not JSON: {error}") from None
 
 
 def _shown(path: Path) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llorch._text import printable, shown
+from llorch.files.folder import read_settings
 from llorch.files.gguf import Strings
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def load(source: Any) -> ChatTemplates:
                 raise ValueError(f"{place} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not found:
         path = folder / "tokenizer_config.json"
-        found = _named(_json(path).get("chat_template"), printable(str(path)), variables)
+        found = _named(read_settings(folder).get("chat_template"), printable(str(path)), variables)
     return ChatTemplates(found, printable(str(folder)), variables)
 
 
@@ -225,21 +226,11 @@ def _special_tokens(folder: Path) -> dict[str, str]:
     """bos_token, eos_token and others, as the folder's files have them: a text, or an entry with its content."""
     found = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        for key, token in _json(folder / name).items():
+        for key, token in read_settings(folder, name).items():
             content = token.get("content") if isinstance(token, dict) else token
             if key in NAMED and isinstance(content, str):
                 found[key] = content
     return found
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{printable(str(path))} isn't JSON: {error}") from None
-    return entries if isinstance(entries, dict) else {}
 
 
 # ---- what a template can take -------------------------------------------------------------------------------

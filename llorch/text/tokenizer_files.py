@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llorch._text import printable, shown
+from llorch.files.folder import read_settings
 from llorch.text.tokenizer import Tokenizer, in_folder, read
 from llorch.text.tokenizer_gguf import from_metadata, wordpiece
 
@@ -147,18 +148,6 @@ def _from_words(path: Path) -> Tokenizer:
     library = read(made, path)
     library.add_special_tokens([token for token in special.values() if library.token_to_id(token) is not None])
     return Tokenizer(library, in_folder(path))
-
-
-def read_settings(folder: Path, name: str = "tokenizer_config.json") -> Mapping[str, Any]:
-    """What one of a folder's small files says; nothing if there is none."""
-    path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{printable(str(path))} isn't JSON: {error}") from None
-    return settings if isinstance(settings, dict) else {}
 
 
 def content(token: Any) -> str | None:

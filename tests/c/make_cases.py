@@ -103,7 +103,7 @@ def unary():
         more = {"approximate": "tanh"} if name == "gelu_tanh" else {}
         function = getattr(reference, name.removesuffix("_tanh"))
         x, y = vectors["unary/x"], vectors[f"unary/{name}"]
-        if number > 4:  # without the smallest subnormals, on which those vectors are wrong (tests/test_unary.py)
+        if number > 4:  # without the smallest subnormals, on which those vectors are wrong (test_unary.py)
             kept = abs(x) != np.float32(2.0**-149)
             x, y = x[kept], y[kept]
         write(UNARY, (number, len(x), 0), x, y)

@@ -230,11 +230,11 @@ def test_neither_folder_nor_file(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     (
-        ("{", "not JSON"),
-        ("\xff", "not JSON"),
+        ("{", "isn't JSON"),
+        ("\xff", "isn't JSON"),
         ("[1]", "must be a mapping"),
-        ("[" * 100_000, "not JSON"),
-        ("1" * 5000, "not JSON"),
+        ("[" * 100_000, "isn't JSON"),
+        ("1" * 5000, "isn't JSON"),
     ),
 )
 def test_a_configuration_that_is_none(tmp_path, text, message):

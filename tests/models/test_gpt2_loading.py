@@ -299,7 +299,7 @@ def test_refused_configurations(tmp_path, change, error, message):
 @pytest.mark.parametrize("text", ("{", "\xff", "[1]", "null"))
 def test_a_configuration_that_is_none(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises((ValueError, TypeError), match=r"config\.json.*(not JSON|must be a mapping)"):
+    with pytest.raises((ValueError, TypeError), match=r"config\.json.*(isn't JSON|must be a mapping)"):
         GPT2.from_pretrained(tmp_path)
 
 

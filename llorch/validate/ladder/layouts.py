@@ -91,9 +91,7 @@ def _shadowed(source: str, theirs: Dump) -> bool:
     """Whether llama.cpp has the same with its bias, its scale or its weight in the dump too."""
     match = BIASED.fullmatch(source)
     other = "" if match is None else f"{match[1]}_b-{match[2]}"
-    return (
-        other or {"embd": "inp_scaled", "inp_embd": "inp_scaled", "norm": "result_norm"}.get(source)
-    ) in theirs.arrays
+    return (other or FINISHED.get(source)) in theirs.arrays
 
 
 FINISHED = {"embd": "inp_scaled", "inp_embd": "inp_scaled", "norm": "result_norm"}

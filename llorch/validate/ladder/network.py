@@ -721,13 +721,6 @@ def pooled(x: Array, by: str, a: Arithmetic) -> Array:
     return y
 
 
-def split_heads(x: Array, heads: int) -> tuple[Array, Array, Array]:
-    """A fused projection's output (T, 3E) as q, k, v (H, T, D)."""
-    T, width = x.shape
-    q, k, v = x.reshape(T, 3, heads, width // (3 * heads)).transpose(1, 2, 0, 3)
-    return q, k, v
-
-
 def merge_heads(x: Array) -> Array:
     """(H, T, D) as (T, H D), the heads side by side."""
     H, T, D = x.shape

@@ -23,7 +23,6 @@ from llorch.validate.ladder.faults.change import (
     weight,
 )
 
-NAMELESS = "the block's output"
 INTO_PRODUCTS: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "q8_0": ("8-bit blocks of 32, as llama.cpp has them beside quantised weights", eight_bits),
     "int8": ("8-bit integers with a scale for each row", eight_bits_by_row),
