@@ -66,6 +66,9 @@ class Commands(click.Group):
             status = error.exit_code
         except click.Abort:
             status = INTERRUPTED
+        except OSError as error:  # of click's own words; commands tell theirs
+            _say(f"llorch: {error.filename or 'standard output'}: {error.strerror or error}")
+            status = 1
         sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -6,6 +6,7 @@ import math
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -239,6 +240,22 @@ def test_a_full_disk_is_one_line():
         result = run(*command, "--json", "/dev/full")
         assert result.exit_code == 1
         assert result.stderr.endswith(f"llorch {command[0]}: /dev/full: No space left on device\n")
+    for command, name in (
+        (["--help"], "llorch"),
+        (["generate", "a", "-n", "1"], "llorch generate"),
+        (["generate", "a", "-n", "1", "--receipt", "/dev/full"], "llorch generate"),
+    ):
+        receipt = "/dev/full" in command
+        with open("/dev/null" if receipt else "/dev/full", "w") as out:
+            done = subprocess.run([sys.executable, "-P", "-m", "llorch", *command], stdout=out, stderr=subprocess.PIPE)
+        place = "/dev/full" if receipt else "standard output"
+        assert (done.returncode, done.stderr.decode()) == (1, f"{name}: {place}: No space left on device\n")
+
+
+def test_standard_output_that_was_closed_before():
+    command = shlex.join([sys.executable, "-P", "-m", "llorch", "generate", "a", "-n", "1"])
+    done = subprocess.run(["bash", "-c", f"{command} >&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_formats_to_choose_from_are_the_loaders():

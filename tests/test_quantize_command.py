@@ -2,6 +2,10 @@
 
 import ctypes
 import errno
+import os
+import shlex
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +19,9 @@ from helpers import assert_same_bits, normal, num_threads, same_bits, smollm2
 import llorch
 from llorch import reference
 from llorch.cli import main
-from llorch.commands.common import BLOCKS as BLOCKS_OF_INTEGERS
+from llorch.commands.common import INTEGERS
 from llorch.files.gguf import read_gguf, read_types
+from llorch.files.output import replacing
 from llorch.files.requantize import FALLBACK, requantize
 from llorch.files.tensor import BLOCKS, Reader
 from llorch.testing import use_isa
@@ -100,7 +105,7 @@ def expected(name, format):
     return kept.get(name) or (FALLBACK.get(format, format) if name == "blk.0.attn_q.weight" else format)
 
 
-@pytest.mark.parametrize("format", [name.upper() for name in BLOCKS_OF_INTEGERS])
+@pytest.mark.parametrize("format", [name.upper() for name in INTEGERS])
 def test_every_tensor(model, tmp_path, format):
     out = tmp_path / "out.gguf"
     result = run("quantize", model, "--to", format.lower(), "-o", out)
@@ -235,6 +240,94 @@ def test_what_is_broken_off_leaves_nothing(model, tmp_path, monkeypatch, error):
     with pytest.raises(type(error)):
         requantize(model, out, "Q4_0")
     assert len(written) == 5 and list(tmp_path.iterdir()) == [out] and out.read_bytes() == b"precious"
+
+
+def test_outputs_that_are_no_files(model, tmp_path):
+    """A device would be replaced by a file, and a pipe waited for."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for output in (pipe, tmp_path):
+        for command in (["quantize", model, "--to", "q4_0"], ["dump", "--prompt", "a"]):
+            result = run(*command, "-o", output, "--force")
+            assert result.exit_code == 2 and (
+                "isn't a regular file" in result.output or "is a directory" in result.output
+            )
+    with pytest.raises(ValueError, match="isn't a regular file"), replacing(pipe):
+        pass
+    assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
+    result = run("quantize", model, "--to", "q4_0", "-o", "-")
+    assert result.exit_code == 2 and "it must be a file: standard output isn't one" in result.output
+
+
+def test_links_are_followed_and_permissions_stay(model, tmp_path):
+    target, link, empty = tmp_path / "target.gguf", tmp_path / "link.gguf", tmp_path / "empty.gguf"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    empty.symlink_to(tmp_path / "later.gguf")
+    assert run("quantize", model, "--to", "q4_0", "-o", link).exit_code == 1 and target.read_bytes() == b"old"
+    assert run("quantize", model, "--to", "q4_0", "-o", link, "--force").exit_code == 0
+    assert link.is_symlink() and target.stat().st_mode & 0o777 == 0o640
+    assert run("quantize", tmp_path / "absent.gguf", "--to", "q4_0", "-o", empty).exit_code == 1
+    assert empty.is_symlink() and not empty.exists()  # looking whether it can be written leaves nothing
+    assert run("quantize", model, "--to", "q4_0", "-o", empty).exit_code == 0
+    new = tmp_path / "new"
+    new.touch()
+    assert (tmp_path / "later.gguf").stat().st_mode == new.stat().st_mode
+    assert target.read_bytes() == (tmp_path / "later.gguf").read_bytes() == empty.read_bytes()
+
+
+def test_a_full_disk_is_named(model, tmp_path):
+    """By a limit of the file's size: NumPy says of a write only how much was written."""
+    out = tmp_path / "out.gguf"
+    for command in (["quantize", model, "--to", "q8_0", "-o", out], ["dump", "--prompt", "a", "-o", out]):
+        words = f"ulimit -f 20; exec {shlex.join([sys.executable, '-P', '-m', 'llorch', *map(str, command)])}"
+        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, f"llorch {command[0]}: {out}: File too large\n")
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_who_is_asked_to_end_leaves_nothing(model, tmp_path, number):
+    """Asked by itself, in the middle of the file."""
+    code = (
+        "import os, sys, gguf\nfrom llorch import __main__\noriginal = gguf.GGUFWriter.write_tensor_data\n"
+        "def ends(writer, tensor):\n    original(writer, tensor)\n    assert len(os.listdir(sys.argv[1])) == 1\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "gguf.GGUFWriter.write_tensor_data, folder = ends, sys.argv[1]\n"
+        "sys.argv = ['llorch', 'quantize', sys.argv[2], '--to', 'q4_0', '-o', folder + '/out.gguf']\n"
+        "__main__.main()\n"
+    ).replace("len(os.listdir(sys.argv[1]))", "len(os.listdir(folder))")
+    done = subprocess.run([sys.executable, "-P", "-c", code, tmp_path, model], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + number, ""), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_the_model_is_not_written_over(model, tmp_path):
+    values = normal(4, 32)
+    for number in range(2):
+        parts = {"split.no": (number, TYPES.UINT16, None), "split.count": (2, TYPES.UINT16, None),
+                 "split.tensors.count": (2, TYPES.INT32, None)}  # fmt: skip
+        write(tmp_path / f"m-0000{number + 1}-of-00002.gguf", {f"{number}.weight": (values, None)}, parts)
+    first, second = sorted(tmp_path.iterdir())
+    before = second.read_bytes()
+    result = run("quantize", first, "--to", "q4_0", "-o", second, "--force")
+    assert result.exit_code == 1 and f"{second} is a part of the model that is read" in result.output
+    assert second.read_bytes() == before and run("quantize", first, "--to", "q4_0", "-o", tmp_path / "x").exit_code == 0
+
+
+def test_a_file_that_llorch_cannot_run_is_said_to_be_one(model, tmp_path):
+    out = tmp_path / "out.gguf"
+    assert "\n  llorch can't run it: " in run("quantize", model, "--to", "Q4_0", "-o", out).stdout
+    write_file(tmp_path / "m.gguf", "qwen2", "wide")
+    result = run("quantize", tmp_path / "m.gguf", "--to", "q8_0", "-o", out, "--force")
+    assert result.exit_code == 0 and "can't run" not in result.stdout
+
+
+def test_no_values_at_all(tmp_path):
+    path = write(tmp_path / "m.gguf", {"a.weight": (np.zeros((0, 32), np.float32), None)}, {})
+    result = run("quantize", path, "--to", "q4_0", "-o", tmp_path / "out.gguf")
+    assert result.exit_code == 0 and "1 in Q4_0 from F32\n" in result.stdout and "bits a weight" not in result.stdout
 
 
 # ---- models ------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 /* ops/cast.c: from one element type to another, the values, or the rows where they have gaps, split over threads. */
+#include "../fpenv.h"
 #include "../kernels/table.h"
 
 /* Values a thread must have to be worth waking: some 10 us of work. */
@@ -38,4 +39,9 @@ void ll_cast(const ll_cast_args *a)
         ll_parallel_for(a->rows, a->n, WORTH_VALUES, 1, rows_task, &job);
 }
 
-void ll_widen(const void *x, int dtype, float *y, size_t n) { ll_table()->cast(x, dtype, y, LL_F32, n); }
+void ll_widen(const void *x, int dtype, float *y, size_t n)
+{
+    const ll_fpenv saved = ll_fpenv_enter();
+    ll_table()->cast(x, dtype, y, LL_F32, n);
+    ll_fpenv_leave(saved);
+}

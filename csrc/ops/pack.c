@@ -114,11 +114,15 @@ void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, f
     }
 }
 
-void ll_packed_column(const ll_weight *w, size_t n, float *y) { ll_weight_column(ll_table(), w, n, y); }
-
-void ll_packed_row(const ll_weight *w, size_t k, float *y)
+void ll_packed_column(const ll_weight *w, size_t n, float *y)
 {
-    const ll_kernels *kernels = ll_table();
+    const ll_fpenv saved = ll_fpenv_enter();
+    ll_weight_column(ll_table(), w, n, y);
+    ll_fpenv_leave(saved);
+}
+
+static void packed_row(const ll_kernels *kernels, const ll_weight *w, size_t k, float *y)
+{
     if (w->format >= LL_DTYPES) {
         const size_t values = ll_formats[w->format].values;
         for (size_t n = 0; n < w->N; n++) {
@@ -137,4 +141,11 @@ void ll_packed_row(const ll_weight *w, size_t k, float *y)
             memcpy((char *)row + j * size, from + (j * together + k % together) * size, size);
         kernels->cast(row, w->format, y + n, LL_F32, ll_least(LL_PANEL, w->N - n));
     }
+}
+
+void ll_packed_row(const ll_weight *w, size_t k, float *y)
+{
+    const ll_fpenv saved = ll_fpenv_enter();
+    packed_row(ll_table(), w, k, y);
+    ll_fpenv_leave(saved);
 }

@@ -1,10 +1,13 @@
 """What the commands share: options, loading, progress, output, errors."""
 
+import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,9 +26,9 @@ INTEGERS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_
 
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice((*FLOATS, *INTEGERS)),
-    help="How the weights are kept. Without it: as in the file. From q8_0 on, blocks: what is floats in the file is "
-    "quantised.",
+    type=click.Choice((*FLOATS, *INTEGERS), case_sensitive=False),
+    help="How the weights are kept. Without it: as in the file. From q8_0 on, blocks: matrices that are floats in the "
+    "file are quantised, if their rows are whole blocks (of 32 values, of 256 from q2_k on).",
 )
 compute_option = click.option(
     "--compute",
@@ -67,12 +70,19 @@ def echo(text: str, *, err: bool = False) -> None:
 
     Whatever a terminal would obey is shown escaped: names, types and values come from files.
     """
-    try:
+    with _standard("error" if err else "output"):
         click.echo("\n".join(printable(line) for line in text.split("\n")), err=err)
+
+
+@contextmanager
+def _standard(name: str) -> Iterator[None]:
+    """What standard output or error refuses, as a full disk does, is a Failure; but that nobody reads it any more."""
+    try:
+        yield
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk
-        raise Failure(f"standard {'error' if err else 'output'}: {error.strerror}") from error
+    except OSError as error:
+        raise Failure(f"standard {name}: {error.strerror}") from error
 
 
 def _obeyed(c: str) -> bool:
@@ -89,7 +99,7 @@ class ModelText:
     """
 
     def __init__(self) -> None:
-        self.out = sys.stdout
+        self.out = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # it was closed before we began, as by >&-
         self.terminal = self.out.isatty()
         if hasattr(self.out, "reconfigure"):
             self.out.reconfigure(errors="replace")  # a terminal that lacks a character shows ? for it
@@ -97,8 +107,9 @@ class ModelText:
     def write(self, text: str) -> None:
         if self.terminal:
             text = "".join(printable(c) if _obeyed(c) else c for c in text)
-        self.out.write(text)
-        self.out.flush()
+        with _standard("output"):
+            self.out.write(text)
+            self.out.flush()
 
 
 def say_dim(text: str) -> None:
@@ -137,6 +148,24 @@ def save(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from error
+
+
+@contextmanager
+def ended_tidily() -> Iterator[None]:
+    """While the body runs, what asks the process to end (SIGTERM, SIGHUP) lets it remove its unfinished files. The exit
+    status is what shells report: 128 and the signal's number."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in asked:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in asked:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def many(count: int, what: str) -> str:

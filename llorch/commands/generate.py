@@ -97,7 +97,7 @@ def command(
             from llorch import receipts
 
             made = receipts.make(engine, pieces.sequence)
-            receipt.write_text(receipts.dumps(receipts.statement(made) if in_toto else made), "utf-8")
+            common.save(receipt, receipts.dumps(receipts.statement(made) if in_toto else made))
 
 
 def _summary(prompt: int, until_first: float, new: int, seconds: float) -> str:

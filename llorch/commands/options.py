@@ -1,5 +1,6 @@
 """Options that the validator's commands share."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,29 @@ from llorch.commands import common
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
-    """Opens the file for writing, so that a mistyped path is found before the work and not after; changes nothing."""
-    if value is not None:
-        try:
-            new = not value.exists()
-            value.open("ab").close()
+    """Opens the file for writing, so that a mistyped path is found before the work and not after; changes nothing. A
+    pipe or a device isn't opened: a pipe would wait for its reader."""
+    if value is None:
+        return None
+    try:
+        place = Path(os.path.realpath(value))  # of a link that leads nowhere what it leads to would be made
+        if place.is_dir() or place.is_file() or not place.exists():
+            new = not place.exists()
+            place.open("ab").close()
             if new:
-                value.unlink()
-        except OSError as error:
-            raise click.BadParameter(f"can't write {value}: {error.strerror}") from None
+                place.unlink()
+    except OSError as error:
+        raise click.BadParameter(f"can't write {value}: {error.strerror}") from None
+    return value
+
+
+def _regular(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """A file, and nothing that is written to while it is read."""
+    if str(value) == "-":
+        raise click.BadParameter("it must be a file: standard output isn't one (./- is)")
+    if value.exists() and not value.is_file():
+        raise click.BadParameter(f"{value} isn't a regular file")
+    writable(context, parameter, value)
     return value
 
 
@@ -30,7 +45,7 @@ def file_option(flag: str, name: str, metavar: str, help: str) -> Callable[..., 
 def output_option(metavar: str, help: str) -> Callable[..., Any]:
     """-o and --force, of a file that a command makes."""
     path = click.Path(path_type=Path, dir_okay=False)
-    made = click.option("-o", "--output", required=True, type=path, callback=writable, metavar=metavar, help=help)
+    made = click.option("-o", "--output", required=True, type=path, callback=_regular, metavar=metavar, help=help)
     force = click.option("--force", is_flag=True, help="Write over a file that is there.")
     return lambda command: made(force(command))
 

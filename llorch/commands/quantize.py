@@ -5,10 +5,12 @@ from pathlib import Path
 import click
 
 from llorch.commands import common
+from llorch.commands.info import describe
 from llorch.commands.options import check_new, output_option
+from llorch.files import open_model
 from llorch.files.requantize import requantize, summary
 
-formats = click.Choice(common.INTEGERS)
+formats = click.Choice(common.INTEGERS, case_sensitive=False)
 
 
 @click.command("quantize", short_help="Write a GGUF file with its weights in fewer bits.")
@@ -30,8 +32,12 @@ def command(model: Path, format: str, head: str | None, output: Path, force: boo
         raise common.Failure(
             f"{model} is a folder: llorch quantize reads GGUF files (llama.cpp's converter makes them)"
         )
-    with common.failures(), common.progress(f"quantising to {format}", size=True) as advance:
-        choices = requantize(model, output, format.upper(), head.upper() if head else None, advance)
+    with common.failures():
+        with common.ended_tidily(), common.progress(f"quantising to {format}", size=True) as advance:
+            choices = requantize(model, output, format.upper(), head.upper() if head else None, advance)
+        problem = describe(open_model(output))["problem"]
     common.echo(f"{output}: {common.many(len(choices), 'tensor')}, {output.stat().st_size:,} bytes")
     for line in summary(choices, format.upper()):
         common.echo(f"  {line}")
+    if problem is not None:
+        common.echo(f"  llorch can't run it: {problem}")

@@ -169,6 +169,7 @@ cdef class KVCache:
             failed = ll_cache_fork(&self._cache, &other._cache)
         if failed:
             raise MemoryError("no memory for a table of blocks")
+        other._made = True
         return other
 
     def attention(self, q, *, scale=None, causal=True, window=None, softcap=None, position_bias=None, out=None):

@@ -1,12 +1,16 @@
 """dequantize and quantize, and the raw bytes of weights and strings as files store them."""
 
 
+cdef size_t MOST_VALUES = <size_t>1 << 60  # NumPy counts bytes up to 2**63
+
+
 cdef int _storage(format, int first=0) except -1:
-    """A format by its name in GGUF files; first: LL_DTYPES for one of blocks."""
+    """A format by its name in GGUF files, in lower case too; first: LL_DTYPES for one of blocks."""
     cdef int i
-    for i in range(first, LL_FORMATS):
-        if format == ll_formats[i].name.decode():
-            return i
+    if isinstance(format, str):
+        for i in range(first, LL_FORMATS):
+            if format.upper() == ll_formats[i].name.decode():
+                return i
     raise ValueError(f"format is {format!r}, it must be one of "
                      f"{', '.join([ll_formats[i].name.decode() for i in range(first, LL_FORMATS)])}")
 
@@ -16,7 +20,10 @@ cdef int _take_bytes(Py_buffer *view, data, size_t wanted, str what) except -1:
     try:
         PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
     except (TypeError, BufferError, ValueError):
-        raise TypeError(f"data must be contiguous bytes with the buffer protocol, got {type(data).__name__}") from None
+        what = type(data).__name__
+        if isinstance(data, _ndarray) and not data.flags.c_contiguous:
+            what += " that isn't contiguous"
+        raise TypeError(f"data must be contiguous bytes with the buffer protocol, got {what}") from None
     if <size_t>view.len != wanted:
         length = view.len
         PyBuffer_Release(view)
@@ -32,7 +39,8 @@ def dequantize(data, format, shape):
     data : bytes, or anything contiguous with the buffer protocol
         Blocks of the format, one after another.
     format : str
-        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K" or "MXFP4".
+        "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K" or "MXFP4", in
+        lower case too.
     shape : tuple of int
         Of the result, in NumPy's order. A block's values lie along the last axis, whose length is a multiple of theirs.
 
@@ -43,22 +51,31 @@ def dequantize(data, format, shape):
     Raises
     ------
     TypeError
-        data without contiguous memory.
+        data without contiguous memory; a shape that is no tuple of int.
     ValueError
         An unknown format, a shape that isn't whole blocks, a data of another length.
     """
     cdef Py_buffer view
     cdef int kind = _storage(format)
-    cdef size_t count = 1, values = ll_formats[kind].values
-    shape = tuple(shape)
+    cdef size_t count = 1, length, values = ll_formats[kind].values
+    cdef float *to
+    try:
+        shape = tuple(shape)
+    except TypeError:
+        raise TypeError(f"shape must be a tuple of int, got {type(shape).__name__}") from None
     for n in shape:
-        count *= _natural(n, "a length of shape", 0)
-    if not shape or shape[-1] % values:
+        length = _natural(n, "a length of shape", 0)
+        if length and count > MOST_VALUES // length:
+            raise ValueError(f"shape is {shape}, which is more values than there can be")
+        count *= length
+    if not shape:
+        raise ValueError("shape is (), it must have a last axis, along which blocks lie")
+    if shape[-1] % values:
         raise ValueError(f"shape is {shape}, its last length must be a multiple of {values}, the values of a block")
-    y = _empty(shape, _float32)
-    cdef float *to = <float *>_address(y)
     _take_bytes(&view, data, count // values * ll_formats[kind].bytes, f"{format} of shape {shape}")
     try:
+        y = _empty(shape, _float32)
+        to = <float *>_address(y)
         with nogil:
             ll_interrupts_on()
             ll_dequantize(view.buf, kind, count, to)
@@ -120,7 +137,7 @@ def quantize(weights, format):
         Anything with the buffer protocol or ``__dlpack__`` in the CPU's memory; any strides. K is a multiple of a block's
         values: 256 of a K-quant, 32 of the others.
     format : str
-        "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K" or "MXFP4".
+        "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K" or "MXFP4", in lower case too.
 
     Returns
     -------

@@ -196,7 +196,7 @@ cdef int _kept(dtype) except -1:
     cdef int i
     if isinstance(dtype, str):
         for i in range(LL_F32, LL_FORMATS):
-            if i not in (LL_F32, LL_F16, LL_BF16) and dtype == ll_formats[i].name.decode().lower():
+            if i not in (LL_F32, LL_F16, LL_BF16) and dtype.upper() == ll_formats[i].name.decode():
                 return i
     try:
         return _format(dtype)
@@ -286,8 +286,7 @@ cdef class PackedLinear:
                 blocks = _quantized(&oweight, format, "weight", not transposed)
                 _set_blocks(&w, format)
                 w.data = <const void *>_address(blocks)
-            self._pack(&w, bias, format)
-            self._weight.compute = made
+            self._pack(&w, bias, format, made)
         finally:
             _drop(&oweight)
 
@@ -316,9 +315,8 @@ cdef class PackedLinear:
         """
         cdef Py_buffer view
         cdef ll_weight w
-        cdef int kind = _storage(format), kept = kind if dtype is None else _kept(dtype)
+        cdef int kind = _storage(format), kept = kind if dtype is None else _kept(dtype), made = _compute(compute, kept)
         cdef PackedLinear packed = cls.__new__(cls)
-        packed._weight.compute = _compute(compute, kept)
         w.K = _natural(K, "K", 0)
         w.N = _natural(N, "N", 0)
         _check_blocks(w.K, kind)
@@ -326,12 +324,12 @@ cdef class PackedLinear:
         _take_bytes(&view, data, w.N * <size_t>w.n_stride, f"{format} of {w.N} rows of {w.K}")
         try:
             w.data = view.buf
-            packed._pack(&w, bias, kept)
+            packed._pack(&w, bias, kept, made)
         finally:
             PyBuffer_Release(&view)
         return packed
 
-    cdef int _pack(self, const ll_weight *w, bias, int format) except -1:
+    cdef int _pack(self, const ll_weight *w, bias, int format, int compute) except -1:
         _check_packing(w, format)
         cdef Operand obias
         cdef const float *b
@@ -360,7 +358,7 @@ cdef class PackedLinear:
                     raise TypeError("a PackedLinear is made once: make another one")
                 packed, self._packed = self._packed, packed
                 self._weight.data = self._packed.data
-                self._weight.format = format
+                self._weight.format, self._weight.compute = format, compute
                 self._weight.packed = 1
                 self._weight.k_stride = self._weight.n_stride = 0
                 self._weight.K, self._weight.N, self.bias = w.K, w.N, kept

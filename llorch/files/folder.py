@@ -147,6 +147,8 @@ def _find(name: str | Path, hub: dict[str, Any]) -> Path:
     if path.is_file():
         _check_is_gguf(path)
         return path
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{printable(str(path))} is a link that leads to nothing")
     if path.exists():
         raise ValueError(f"{place} is not a model: it is neither a folder nor a file with bytes of its own")
     if re.fullmatch(r"[\w-]+", text) and (EMBEDDED / text).is_dir():

@@ -21,13 +21,14 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from llorch import _core
-from llorch._text import printable, shown
+from llorch._text import LONGEST, printable, shown
 from llorch.files.tensor import Entry
 from llorch.files.tensor import size as size_of
 
 MAGIC = b"GGUF"
 VERSIONS = 2, 3
 ALIGNMENT = 32  # bytes, where the file doesn't say
+MOST_ALIGNMENT = 1 << 21  # a large page: who writes a file pads with as many
 FIRST_READ = 1 << 21  # bytes of a header; what is read next is half as much as there is
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors has it
 MOST_KEYS, MOST_TENSORS, MOST_VALUES = 1 << 16, 1 << 17, 1 << 22  # of a file; the largest vocabularies have 2^19 merges
@@ -165,7 +166,7 @@ class _Cursor:
         try:
             return self.data[begin : self.at].decode()
         except UnicodeDecodeError:
-            text = self.data[begin : self.at].decode(errors="backslashreplace")
+            text = self.data[begin : min(self.at, begin + 4 * LONGEST)].decode(errors="backslashreplace")
             raise ValueError(f"{self.place}: {what} is not UTF-8: {shown(text)}") from None
 
     def strings(self, count: int, what: str) -> Strings:
@@ -272,8 +273,10 @@ def _header(path: Path, at: _Cursor) -> _Header:
         types[key] = kind, _u32(at.data, begin)[0] if kind == ARRAY else -1
 
     alignment = metadata.get("general.alignment", ALIGNMENT)
-    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"{place}: general.alignment is {shown(alignment)}, it must be a power of two")
+    if type(alignment) is not int or not 1 <= alignment <= MOST_ALIGNMENT or alignment & (alignment - 1):
+        raise ValueError(
+            f"{place}: general.alignment is {shown(alignment)}, it must be a power of two, {MOST_ALIGNMENT} at most"
+        )
 
     found: dict[str, tuple[str, tuple[int, ...], int]] = {}
     for _ in range(tensors):

@@ -7,7 +7,6 @@ machine.
 
 import contextlib
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from llorch import _core
 from llorch._text import printable, shown
 from llorch.files.gguf import ARRAY, STRING, Strings, read_gguf_model, read_types
+from llorch.files.output import replacing
 from llorch.files.tensor import BLOCKS, Entry, Reader, size
 
 # What a matrix gets whose rows aren't whole blocks of 256: the format of 32 that llama.cpp takes for it. F16 where rows
@@ -88,14 +88,14 @@ def requantize(
         raise ModuleNotFoundError('writing GGUF files needs the package gguf: pip install "llorch[quantize]"') from None
     metadata, entries, parts = read_gguf_model(source)
     architecture = metadata.get("general.architecture")
-    if not isinstance(architecture, str):
+    if not isinstance(architecture, str) or not architecture.isprintable():
         raise ValueError(f"{printable(str(source))}: general.architecture is {shown(architecture)}, it must be a name")
     if not entries:
         raise ValueError(f"{printable(str(source))} has no tensors")
     choices = choose(entries, format, head)
-    part = output.with_name(f"{output.name}.{os.getpid()}.part")
-    writer = gguf.GGUFWriter(part, architecture)
-    try:
+    if len(parts) > 1 and output.exists() and any(output.samefile(part) for part in parts):
+        raise ValueError(f"{printable(str(output))} is a part of the model that is read")
+    with replacing(output) as part, contextlib.closing(gguf.GGUFWriter(part, architecture)) as writer:
         _add_metadata(gguf, writer, metadata, read_types(parts[0]), printable(str(source)))
         name = f"MOSTLY_{format}" + (
             "_S" if format in ("Q3_K", "Q4_K", "Q5_K") else ""
@@ -115,12 +115,6 @@ def requantize(
             writer.write_tensor_data(_converted(reader, choice))
             done += choice.entry.nbytes
             advance(done, of)
-        writer.close()
-        os.replace(part, output)
-    finally:
-        with contextlib.suppress(OSError):  # of a full disk, told by what was being written
-            writer.close()
-        part.unlink(missing_ok=True)
     return choices
 
 
@@ -194,7 +188,8 @@ def summary(choices: list[Choice], format: str) -> list[str]:
         lines.append(f"{count:,} in {chosen}{came}{f': {why}' if why else ''}")
     weights = sum(math.prod(choice.entry.shape) for choice in choices)
     new, old = sum(choice.nbytes for choice in choices), sum(choice.entry.nbytes for choice in choices)
-    lines.append(f"{8 * new / weights:.2f} bits a weight, {8 * old / weights:.2f} before")
+    if weights:
+        lines.append(f"{8 * new / weights:.2f} bits a weight, {8 * old / weights:.2f} before")
     if any(entry.format in BLOCKS and chosen != entry.format for entry, chosen, _ in choices):
         lines.append("some weights were quantised before: what that lost isn't here either")
     return lines

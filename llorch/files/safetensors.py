@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from llorch._text import printable, shown
-from llorch.files.tensor import FORMATS, Entry, size
+from llorch.files.tensor import PLAIN, Entry, size
 
 LONGEST_HEADER = 100_000_000  # bytes: the format's own limit
+# Python's lists and objects take 20 times the bytes that an empty one has in the text. A tensor's entry has three, and
+# 50 bytes at least; a text in the metadata may have more. Numbers with a point are nowhere.
+BYTES_OF_A_LIST = 10
+SOME_LISTS = 1000
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -23,6 +27,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{shown(name)} is there twice")
         entries[name] = value
     return entries
+
+
+def _no_float(text: str) -> float:
+    raise ValueError(f"it has the number {shown(text)}, which isn't an integer")
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
@@ -52,8 +60,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
                 f"{LONGEST_HEADER} are allowed): it is cut off, or not a safetensors file"
             )
         text = file.read(length)
+    lists = text.count(b"[") + text.count(b"{")
+    if lists > SOME_LISTS + length // BYTES_OF_A_LIST:
+        raise ValueError(
+            f"{place} has a header of {lists} lists and objects in {length} bytes, more than tensors' entries"
+        )
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates)
+        header = json.loads(text.decode(), object_pairs_hook=_no_duplicates, parse_float=_no_float)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} has a header that is not JSON as safetensors wants it: {error}") from None
     if not isinstance(header, dict):
@@ -77,7 +90,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Entry]]:
         begin, end = first + data[0], first + data[1]
         if end > file_size:
             raise ValueError(f"{tensor} ends at byte {shown(end)}, the file at {file_size}: it is cut off")
-        if dtype in FORMATS:
+        if dtype in PLAIN:
             try:
                 wanted = size(tuple(shape), dtype)
             except ValueError as error:

@@ -157,6 +157,13 @@ class Weights:
             nbytes[each.dtype] = nbytes.get(each.dtype, 0) + each.nbytes
         return "+".join(sorted(nbytes, key=lambda name: -nbytes[name]))
 
+    def others(self, dtype: str) -> tuple[int, int, str] | None:
+        """Of the matrices how many are kept in another way, of how many, and in which; None if none is. Those that are
+        computed side by side count as one."""
+        found = [each.dtype for each in self._matrices()]
+        others = sorted({name for name in found if name != dtype})
+        return (sum(name != dtype for name in found), len(found), ", ".join(others)) if others else None
+
     @property
     def compute(self) -> str:
         """ "int16" where any layer has that arithmetic, else "float32"."""

@@ -109,6 +109,13 @@ class Engine:
                 f"{loading.some(model.left_out)}",
                 stacklevel=2,
             )
+        if dtype in loading.INTEGERS and (others := model._weights.others(dtype)):
+            count, total, formats = others
+            warnings.warn(
+                f"{printable(str(model.path))}: {count} of {total} matrices stay {formats}, not {dtype}: their rows "
+                "aren't whole blocks, or they were blocks before",
+                stacklevel=2,
+            )
         if model.compute != compute:
             warnings.warn(
                 f"{printable(str(model.path))}: no weight is in blocks of integers, which compute={compute!r} needs: "

@@ -6,6 +6,7 @@ D, M and D * w are exact in float32: 11 bits of d by at most 7 of a part's own s
 the sum is all that is rounded, once as by an fma. Bits are counted from the lowest.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,14 @@ SIZES = {
 
 
 def dequantize(data: Array, format: str, shape: Any) -> Array:
-    """The float32 values, in the given shape, of data: a row of bytes, uint8, blocks of `format` one after another.
+    """The float32 values, in the given shape, of data: bytes, uint8 of any shape, blocks of `format` one after another.
 
-    format is a key of SIZES. A block's values lie along the last axis, whose length is a multiple of theirs. ValueError
-    for another format, shape or length.
+    format is a key of SIZES, in lower case too. A block's values lie along the last axis, whose length is a multiple of
+    theirs. ValueError for another format, shape or length.
     """
-    if format not in SIZES:
-        raise ValueError(f"format is {format!r}, it must be one of {', '.join(SIZES)}")
-    if data.dtype != np.uint8 or data.ndim != 1:
-        raise TypeError(f"data is {data.dtype} with shape {data.shape}, it must be uint8 with shape (bytes,)")
+    format = named(format, SIZES)
+    if data.dtype != np.uint8:
+        raise TypeError(f"data is {data.dtype} with shape {data.shape}, it must be uint8")
     values, length = SIZES[format]
     count = 1
     for n in shape:
@@ -55,6 +55,13 @@ def dequantize(data: Array, format: str, shape: Any) -> Array:
     blocks = np.ascontiguousarray(data).reshape(count // values, length)
     with np.errstate(all="ignore"):
         return _values(blocks, format).reshape(shape)
+
+
+def named(format: str, of: Iterable[str]) -> str:
+    """One of these names of formats, which may be given in lower case. ValueError for another."""
+    if not isinstance(format, str) or format.upper() not in of:
+        raise ValueError(f"format is {format!r}, it must be one of {', '.join(of)}")
+    return format.upper()
 
 
 def _values(blocks: Array, format: str) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import fma, widen
-from llorch.reference._formats import INTEGERS, SIZES, integers
+from llorch.reference._formats import INTEGERS, SIZES, integers, named
 from llorch.reference._linear import BLOCK, begin, finish
 
 Array = NDArray[Any]
@@ -57,14 +57,16 @@ def linear_int16(
 ) -> Array:
     """activation(x (..., K) @ weight + bias (N,)) + residual (..., N) by 16-bit integers, in the type of x.
 
-    blocks are the weight as GGUF stores it: a row of bytes, uint8, N rows of K values in blocks of `format`, one of
+    blocks are the weight as GGUF stores it: bytes, uint8 of any shape, N rows of K values in blocks of `format`, one of
     INTEGERS. ValueError names the argument whose shape or length doesn't fit, or another format; TypeError one of
     another type. See `llorch.PackedLinear`, compute="int16".
     """
-    if format not in INTEGERS:
-        raise ValueError(f"format is {format!r}, it must be one of {', '.join(INTEGERS)}: a block of integers")
-    if blocks.dtype != np.uint8 or blocks.ndim != 1:
-        raise TypeError(f"blocks is {blocks.dtype} with shape {blocks.shape}, it must be uint8 with shape (bytes,)")
+    try:
+        format = named(format, INTEGERS)
+    except ValueError as error:
+        raise ValueError(f"{error}: a block of integers") from None
+    if blocks.dtype != np.uint8:
+        raise TypeError(f"blocks is {blocks.dtype} with shape {blocks.shape}, it must be uint8")
     values, length = SIZES[format]
     if x.ndim == 0 or x.shape[-1] % values:
         raise ValueError(f"x has shape {x.shape}, its last axis must be a multiple of {values}, the values of a block")

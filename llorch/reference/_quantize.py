@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llorch.reference._arithmetic import narrow, widen
-from llorch.reference._formats import SIZES
+from llorch.reference._formats import SIZES, named
 
 Array = NDArray[Any]
 
@@ -25,12 +25,11 @@ HALF = np.dtype(np.float16)
 def quantize(weights: Array, format: str) -> Array:
     """The blocks of weights (..., K), float32, float16 or bfloat16: uint8 (..., bytes of a row).
 
-    format is a key of SIZES whose blocks have more than one value, K a multiple of that. ValueError for another format
-    or shape, and for weights that are infinite, NaN, or too large for the format's scales.
+    format is a key of SIZES whose blocks have more than one value, in lower case too; K is a multiple of that.
+    ValueError for another format or shape, and for weights that are infinite, NaN, or too large for its scales.
     """
     blocked = [name for name in SIZES if SIZES[name][0] > 1]
-    if format not in blocked:
-        raise ValueError(f"format is {format!r}, it must be one of {', '.join(blocked)}")
+    format = named(format, blocked)
     values, length = SIZES[format]
     if weights.ndim == 0 or weights.shape[-1] % values:
         raise ValueError(f"weights has shape {weights.shape}, its last length must be a multiple of {values}")

@@ -15,6 +15,7 @@ from llorch._text import counted
 from llorch.text.prefixes import Node, Prefixes, blocks_of
 from llorch.text.protocol import Ids, Logits, Model, context_of
 from llorch.text.sampling import Likely, SamplingParameters, likely, next_token, whole
+from llorch.text.tokenizer import checked
 
 Prompt = str | Ids
 Stop = str | int | Iterable[str | int]
@@ -236,13 +237,13 @@ def link(before: bytes, logits: Logits) -> bytes:
 
 def encode(model: Model, prompt: Prompt, name: str) -> list[int]:
     """The ids of a prompt, checked."""
-    ids = model.tokenizer.prompt(prompt) if isinstance(prompt, str) else prompt
+    ids = model.tokenizer.prompt(checked(prompt, name)) if isinstance(prompt, str) else prompt
     if isinstance(prompt, str) and not ids:
         begin = model.config.bos_token_id
         hint = "" if begin is None else f", such as [{begin}]"
         raise ValueError(f"{name} is empty: a model needs at least one token to begin from{hint}")
-    checked: list[int] = model._ids(ids, name).tolist()
-    return checked
+    found: list[int] = model._ids(ids, name).tolist()
+    return found
 
 
 def _stops(model: Model, stop: Stop | None) -> tuple[tuple[str, ...], frozenset[int]]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # token_type
 SPACE = "\u2581"
+LONGEST_TOKEN = 1 << 12  # characters of a token of text: the time to take one apart grows with their square
 SPACED = ("phi3",)
 LOWERCASED = ("bert-bge", "bert-bge-large", "jina-v1-en", "jina-v2-en", "nomic-bert")
 
@@ -216,9 +217,15 @@ def _merges_of_scores(tokens: list[str], kinds: Sequence[int], scores: list[floa
     """The merges that make each token of text of two others: the highest score first, then the lowest id, then the
     longest left part."""
     normal = {token: i for i, token in enumerate(tokens) if kinds[i] == NORMAL and token}
+    lengths = {len(token) for token in normal}
+    if max(lengths, default=0) > LONGEST_TOKEN:
+        token = max(normal, key=len)
+        raise ValueError(
+            f"{KEY}tokens[{normal[token]}] has {len(token)} characters, a token of text has at most {LONGEST_TOKEN}"
+        )
     merges = []
     for token in sorted(normal, key=lambda token: (-scores[normal[token]], normal[token])):
-        cuts = range(len(token) - 1, 0, -1)
+        cuts = [at for at in range(len(token) - 1, 0, -1) if at in lengths and len(token) - at in lengths]
         merges += [(token[:at], token[at:]) for at in cuts if token[:at] in normal and token[at:] in normal]
     return merges
 

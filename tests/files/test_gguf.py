@@ -161,7 +161,7 @@ def test_alignment(tmp_path):
         theirs = {found.name: found.data_offset for found in gguf.GGUFReader(path).tensors}
         assert {name: entry.begin for name, entry in entries.items()} == theirs
         assert all((Reader().array(entries[name]) == each).all() for name, each in zip("ab", values, strict=True))
-    for wrong in (0, 3, 48, 2**32 - 1):
+    for wrong in (0, 3, 48, 2**22, 2**31, 2**32 - 1):
         path = write(tmp_path / "x.gguf", [("general.alignment", UINT32, wrong)])
         fault(path, f"general.alignment is {wrong}, it must be a power of two")
     fault(write(tmp_path / "x.gguf", [("general.alignment", STRING, "32")]), "general.alignment is 32, it must be a")

@@ -767,6 +767,7 @@ Q, K, B = normal(2, 4, 8), normal(2, 6, 8), normal(2, 3)
         (lambda: llorch.attention(Q, K, K, window=True), TypeError, "window must be an int, got bool"),
         (lambda: KVCache(), TypeError, r"^__init__\(\) takes exactly 3 positional arguments \(0 given\)"),
         (lambda: cache_of(K, K).__init__(2, 8, 4), TypeError, "a KVCache is made once"),
+        (lambda: cache_of(K, K).fork().__init__(2, 8, 4), TypeError, "a KVCache is made once"),
         (lambda: KVCache(2, 8, 4, dtype="int8"), ValueError, "dtype must be 'float32', got 'int8'"),
         (lambda: KVCache(2, 8, 9).append(K[:1], K), ValueError, r"k has shape \(1, 6, 8\), it must be \(2, T, 8\)"),
         (lambda: KVCache(2, 8, 9).append(K[0], K[0]), ValueError, r"k has shape \(6, 8\), it must be \(2, T, 8\)"),

@@ -326,6 +326,20 @@ def test_what_a_packed_weight_says():
 Q4, KQ, MX = blocks("Q4_0", 4), blocks("Q6_K", 2), blocks("MXFP4", 4)
 
 
+def test_names_of_formats_in_lower_case():
+    """What a packed weight calls itself is a format, too."""
+    packed = PackedLinear.from_blocks(Q4, "q4_0", 32, 4)
+    again = PackedLinear.from_blocks(Q4, packed.dtype, 32, 4, dtype="Q4_0")
+    assert again.dtype == packed.dtype == "q4_0"
+    values = llorch.dequantize(Q4, "q4_0", (4, 32))
+    for blocks_again in (llorch.quantize(values, "q4_0"), reference.quantize(values, "q4_0")):
+        assert blocks_again.shape == (4, 18)
+        for dequantize in (llorch.dequantize, reference.dequantize):
+            assert_same_bits(
+                dequantize(blocks_again, "q4_0", (4, 32)), dequantize(blocks_again.reshape(-1), "Q4_0", (4, 32))
+            )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -339,8 +353,8 @@ Q4, KQ, MX = blocks("Q4_0", 4), blocks("Q6_K", 2), blocks("MXFP4", 4)
         (lambda f: f(Q4, "Q4_0", 32, 4, compute="int8"), "compute must be 'float32' or 'int16', got 'int8'"),
         (lambda f: f(Q4, "Q4_0", 32, 4, compute=None), "compute must be 'float32' or 'int16', got None"),
         (lambda f: f(Q4, "Q4_0", 32, 4, dtype="q4_2"), "dtype must be .*'q4_0'.*got 'q4_2'"),
-        (lambda f: f(Q4, "Q4_0", 32, 4, dtype="Q4_0"), "dtype must be .*got 'Q4_0'"),
-        (lambda f: f(Q4, "q4_0", 32, 4), "format is 'q4_0', it must be one of F32"),
+        (lambda f: f(Q4, "q4_2", 32, 4), "format is 'q4_2', it must be one of F32"),
+        (lambda f: f(Q4, None, 32, 4), "format is None, it must be one of F32"),
     ],
 )
 def test_refused(call, message):

@@ -131,6 +131,19 @@ S_SMALL = S * np.float32(1e-7)
 ROPE = reference.rope_table(300, 400, base=500000.0)
 PARTS, X_LOW = weight_blocks.blocks("Q5_1", 90 * 8, scale=2.0**-20), normal(13, 256, scale=2.0**-93)
 PARTS_K, X_PARTS = weight_blocks.blocks("Q3_K", 90), normal(13, 256)
+# scales so small that they are subnormal in float16 and float32; sums that are rounded
+TINY_PARTS, SUMS = weight_blocks.blocks("Q4_K", 90, scale=1e-6), weight_blocks.blocks("Q4_1", 90 * 8, scale=1e-6)
+SUMS[:, 2:4] = np.float16([8]).view(np.uint8)
+
+
+def column_and_row(m, parts, format):
+    """Column 7 and row 9 of a weight (256, 90), one behind the other."""
+    if m is reference:
+        values = reference.dequantize(parts, format, (90, 256))
+        return np.concatenate([values[7], values[:, 9]])
+    packed = llorch.PackedLinear.from_blocks(parts, format, 256, 90)
+    return np.concatenate([packed.column(7), packed.row(9)])
+
 
 CASES = {  # what the host calls, and what it should get
     "linear, few rows": lambda m: m.linear(FEW, VANISHING, B),
@@ -181,6 +194,8 @@ CASES = {  # what the host calls, and what it should get
     "blocks, int16": lambda m: in_blocks(m, X_LOW, PARTS, "Q5_1", "int16"),
     "blocks, int16, a row": lambda m: in_blocks(m, X_PARTS[:1], PARTS_K, "Q3_K", "int16"),
     "blocks, int16, ordinary rows": lambda m: in_blocks(m, X_PARTS, PARTS_K, "Q3_K", "int16"),
+    "blocks, a column": lambda m: column_and_row(m, TINY_PARTS, "Q4_K"),
+    "blocks, a column of sums": lambda m: column_and_row(m, SUMS, "Q4_1"),
     "cache": lambda m: m.attention(Q, K, V) if m is reference else cached(Q, K, V),
 }
 

@@ -667,6 +667,20 @@ def test_what_a_packed_weight_says():
     assert packed.shape == (20, 33)
 
 
+def test_a_class_that_gives_out_a_weight_that_is_there():
+    """What it is stays."""
+    there = PackedLinear(normal(32, 16))
+
+    class Cached(PackedLinear):
+        def __new__(cls, *arguments, **named):
+            return there
+
+    with pytest.raises(TypeError, match="made once"):
+        Cached.from_blocks(bytes(18 * 16), "Q4_0", 32, 16, compute="int16")
+    assert (there.dtype, there.compute) == ("float32", "float32")
+    assert_same_bits(there(normal(3, 32)), reference.linear(normal(3, 32), normal(32, 16)))
+
+
 def test_weights_that_are_made_again_while_x_comes_in():
     """x may be any object, and run any code."""
 

@@ -169,6 +169,7 @@ REFUSED = [
     (lambda: llorch.rope_table(64, [2**24]), ValueError, r"positions\[0\] is 16777216"),
     (lambda: llorch.rope_table(64, [[1]]), ValueError, r"positions has shape \(1, 1\)"),
     (lambda: llorch.rope_table(64, 1, base=0), ValueError, "base is 0, it must be a finite number above 0"),
+    (lambda: llorch.rope_table(64, 1, base="10000"), TypeError, "base must be a number, got str"),
     (lambda: llorch.rope_table(64, 1, base=float("nan")), ValueError, "base is nan"),
     (lambda: llorch.rope_table(64, 1, scaling={"rope_type": "dynamic", "factor": 2}), ValueError, "how long"),
     (lambda: llorch.rope_table(64, 1, scaling={"rope_type": "su"}), ValueError, "'su', it must be one of default"),

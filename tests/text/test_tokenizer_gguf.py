@@ -318,6 +318,16 @@ def test_scores_decide_what_is_merged():
         assert ids([-1.0, -2.0, -9.0], [1, 1, 1, 1, 1, kind]) == [3, 2]
 
 
+def test_a_token_is_cut_only_where_its_parts_can_be_tokens():
+    """A hostile vocabulary takes no time: cuts are as many as there are lengths, and a token has an end."""
+    tokens = ["a" * 4096, "a" * 4095, "a", "b"]
+    assert _merges_of_scores(tokens, [1] * 4, [0.0] * 4) == [("a" * 4095, "a"), ("a", "a" * 4095)]
+    given = pieces("gemma3", tokens=["a", "a" * 4097], scores=[0.0, 0.0], token_type=[1, 1], bos_token_id=None,
+                   eos_token_id=None, unknown_token_id=None)  # fmt: skip
+    with pytest.raises(ValueError, match=r"tokenizer.ggml.tokens\[1\] has 4097 characters, .* at most 4096"):
+        from_metadata(given, FILE).encode("a")
+
+
 def test_sentencepieces_special_tokens():
     ours = from_metadata(pieces("llama"), FILE)
     assert (ours.begin, ours.end) == ((BOS,), ()), "bos where the file says nothing"

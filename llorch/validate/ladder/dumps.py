@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 
 import llorch
 from llorch._text import printable, shown
+from llorch.files.output import replacing
 from llorch.files.safetensors import read_safetensors
 from llorch.files.tensor import Entry, Reader
 from llorch.models.config import ModelConfig
@@ -171,19 +171,15 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
 
 def write(path: str | Path, trace: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, also over one that is there. OSError if it can't be written."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
-    new = not path.exists()
-    path.open("ab").close()  # with the permissions that new files have, or that it had: the library's are 0600
-    mode = stat.S_IMODE(path.stat().st_mode)
-    try:
-        save_file({name: values.copy(order="C") for name, values in trace.items()}, str(path), metadata=dict(metadata))
-    except BaseException:
-        if new:
-            path.unlink()
-        raise
-    path.chmod(mode)
+    with replacing(Path(path)) as part:
+        try:
+            arrays = {name: values.copy(order="C") for name, values in trace.items()}
+            save_file(arrays, part, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def read(path: str | Path) -> Dump:
