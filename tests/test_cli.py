@@ -252,6 +252,15 @@ def test_a_full_disk_is_one_line():
         assert (done.returncode, done.stderr.decode()) == (1, f"{name}: {place}: No space left on device\n")
 
 
+def test_results_to_a_pipe():
+    """As `--json >(jq .)` and `--json /dev/stdout` are; it is opened once, when there is something to write."""
+    command = shlex.join([sys.executable, "-P", "-m", "llorch", "compare-weights", *[str(MODEL.path)] * 2])
+    done = subprocess.run(["bash", "-c", f"{command} --json >(cat >&2) | cat"], capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stderr)["alike"]) == (0, True)
+    done = subprocess.run(["bash", "-c", f"{command} --json /dev/stdout | cat"], capture_output=True, text=True)
+    assert done.returncode == 0 and '"alike": true' in done.stdout
+
+
 def test_standard_output_that_was_closed_before():
     command = shlex.join([sys.executable, "-P", "-m", "llorch", "generate", "a", "-n", "1"])
     done = subprocess.run(["bash", "-c", f"{command} >&-"], capture_output=True, text=True)

@@ -17,12 +17,13 @@ def writable(context: click.Context, parameter: click.Parameter, value: Path | N
     if value is None:
         return None
     try:
-        place = Path(os.path.realpath(value))  # of a link that leads nowhere what it leads to would be made
-        if place.is_dir() or place.is_file() or not place.exists():
-            new = not place.exists()
+        if value.exists():
+            if value.is_file() or value.is_dir():
+                value.open("ab").close()
+        else:
+            place = Path(os.path.realpath(value))  # a link that leads nowhere stays
             place.open("ab").close()
-            if new:
-                place.unlink()
+            place.unlink()
     except OSError as error:
         raise click.BadParameter(f"can't write {value}: {error.strerror}") from None
     return value
