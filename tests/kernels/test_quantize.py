@@ -257,7 +257,7 @@ REFUSED = [
     (lambda: llorch.quantize(normal(2, 96), "Q4_K"), ValueError, r"a multiple of 256, the values of a block of Q4_K"),
     (lambda: llorch.quantize(np.float32(1), "Q4_K"), ValueError, r"weights has shape \(\)"),
     (lambda: llorch.quantize(normal(2, 32), "F16"), ValueError, "format is 'F16', it must be one of Q8_0, Q4_0"),
-    (lambda: llorch.quantize(normal(2, 32), "q4_0"), ValueError, "format is 'q4_0'"),
+    (lambda: llorch.quantize(normal(2, 32), "q4_2"), ValueError, "format is 'q4_2'"),
     (lambda: llorch.quantize(normal(2, 32), None), ValueError, "format is None"),
     (lambda: llorch.quantize(np.ones((2, 32)), "Q4_0"), TypeError, "weights is float64"),
     (lambda: llorch.quantize([1.0] * 32, "Q4_0"), TypeError, "weights must be an array"),

@@ -283,7 +283,7 @@ ALLOWED = {
 
 
 # Python's own, on integers and for errors
-BUILTIN = {"range", "enumerate", "min", "max", "len", "get", "join", "append", "slice", "isinstance", "globals", "ArithmeticError", "abs", "divmod", "getattr", "super", "float", "as_integer_ratio", "bit_length", "zip", "int", "ValueError",  # noqa: E501
+BUILTIN = {"range", "enumerate", "min", "max", "len", "get", "join", "upper", "append", "slice", "isinstance", "globals", "ArithmeticError", "abs", "divmod", "getattr", "super", "float", "as_integer_ratio", "bit_length", "zip", "int", "ValueError",  # noqa: E501
            "TypeError", "IndexError"}  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def test_ends_of_mxfp4():
         (np.zeros(34, np.uint8), "Q8_0", (33,), ValueError, r"shape is \(33,\).*multiple of 32"),
         (np.zeros(33, np.uint8), "Q8_0", (32,), ValueError, "data has 33 bytes, Q8_0 of shape .* takes 34"),
         (np.zeros(34, np.int8), "Q8_0", (32,), TypeError, "data is int8"),
-        (np.zeros((1, 34), np.uint8), "Q8_0", (32,), TypeError, r"shape \(1, 34\)"),
+        (np.zeros((1, 34), np.int8), "Q8_0", (32,), TypeError, r"data is int8 with shape \(1, 34\), it must be uint8"),
         (np.zeros(4, np.uint8), "F32", (), ValueError, r"shape is \(\)"),
     ],
 )
