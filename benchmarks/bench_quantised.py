@@ -5,7 +5,7 @@
     python benchmarks/bench_quantised.py --quick                 # fewer repetitions, prints only
     python benchmarks/bench_quantised.py --tiny --quick          # a small Llama of random weights: a minute or two
     python benchmarks/bench_quantised.py --part formats --format Q4_0 --format Q8_0 --json some.json
-    python benchmarks/bench_quantised.py --part layers --json more.json                  # a part is never published
+    python benchmarks/bench_quantised.py --part layers --json more.json
     python benchmarks/bench_quantised.py --from some.json --from more.json --docs DIR    # joins these two
     LLORCH_ISA=avx2 python benchmarks/bench_quantised.py         # beside a llama.cpp that was built without AVX-512:
                                                                  # writes docs/benchmarks/quantised_avx2.*
@@ -561,7 +561,7 @@ def main():
         common.add_shares([part], part["peaks"])
     result["targets"] = [] if options.tiny else targets(result)
     name = "quantised_avx2" if result["isa"] == "avx2" else "quantised"
-    whole = bool(options.earlier) or (set(options.part) == set(PARTS) and not options.format)
+    whole = all(result[name] for name in PARTS) and not options.format  # a part is written where --docs says alone
     common.publish(name, result, report(result), plot, options, whole)
 
 

@@ -67,9 +67,19 @@ class Commands(click.Group):
         except click.Abort:
             status = INTERRUPTED
         except OSError as error:  # of click's own words; commands tell theirs
-            _say(f"llorch: {error.filename or 'standard output'}: {error.strerror or error}")
+            if not _is_of_echo(error):
+                raise
+            _say(f"llorch: standard output: {error.strerror}")
             status = 1
         sys.exit(status if isinstance(status, int) else 0)
+
+
+def _is_of_echo(error: BaseException) -> bool:
+    """Whether it was raised where click writes."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_code is click.echo.__code__
 
 
 def _say(text: str) -> None:

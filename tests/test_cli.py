@@ -1,5 +1,6 @@
 """The command line: what it prints and where, its exit statuses, and how it leaves."""
 
+import errno
 import io
 import json
 import math
@@ -231,39 +232,44 @@ def test_standard_input_that_is_not_utf8_is_named():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_line():
+    short = ["generate", "a", "-n", "1"]
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-P", "-m", "llorch", "info", "shakespeare-1m"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert done.stderr == "llorch info: standard output: No space left on device\n"
-    for command in (["compare-weights", MODEL.path, MODEL.path],):
-        result = run(*command, "--json", "/dev/full")
-        assert result.exit_code == 1
-        assert result.stderr.endswith(f"llorch {command[0]}: /dev/full: No space left on device\n")
-    for command, name in (
-        (["--help"], "llorch"),
-        (["generate", "a", "-n", "1"], "llorch generate"),
-        (["generate", "a", "-n", "1", "--receipt", "/dev/full"], "llorch generate"),
-    ):
-        receipt = "/dev/full" in command
-        with open("/dev/null" if receipt else "/dev/full", "w") as out:
-            done = subprocess.run([sys.executable, "-P", "-m", "llorch", *command], stdout=out, stderr=subprocess.PIPE)
-        place = "/dev/full" if receipt else "standard output"
-        assert (done.returncode, done.stderr.decode()) == (1, f"{name}: {place}: No space left on device\n")
+        for arguments, name in ((["info", "shakespeare-1m"], "llorch info"), (["--help"], "llorch"),
+                                (short, "llorch generate")):  # fmt: skip
+            done = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True)
+            assert (done.returncode, done.stderr) == (1, f"{name}: standard output: No space left on device\n")
+    for arguments in ([*short, "--receipt"], ["compare-weights", MODEL.path, MODEL.path, "--json"]):
+        done = run(*arguments, "/dev/full")
+        assert done.exit_code == 1
+        assert done.stderr.endswith(f"llorch {arguments[0]}: /dev/full: No space left on device\n")
 
 
+def test_an_error_that_is_not_of_standard_output_is_not_called_one(monkeypatch):
+    monkeypatch.setattr("llorch.commands.config.config_lines", lambda: fails())
+
+    def fails():
+        raise OSError(errno.EAGAIN, "no process can be made")
+
+    with pytest.raises(OSError, match="no process can be made"):
+        CliRunner().invoke(main, ["config"], catch_exceptions=False)
+
+
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+@needs_bash
 def test_results_to_a_pipe():
     """As `--json >(jq .)` and `--json /dev/stdout` are; it is opened once, when there is something to write."""
-    command = shlex.join([sys.executable, "-P", "-m", "llorch", "compare-weights", *[str(MODEL.path)] * 2])
-    done = subprocess.run(["bash", "-c", f"{command} --json >(cat >&2) | cat"], capture_output=True, text=True)
+    words = "set -o pipefail; " + shlex.join(command("compare-weights", MODEL.path, MODEL.path))
+    done = subprocess.run(["bash", "-c", f"{words} --json >(cat >&2) | cat"], capture_output=True, text=True)
     assert (done.returncode, json.loads(done.stderr)["alike"]) == (0, True)
-    done = subprocess.run(["bash", "-c", f"{command} --json /dev/stdout | cat"], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", f"{words} --json /dev/stdout | cat"], capture_output=True, text=True)
     assert done.returncode == 0 and '"alike": true' in done.stdout
 
 
 def test_standard_output_that_was_closed_before():
-    command = shlex.join([sys.executable, "-P", "-m", "llorch", "generate", "a", "-n", "1"])
-    done = subprocess.run(["bash", "-c", f"{command} >&-"], capture_output=True, text=True)
+    words = shlex.join(command("generate", "a", "-n", "1"))
+    done = subprocess.run(["sh", "-c", f"{words} >&-"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

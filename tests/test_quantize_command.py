@@ -3,10 +3,12 @@
 import ctypes
 import errno
 import os
-import shlex
+import resource
 import signal
 import subprocess
 import sys
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +258,46 @@ def test_outputs_that_are_no_files(model, tmp_path):
         pass
     assert pipe.is_fifo() and list(tmp_path.iterdir()) == [pipe]
     result = run("quantize", model, "--to", "q4_0", "-o", "-")
-    assert result.exit_code == 2 and "it must be a file: standard output isn't one" in result.output
+    assert result.exit_code == 2 and "it must be a file, and not standard output" in result.output
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("a" * 300, "File name too long"), ("file/x", "Not a directory"), ("absent/x", "No such file or directory")],
+)
+def test_outputs_that_cannot_be_written_are_found_before_the_work(model, tmp_path, name, why):
+    (tmp_path / "file").touch()
+    for command in (["quantize", model, "--to", "q4_0"], ["dump", "--prompt", "a"], ["embed", "x", "--model", "x"]):
+        result = run(*command, "-o", tmp_path / name)
+        assert result.exit_code == 2 and f"can't write {tmp_path / name}: {why}" in result.stderr, result.stderr
+    with pytest.raises(OSError, match=f"{why}: '{tmp_path / name}'$"), replacing(tmp_path / name):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_whose_error_it_is(tmp_path):
+    """What reading another file says isn't put on the one that is written."""
+    for error, name in (
+        (OSError(errno.EIO, "Input/output error", "model.gguf"), "model.gguf"),
+        (OSError(errno.ENOSPC, "No space left on device"), f"{tmp_path / 'x'}"),
+        (OSError("5 requested and 3 written"), f"{tmp_path / 'x'}"),
+    ):
+        with pytest.raises(OSError) as caught, replacing(tmp_path / "x"):
+            raise error
+        assert caught.value.filename == name
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_cannot_be_read_is_named(model, tmp_path, monkeypatch):
+    _, entries = read_gguf(model)
+
+    class Broken(FileIO):
+        def readinto(self, into):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **how: Broken(path))
+    with pytest.raises(OSError, match=f"Input/output error: '{model}'"):
+        Reader().read(next(iter(entries.values())))
 
 
 def test_links_are_followed_and_permissions_stay(model, tmp_path):
@@ -280,9 +321,10 @@ def test_links_are_followed_and_permissions_stay(model, tmp_path):
 def test_a_full_disk_is_named(model, tmp_path):
     """By a limit of the file's size: NumPy says of a write only how much was written."""
     out = tmp_path / "out.gguf"
+    small = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
     for command in (["quantize", model, "--to", "q8_0", "-o", out], ["dump", "--prompt", "a", "-o", out]):
-        words = f"ulimit -f 20; exec {shlex.join([sys.executable, '-P', '-m', 'llorch', *map(str, command)])}"
-        done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+        words = [sys.executable, "-P", "-m", "llorch", *command]
+        done = subprocess.run(words, capture_output=True, text=True, preexec_fn=small)
         assert (done.returncode, done.stderr) == (1, f"llorch {command[0]}: {out}: File too large\n")
         assert not list(tmp_path.iterdir())
 
@@ -294,12 +336,12 @@ def test_who_is_asked_to_end_leaves_nothing(model, tmp_path, number):
         "import os, signal, sys\n"  # in the background of a shell some are ignored
         "signal.signal(signal.SIGINT, signal.default_int_handler)\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "import gguf\nfrom llorch import __main__\noriginal = gguf.GGUFWriter.write_tensor_data\n"
-        "def ends(writer, tensor):\n    original(writer, tensor)\n    assert len(os.listdir(sys.argv[1])) == 1\n"
+        "def ends(writer, tensor):\n    original(writer, tensor)\n    assert len(os.listdir(folder)) == 1\n"
         f"    os.kill(os.getpid(), {int(number)})\n"
         "gguf.GGUFWriter.write_tensor_data, folder = ends, sys.argv[1]\n"
         "sys.argv = ['llorch', 'quantize', sys.argv[2], '--to', 'q4_0', '-o', folder + '/out.gguf']\n"
         "__main__.main()\n"
-    ).replace("len(os.listdir(sys.argv[1]))", "len(os.listdir(folder))")
+    )
     done = subprocess.run([sys.executable, "-P", "-c", code, tmp_path, model], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (128 + number, ""), done.stderr
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,6 +160,8 @@ def ended_tidily() -> Iterator[None]:
         raise SystemExit(128 + number)
 
     asked = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # whose alone handlers are
+        asked = []
     for number in asked:
         signal.signal(number, end)
     try:

@@ -61,7 +61,7 @@ def command(
     from llorch.validate.ladder.run import dump
 
     given = folder or model or common.EMBEDDED
-    with common.failures(), common.ended_tidily():
+    with common.failures():
         trace = dump(output, given, common.text_of(prompt), ids=ids, source=source, plant=plant, compute=compute)
     size = sum(values.nbytes for values in trace.values())
     common.echo(f"{output}: {len(trace)} tensors, {size:,} bytes, {common.tokens(len(trace['ids']))}")

@@ -17,7 +17,11 @@ from llorch.commands.options import check_new, output_option
 @click.command("embed", short_help="Embed every line of a file.")
 @click.argument("file")
 @common.model_option(required=True)
-@output_option("FILE", "Where the embeddings go: NumPy's .npy, or .jsonl with each line's text and embedding.")
+@output_option(
+    "FILE",
+    "Where the embeddings go: NumPy's .npy, or .jsonl with each line's text and embedding.",
+    as_it_comes=True,
+)
 @texts.field_option
 @click.option("--prompt-name", metavar="NAME", help="Which of the model's prompts goes before each text.")
 @click.option("--prompt", metavar="TEXT", help="A text that goes before each text.")

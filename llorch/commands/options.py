@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from llorch.commands import common
+from llorch.files.output import check_replaceable
 
 
 def writable(context: click.Context, parameter: click.Parameter, value: Path | None) -> Path | None:
@@ -29,13 +30,16 @@ def writable(context: click.Context, parameter: click.Parameter, value: Path | N
     return value
 
 
-def _regular(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    """A file, and nothing that is written to while it is read."""
+def _replaceable(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    """A file in whose place another can be put."""
     if str(value) == "-":
-        raise click.BadParameter("it must be a file: standard output isn't one (./- is)")
-    if value.exists() and not value.is_file():
-        raise click.BadParameter(f"{value} isn't a regular file")
-    writable(context, parameter, value)
+        raise click.BadParameter("it must be a file, and not standard output")
+    try:
+        check_replaceable(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    except OSError as error:
+        raise click.BadParameter(f"can't write {value}: {error.strerror}") from None
     return value
 
 
@@ -43,10 +47,10 @@ def file_option(flag: str, name: str, metavar: str, help: str) -> Callable[..., 
     return click.option(flag, name, type=click.Path(path_type=Path), callback=writable, metavar=metavar, help=help)
 
 
-def output_option(metavar: str, help: str) -> Callable[..., Any]:
-    """-o and --force, of a file that a command makes."""
-    path = click.Path(path_type=Path, dir_okay=False)
-    made = click.option("-o", "--output", required=True, type=path, callback=_regular, metavar=metavar, help=help)
+def output_option(metavar: str, help: str, *, as_it_comes: bool = False) -> Callable[..., Any]:
+    """-o and --force, of a file that a command makes: whole, or, as_it_comes, piece by piece."""
+    path, callback = click.Path(path_type=Path, dir_okay=False), writable if as_it_comes else _replaceable
+    made = click.option("-o", "--output", required=True, type=path, callback=callback, metavar=metavar, help=help)
     force = click.option("--force", is_flag=True, help="Write over a file that is there.")
     return lambda command: made(force(command))
 

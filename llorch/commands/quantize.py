@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from llorch.commands import common
-from llorch.commands.info import describe
 from llorch.commands.options import check_new, output_option
 from llorch.files import open_model
 from llorch.files.requantize import requantize, summary
@@ -32,12 +31,24 @@ def command(model: Path, format: str, head: str | None, output: Path, force: boo
         raise common.Failure(
             f"{model} is a folder: llorch quantize reads GGUF files (llama.cpp's converter makes them)"
         )
-    with common.failures():
-        with common.ended_tidily(), common.progress(f"quantising to {format}", size=True) as advance:
-            choices = requantize(model, output, format.upper(), head.upper() if head else None, advance)
-        problem = describe(open_model(output))["problem"]
+    with common.failures(), common.ended_tidily(), common.progress(f"quantising to {format}", size=True) as advance:
+        choices = requantize(model, output, format.upper(), head.upper() if head else None, advance)
     common.echo(f"{output}: {common.many(len(choices), 'tensor')}, {output.stat().st_size:,} bytes")
     for line in summary(choices, format.upper()):
         common.echo(f"  {line}")
-    if problem is not None:
+    if problem := _problem(output):
         common.echo(f"  llorch can't run it: {problem}")
+
+
+def _problem(path: Path) -> str:
+    """Why llorch doesn't run the model of a file, as `llorch info` says it; "" if it does."""
+    from llorch.models import loading
+    from llorch.models.registry import config_of, family_of
+
+    try:
+        source = open_model(path)
+        family = family_of(source)
+        loading.find(source, family, family.graph(config_of(source, family)))
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""

@@ -184,17 +184,19 @@ cdef Py_ssize_t _read_ids(ids, size_t vocabulary, int64_t *to, size_t room) exce
     cdef int64_t id
     cdef int32_t half
     cdef char *at
+    cdef const char *kind
     if type(ids) is not _ndarray:
         return -1
     try:
         PyObject_GetBuffer(ids, &view, PyBUF_FORMAT | PyBUF_STRIDES)
     except (ValueError, BufferError):  # of elements that the protocol doesn't know
         return -1
+    kind = view.format + (view.format[0] == b"=")  # as NumPy says that numbers begin at any byte
     if view.ndim == 1 and 0 < view.shape[0] and <size_t>view.shape[0] <= room and (
-            view.itemsize == 8 and view.format[0] in b"lq" or view.itemsize == 4 and view.format[0] in b"il"):
+            view.itemsize == 8 and kind[0] in b"lq" or view.itemsize == 4 and kind[0] in b"il"):
         at = <char *>view.buf
         for i in range(view.shape[0]):
-            if view.itemsize == 8:  # an array may begin at any byte
+            if view.itemsize == 8:
                 memcpy(&id, at, 8)
             else:
                 memcpy(&half, at, 4)

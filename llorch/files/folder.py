@@ -195,7 +195,7 @@ def _check_is_gguf(path: Path) -> None:
 def read_json(path: Path) -> Any:
     """What a JSON file has. OSError if it can't be read; ValueError names the file."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{printable(str(path))} isn't JSON: {error}") from None
 

@@ -17,14 +17,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Where anything fails, `path` is as it was, and nothing is left beside it. A link is followed. Permissions are those
     of the file that was there, else those of any new file.
 
-    OSError names `path`. ValueError where there is something else than a file.
+    OSError names `path`, unless it names another file. ValueError where there is something else than a file.
     """
-    place = Path(os.path.realpath(path))
-    if place.exists() and not place.is_file():
-        raise ValueError(f"{path} isn't a regular file")
-    part = place.with_name(f".{secrets.token_hex(8)}.part")
+    part = None
     try:
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        place = Path(os.path.realpath(path))
+        if place.exists() and not place.is_file():
+            raise ValueError(f"{path} isn't a regular file")
+        part = _beside(place)
         mode = stat.S_IMODE((place if place.exists() else part).stat().st_mode)
         yield part
         part.chmod(mode)
@@ -32,12 +32,31 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         number, why = error.errno, error.strerror
         if number is None:
-            number, why = _refusal(part) or (None, str(error))
-        elif error.filename not in (None, str(part)):
+            number, why = (part and _refusal(part)) or (None, str(error))
+        elif error.filename not in (None, str(part)) and part is not None:
             raise
         raise OSError(number, why, str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def check_replaceable(path: Path) -> None:
+    """Tries what `replacing` needs, and leaves nothing. Errors are those that it has."""
+    with contextlib.suppress(_Given), replacing(path):
+        raise _Given
+
+
+class _Given(Exception):
+    """The end of a body that has nothing to write."""
+
+
+def _beside(place: Path) -> Path:
+    """A new file in the folder of place."""
+    part = place.with_name(f".{secrets.token_hex(8)}.part")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return part
 
 
 def _refusal(part: Path) -> tuple[int | None, str | None] | None:

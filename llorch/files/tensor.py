@@ -202,6 +202,8 @@ class Reader:
                 if not read:
                     raise ValueError(f"{entry.place} is cut off: the file has become shorter")
                 into = into[read:]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(entry.file)) from error
         finally:
             if not self._keeps:
                 self._close()

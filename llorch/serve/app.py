@@ -258,6 +258,7 @@ class Server:
                         try:
                             await self._receipt(asked, form, tickets[place], choice)
                         except Exception as error:
+                            pieces.append(_event(form.piece(choice, event.text or "", tokens)))
                             yield b"".join(pieces) + _event(self.told(self._refused(error)).body)
                             return
                     if event.text or tokens or event.reason is not None:

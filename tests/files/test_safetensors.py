@@ -226,6 +226,12 @@ def test_names_are_escaped(tmp_path, name):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
+def test_lists_in_a_text_are_none(tmp_path):
+    text = "[[0,1],{}]" * 4000
+    path = write(tmp_path / "x", {"__metadata__": {"a": text, "b": 'a "quoted" \\ word'}, "x": entry(0, 8)}, bytes(8))
+    assert read_safetensors(path)[0]["a"] == text
+
+
 VALID = json.dumps({"__metadata__": {"a": "b"}, "x": entry(0, 8), "y": entry(8, 12, (2, 1), "F16")}).encode()
 
 

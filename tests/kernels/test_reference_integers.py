@@ -173,6 +173,8 @@ def test_a_row_does_not_know_its_batch_and_another_order_is_seen(format):
 def test_what_stands_around_the_product():
     """16-bit x widens; activation and residual come after, in float32, and y is rounded once."""
     data, _ = weight("Q4_0", 96, 7)
+    assert_same_bits(reference.linear_int16(X[:, :32], DATA.reshape(6, 18), "q4_0", 6),
+                     reference.linear_int16(X[:, :32], DATA, "Q4_0", 6))  # fmt: skip
     for kind in (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)):
         x, h, bias = normal(4, 96).astype(kind), normal(4, 7, seed=1).astype(kind), normal(7, seed=2).astype(kind)
         y = reference.linear_int16(x.astype(np.float32), data, "Q4_0", 7, bias.astype(np.float32))

@@ -170,7 +170,8 @@ def metadata(model: Model, prompt: str, trace: Trace, source: str = "llorch") ->
 
 
 def write(path: str | Path, trace: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, also over one that is there. OSError if it can't be written."""
+    """Writes a safetensors file, also over one that is there. OSError if it can't be written,
+    ValueError where there is something else than a file."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
