@@ -288,11 +288,11 @@ def _longrope(plain: list[Decimal], rule: _Rule) -> tuple[list[Decimal], Decimal
 # ---- what a double-double doesn't decide ---------------------------------------------------------------
 
 
-def decide(cos: Array, sin: Array, places: Array, f: Sequence[Decimal], factor: Decimal) -> None:
+def decide(cos: Array, sin: Array, places: Array, f: Sequence[Decimal] | Array, factor: Decimal) -> None:
     """Writes what is NaN in tables (P, R/2) of these positions and frequencies: what a double-double can't decide."""
     for table, exact in ((cos, _cosine), (sin, _sine)):
         for row, i in np.argwhere(np.isnan(table)):
-            table[row, i] = _decided(exact, int(places[row]), f[i], factor)
+            table[row, i] = _decided(exact, int(places[row]), Decimal(f[i]), factor)
 
 
 def _decided(function: Callable[[Decimal], Decimal], p: int, f: Decimal, factor: Decimal) -> np.float32:

@@ -232,15 +232,19 @@ def test_standard_input_that_is_not_utf8_is_named():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_line():
-    short = ["generate", "a", "-n", "1"]
+    short, weights = ["generate", "a", "-n", "1"], ["compare-weights", MODEL.path, MODEL.path]
     with open("/dev/full", "w") as full:
-        for arguments, name in ((["info", "shakespeare-1m"], "llorch info"), (["--help"], "llorch"),
-                                (short, "llorch generate")):  # fmt: skip
+        for arguments, name, status in (
+            (["info", "shakespeare-1m"], "llorch info", 1),
+            (["--help"], "llorch", 1),
+            (short, "llorch generate", 1),
+            (weights, "llorch compare-weights", 2),
+        ):
             done = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True)
-            assert (done.returncode, done.stderr) == (1, f"{name}: standard output: No space left on device\n")
-    for arguments in ([*short, "--receipt"], ["compare-weights", MODEL.path, MODEL.path, "--json"]):
+            assert (done.returncode, done.stderr) == (status, f"{name}: standard output: No space left on device\n")
+    for arguments, status in (([*short, "--receipt"], 1), ([*weights, "--json"], 2)):
         done = run(*arguments, "/dev/full")
-        assert done.exit_code == 1
+        assert done.exit_code == status
         assert done.stderr.endswith(f"llorch {arguments[0]}: /dev/full: No space left on device\n")
 
 

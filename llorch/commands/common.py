@@ -18,6 +18,8 @@ from llorch._progress import progress as progress
 from llorch._text import counted, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from llorch.text.causal_lm import CausalLM
 
 EMBEDDED = "shakespeare-1m"
@@ -86,6 +88,15 @@ def _standard(name: str) -> Iterator[None]:
         raise Failure(f"standard {name}: {error.strerror}") from error
 
 
+@contextmanager
+def results() -> "Iterator[Console]":
+    """The console for tables on standard output."""
+    from llorch.validate.report import terminal
+
+    with _standard("output"):
+        yield terminal.console()
+
+
 def _obeyed(c: str) -> bool:
     """Controls, marks of direction and other invisible signs. The two joiners are letters' and emojis' own."""
     return c not in "\n\t\u200c\u200d" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -119,7 +130,8 @@ def say_dim(text: str) -> None:
 
     from llorch._console import SafeConsole
 
-    SafeConsole(soft_wrap=True, highlight=False).print(Text(text, style="dim"))
+    with _standard("output"):
+        SafeConsole(soft_wrap=True, highlight=False).print(Text(text, style="dim"))
 
 
 class Failure(click.ClickException):

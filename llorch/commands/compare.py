@@ -76,7 +76,8 @@ def command(
         result = compare(their_dump, mine, model=at_hand, names=names, progress=progress)
     if layers is None:
         layers = frozenset({(result.first.tensor.layer if result.first else None) or 0})
-    terminal.show_comparison(result, terminal.console(), layers or None)
+    with common.results() as console:
+        terminal.show_comparison(result, console, layers or None)
     if json_path is not None:
         common.save(json_path, json.text(json.of_comparison(result)))
     if report_path is not None:

@@ -9,7 +9,7 @@ from llorch.commands.options import file_option
 
 
 class _Unknown(common.Failure):
-    """What keeps weights from being compared."""
+    """What keeps weights from being compared, or the result from being told."""
 
     exit_code = 2
 
@@ -35,9 +35,10 @@ def command(context: click.Context, a: Path, b: Path, every: bool, json_path: Pa
     try:
         with common.failures(), common.progress("comparing weights") as progress:
             result = compare_weights(a, b, progress=progress)
+        with common.results() as console:
+            terminal.show_weights(result, console, every=every)
+        if json_path is not None:
+            common.save(json_path, json.text(json.of_weights(result)))
     except common.Failure as failure:
         raise _Unknown(failure.message) from failure
-    terminal.show_weights(result, terminal.console(), every=every)
-    if json_path is not None:
-        common.save(json_path, json.text(json.of_weights(result)))
     context.exit({True: 0, False: 1, None: 2}[result.alike])

@@ -18,7 +18,8 @@ def run(chosen: tuple[str, ...] = (), libraries: tuple[str, ...] | None = None) 
 
 def show(report: suites.KernelReport, json_path: Path | None, report_path: Path | None, *, quiet: bool) -> bool:
     """Prints a run of the suites and writes its files; whether it holds."""
-    terminal.show_kernels(report, terminal.console(), quiet=quiet)
+    with common.results() as console:
+        terminal.show_kernels(report, console, quiet=quiet)
     if json_path is not None:
         common.save(json_path, json.text(json.of_kernels(report)))
     if report_path is not None:

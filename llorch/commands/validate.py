@@ -111,14 +111,16 @@ def _ladder(
     with common.failures(), common.progress("the oracle") as progress:
         text = common.text_of(prompt)
         result = run_ladder(model, text, ids=ids, peer=peer, compute=compute, progress=progress)
-    terminal.show_ladder(result, terminal.console(), layers or None, quiet=quiet)
+    with common.results() as console:
+        terminal.show_ladder(result, console, layers or None, quiet=quiet)
     content = json.of_ladder(result)
     alone = None
     if kernels:
         from llorch.commands.kernels import run
 
         alone = run((), None if peer else ())
-        terminal.show_summary(alone, terminal.console())
+        with common.results() as console:
+            terminal.show_summary(alone, console)
         content |= {"kernels": json.of_kernels(alone), "holds": result.holds and alone.holds}
     if json_path is not None:
         common.save(json_path, json.text(content))
@@ -138,7 +140,9 @@ def _self_test(model: str | None, json_path: Path | None, report_path: Path | No
     clock = time.perf_counter()
     with common.failures(), common.progress("injecting faults") as progress:
         injections = list(validate.self_test(model, workers=llorch.get_num_threads(), progress=progress))
-    holds = terminal.show_self_test(injections, terminal.console(), time.perf_counter() - clock, quiet=quiet)
+    seconds = time.perf_counter() - clock
+    with common.results() as console:
+        holds = terminal.show_self_test(injections, console, seconds, quiet=quiet)
     if json_path is not None:
         common.save(json_path, json.text(json.of_self_test(injections)))
     return holds

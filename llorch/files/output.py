@@ -30,12 +30,12 @@ def replacing(path: Path) -> Iterator[Path]:
         part.chmod(mode)
         os.replace(part, place)
     except OSError as error:
-        number, why = error.errno, error.strerror
-        if number is None:
-            number, why = (part and _refusal(part)) or (None, str(error))
-        elif error.filename not in (None, str(part)) and part is not None:
+        if part is not None and error.filename not in (None, str(part)):
             raise
-        raise OSError(number, why, str(path)) from error
+        said = (error.errno, error.strerror)
+        if part is not None and error.errno is None:
+            said = _refusal(part) or (None, str(error))
+        raise OSError(*said, str(path)) from error
     finally:
         if part is not None:
             with contextlib.suppress(OSError):

@@ -223,10 +223,11 @@ def _merges_of_scores(tokens: list[str], kinds: Sequence[int], scores: list[floa
         raise ValueError(
             f"{KEY}tokens[{normal[token]}] has {len(token)} characters, a token of text has at most {LONGEST_TOKEN}"
         )
+    cuts = {n: [at for at in range(n - 1, 0, -1) if at in lengths and n - at in lengths] for n in lengths}
     merges = []
     for token in sorted(normal, key=lambda token: (-scores[normal[token]], normal[token])):
-        cuts = [at for at in range(len(token) - 1, 0, -1) if at in lengths and len(token) - at in lengths]
-        merges += [(token[:at], token[at:]) for at in cuts if token[:at] in normal and token[at:] in normal]
+        of_token = cuts[len(token)]
+        merges += [(token[:at], token[at:]) for at in of_token if token[:at] in normal and token[at:] in normal]
     return merges
 
 

@@ -198,7 +198,7 @@ def _circle(x: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[A
     cos, sin = np.empty((2, 1, angles.size), np.float32)
     f, places = np.where(near | ~finite, 1.0, size), np.ones(1, np.int64)
     if _core._rope_rows(f, np.zeros(angles.size), 1.0, 0.0, places, cos, sin):
-        _rope.decide(cos, sin, places, [Decimal(value) for value in f.tolist()], Decimal(1))
+        _rope.decide(cos, sin, places, f, Decimal(1))
     cos, sin = np.where(near, np.float32(1), cos[0]), np.where(near, size.astype(np.float32), sin[0])
     cos[~finite] = sin[~finite] = np.nan
     return cos.reshape(x.shape), np.where(np.signbit(angles), -sin, sin).reshape(x.shape)
