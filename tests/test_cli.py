@@ -220,6 +220,21 @@ def test_the_list_of_commands_is_not_cut():
     assert not [line for line in lines[1:] if line.endswith("...")]
 
 
+def test_the_version():
+    assert run("--version").output == f"llorch, version {llorch.__version__}\n"
+
+
+def test_a_command_starts_without_the_packages_metadata():
+    """To read it takes a tenth of a short command's time."""
+    code = """import sys
+from llorch.cli import main
+try:
+    main(["generate", "ROMEO:", "-n", "1"])
+finally:
+    assert "importlib.metadata" not in sys.modules"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
 def test_standard_input_that_is_not_utf8_is_named():
     """And what is, is read so whatever the locale says; the mark that some editors put first is no part of it."""
     for command in (["generate", "-"], ["score", "-"]):
