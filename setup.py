@@ -31,6 +31,7 @@ limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
 flags = Path("csrc/compile_flags.txt").read_text().split()
 ours = [flag for flag in flags if flag.startswith("-W")]  # for our own sources; Cython's output has warnings
 flags = [flag for flag in flags if flag not in ours]
+cythons: list[str] = []  # for its output
 links = ["-pthread"]
 if os.environ.get("LLORCH_WERROR"):
     ours.append("-Werror")
@@ -38,6 +39,7 @@ if sanitizers := os.environ.get("LLORCH_SANITIZE"):
     # -O1, -g1: at -O3, or with the places of all variables, compilers take many minutes a file over the checks
     flags += ["-O1", f"-fsanitize={sanitizers}", "-g1", "-fno-omit-frame-pointer", "-DLL_SANITIZE"]
     links += [f"-fsanitize={sanitizers}"]
+    cythons += ["-O0"]  # a third of the time; none of its functions takes long
 elif not os.environ.get("LLORCH_DEBUG"):
     flags += ["-g0"]  # Python's own flags ask for debug information
 
@@ -60,8 +62,8 @@ class BuildExt(build_ext):
 
             def compile_one(object_file):
                 source, suffix = build[object_file]
-                strict = ours if Path(source).parts[0] == "csrc" else []
-                compiler._compile(object_file, source, suffix, arguments, post + strict, options)
+                more = ours if Path(source).parts[0] == "csrc" else cythons
+                compiler._compile(object_file, source, suffix, arguments, post + more, options)
 
             # The kernels of an instruction set take longest: they go first.
             order = sorted(build, key=lambda name: "isa" not in Path(build[name][0]).parts)

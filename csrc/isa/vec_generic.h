@@ -10,8 +10,10 @@ typedef struct { float lane[LL_VL]; } vf;
 
 #ifdef LL_SANITIZE /* as in vec.h: the checks once, not in every call's place */
 #define LL_FN static __attribute__((noinline, unused))
+#define LL_FN_HOT LL_FN __attribute__((optimize("O3")))
 #else
 #define LL_FN static inline __attribute__((always_inline, unused))
+#define LL_FN_HOT LL_FN
 #endif
 #define LL_EACH for (int l = 0; l < LL_VL; l++)
 
@@ -90,7 +92,7 @@ LL_FN vf vf_mul(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] * b.lane[l]; return 
 LL_FN vf vf_div(vf a, vf b) { LL_EACH a.lane[l] = a.lane[l] / b.lane[l]; return a; }
 /* Rounded once. The product of two float32 is exact in float64. To round the sum there and then to float32 is wrong only where it
  * ends halfway between two float32: by its last 29 bits, or anywhere below 2^-126, where float32's numbers are equally spaced. */
-LL_FN vf vf_fma(vf a, vf b, vf c)
+LL_FN_HOT vf vf_fma(vf a, vf b, vf c)
 {
     const uint64_t finest = UINT64_C(897) << 53; /* 2^-126 without its sign */
     double p[LL_VL], s[LL_VL];

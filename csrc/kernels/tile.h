@@ -110,9 +110,9 @@ LL_ALWAYS_INLINE void tile_step(size_t R, size_t V, size_t panel, const float *a
  *   stream how far ahead of itself b is called for, in bytes, where dtype has 16 bits; into the second cache, as calls into the
  *          first wait for places there (measured: a tenth slower)
  * R, V, panel, dtype and lines are constants wherever this is called: p then stays in registers. */
-LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
-                        size_t b_k, size_t b_panel, int dtype, size_t kc, size_t lines, const char *ahead, size_t ahead_k,
-                        size_t ahead_panel, size_t stream, vf *p)
+LL_ALWAYS_INLINE void tile_loop(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                                size_t b_k, size_t b_panel, int dtype, size_t kc, size_t lines, const char *ahead,
+                                size_t ahead_k, size_t ahead_panel, size_t stream, vf *p)
 {
     const size_t rows = dtype == LL_BF16 ? 2 : 1; /* that lie together */
     const size_t a_step = rows * a_k, b_step = rows * b_k * ll_dtype_size(dtype), ahead_step = rows * ahead_k;
@@ -133,6 +133,27 @@ LL_INLINE void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t
     }
     if (k < kc) /* the last of an odd K */
         tile_row_fma(R, V, panel, a, a_row, b, b_panel, 0, dtype, p);
+}
+
+/* The same. Under a sanitizer R and V are no constants: the usual tiles have loops of their own there, for which they are. Most of
+ * the tests' time would be in the one for all. */
+LL_INLINE_HOT void tile_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, size_t a_k, const char *b,
+                            size_t b_k, size_t b_panel, int dtype, size_t kc, size_t lines, const char *ahead, size_t ahead_k,
+                            size_t ahead_panel, size_t stream, vf *p)
+{
+#ifdef LL_SANITIZE
+    if (V == TILE_PANELS(R) * TILE_PANEL_VECTORS && panel == TILE_PANEL_VECTORS && dtype == LL_F32)
+        switch (R) {
+#define LL_CASE(R) \
+        case R: \
+            tile_loop(R, TILE_PANELS(R) * TILE_PANEL_VECTORS, TILE_PANEL_VECTORS, a, a_row, a_k, b, b_k, b_panel, LL_F32, kc, \
+                      lines, ahead, ahead_k, ahead_panel, stream, p); \
+            return;
+        LL_EACH_ROWS(LL_CASE)
+#undef LL_CASE
+        }
+#endif
+    tile_loop(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, kc, lines, ahead, ahead_k, ahead_panel, stream, p);
 }
 
 /* p = the block of dot128 that begins at k, of K values of k: its products' sums, from +0. */
