@@ -30,6 +30,7 @@ from llorch.validate.ladder import eval_callback, rungs
 from llorch.validate.ladder.distance import Array
 from llorch.validate.ladder.endings import Ending
 from llorch.validate.ladder.eval_callback import Shown
+from llorch.validate.ladder.names import Names
 from llorch.validate.ladder.rungs import Tensor
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ class Dump:
             raise ValueError(
                 f"{self.name} has an entry embedding in its metadata that isn't llorch's: {shown(said)}"
             ) from None
+
+    @cached_property
+    def names(self) -> Names:
+        """What engines may call its tensors. The errors are config's."""
+        return Names.of(self.graph)
 
     @cached_property
     def _family_and_config(self) -> tuple[Family, ModelConfig]:

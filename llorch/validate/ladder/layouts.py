@@ -18,7 +18,7 @@ from llorch.validate.ladder import rungs
 from llorch.validate.ladder.distance import Aligned, Array, comparable, relative, same_bits
 from llorch.validate.ladder.dumps import Dump, names_of
 from llorch.validate.ladder.eval_callback import Shown
-from llorch.validate.ladder.names import FUSED, GATE_UP, PRODUCT, WEIGHTS, Names, canonical
+from llorch.validate.ladder.names import FUSED, GATE_UP, PRODUCT, WEIGHTS, canonical
 from llorch.validate.ladder.network import Float64
 from llorch.validate.ladder.rows import measure
 from llorch.validate.ladder.rungs import Tensor, block_name
@@ -34,8 +34,7 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
     wanted = {tensor.name: tensor for tensor in ours.tensors}
     given = dict(names or {})
     known = {*wanted, *(block_name(i, kind) for i in range(layers) for kind in (FUSED, GATE_UP))}
-    theirs_to_ours = Names.of(ours.graph)
-    named = {source: canonical(source, theirs_to_ours) for source in theirs.arrays}
+    named = {source: canonical(source, ours.names) for source in theirs.arrays}
     certain = {*given.values(), *(name for name in named.values() if name is not None and "|" not in name)}
     first: dict[str, str] = {}
     for source, name in given.items():
@@ -75,8 +74,7 @@ def align(theirs: Dump, ours: Dump, names: Mapping[str, str] | None = None) -> t
 
 def with_weights(theirs: Dump, ours: Dump) -> Dump:
     """Ours with the attention weights that theirs has, the softmax of our scores."""
-    names = Names.of(ours.graph)
-    asked = {canonical(source, names) for source in theirs.arrays}
+    asked = {canonical(source, ours.names) for source in theirs.arrays}
     tensors, more = [], {}
     for tensor in ours.tensors:
         tensors.append(tensor)

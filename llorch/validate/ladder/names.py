@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from llorch.models.graph import Graph, Parameter, Step
@@ -124,6 +124,7 @@ class Names:
     inside: Mapping[str, str]
     outside: Mapping[str, str]
     either: Mapping[str, tuple[str, ...]]
+    asked: dict[str, str | None] = field(default_factory=dict, repr=False, compare=False)  # what canonical found
 
     @classmethod
     def of(cls, graph: Graph) -> Names:
@@ -181,6 +182,12 @@ def _of_weights(steps: Sequence[Step], parameters: Sequence[Parameter], known: C
 def canonical(name: str, names: Names) -> str | None:
     """The ladder's name for an engine's, None if it isn't known; "h.3.attn.qkv" for q, k and v in one; "*.ln_1" for a
     kind of all blocks in one array; "h.3.attn.q|h.3.attn.q_rope" for one of several."""
+    if name not in names.asked:
+        names.asked[name] = _canonical(name, names)
+    return names.asked[name]
+
+
+def _canonical(name: str, names: Names) -> str | None:
     layers = names.layers
     if len(name) > LONGEST:
         return None
