@@ -225,7 +225,7 @@ def test_the_version():
 
 
 def test_a_command_starts_without_the_packages_metadata():
-    """To read it takes a tenth of a short command's time."""
+    """To read it takes a sixth of a short command's time."""
     code = """import sys
 from llorch.cli import main
 try:
