@@ -86,7 +86,7 @@ def measure_format(format, path, text, options):
         distances = models.compare(found, running, path, text[0][:PROMPT])
         print("  perplexity", flush=True)
         surprises = {name: [engine.ask("surprise", one) for one in text] for name, engine in running.items()}
-        repetitions = 2 if options.quick else 5
+        repetitions = 2 if options.quick else 9
         peaks = {kind: common.InTurns(kind, min(options.threads, 2)) for kind in common.KINDS}
         turns = {"decode": [peaks["read"]], "prefill 512": [peaks["fma"], peaks["madd"]]}
         others, absent = models.start_llama_bench(options.llama_bench, path, options.threads)
