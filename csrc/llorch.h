@@ -349,10 +349,16 @@ int ll_plan_run(ll_run *run, size_t begin, size_t end);
 
 /* ---- memory (memory.c) ------------------------------------------------------------------------ */
 
-/* A block of memory that is kept from call to call, so that each does not fault its pages in again: at least
- * bytes long, aligned to 64, NULL when there is none. Any thread may take and give back. */
-void *ll_scratch_take(size_t bytes);
-void ll_scratch_give(void *scratch);
+/* Memory to work in, kept from call to call, so that each does not fault its pages in again; all aligned to 64. */
+typedef struct ll_scratch {
+    char *shared; /* of all threads */
+    char *own;    /* of each thread one after the other, `stride` bytes apart */
+    size_t stride;
+} ll_scratch;
+
+/* At least so many bytes. 0, or -1: there is no memory. Any thread may take and give back. */
+int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own);
+void ll_scratch_give(const ll_scratch *s);
 
 /* Memory for caches and work, aligned to 64 at least; NULL when there is none. */
 void *ll_memory_new(size_t bytes);

@@ -166,16 +166,15 @@ int ll_attention(const ll_attention_args *a)
     /* no more workspaces than there is work */
     const size_t grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
     w->threads = (int)ll_least((size_t)w->threads, up(plan.units, grain));
-    w->floats = (plan.workspace + 31) / 16 * 16;
     const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
-    if (w->floats > SIZE_MAX / 16 / LL_MAX_THREADS || plan.packed > SIZE_MAX / 16)
+    ll_scratch scratch;
+    if (plan.workspace > SIZE_MAX / 16 || plan.packed > SIZE_MAX / 16
+        || ll_scratch_take(&scratch, table + plan.packed * sizeof(float), (size_t)w->threads, (plan.workspace + 16) * sizeof(float)))
         return -1;
-    char *scratch = ll_scratch_take(table + (plan.packed + (size_t)w->threads * w->floats) * sizeof(float));
-    if (!scratch)
-        return -1;
-    ll_attention_group *groups = (ll_attention_group *)(void *)scratch;
-    float *packed = (float *)(void *)(scratch + table);
-    w->base = packed + plan.packed;
+    ll_attention_group *groups = (ll_attention_group *)(void *)scratch.shared;
+    float *packed = (float *)(void *)(scratch.shared + table);
+    w->base = (float *)(void *)scratch.own;
+    w->floats = scratch.stride / sizeof(float);
     plan_of(a, job.kernels, plan.together, groups, packed);
 
     job.groups = groups;
@@ -195,6 +194,6 @@ int ll_attention(const ll_attention_args *a)
             ll_parallel_for(items, chunk, PACK_VALUES, 1, pack_task, &job);
         ll_parallel_for_threads(units, grain, w->threads, units_task, &job);
     }
-    ll_scratch_give(scratch);
+    ll_scratch_give(&scratch);
     return 0;
 }
