@@ -534,8 +534,8 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
 /* The tiles of a unit. The last queries of a group, which see most, come first. */
 LL_INLINE ll_span attention_tiles(const ll_attention_group *g, size_t unit)
 {
-    const size_t begin = (g->unit + g->units - 1 - unit) * g->together;
-    return (ll_span){begin, ll_least(begin + g->together, g->tiles)};
+    const size_t begin = g->first_tile + (g->unit + g->units - 1 - unit) * g->together;
+    return (ll_span){begin, ll_least(begin + g->together, g->end_tile)};
 }
 
 /* Where a unit begins to read, if keys are packed; else NULL. */

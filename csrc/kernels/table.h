@@ -23,7 +23,7 @@ static inline int ll_few_rows(const ll_linear_args *a)
 /* ---- attention, between its driver (ops/attention.c) and its kernel ---- */
 
 /* Heads that follow one another with the same keys and queries at the same positions: these are the rows of one matrix, row r
- * query r / count of head r % count. */
+ * query r / count of head r % count. Or a part of these rows. */
 typedef struct ll_attention_group {
     const ll_attention_head *heads; /* [count] */
     const ll_kv *kv;
@@ -31,9 +31,11 @@ typedef struct ll_attention_group {
     const float *packed;      /* chunks from first_block on, one behind the other; NULL: those of kv, or its rows */
     size_t first_block;       /* that a row sees anything of */
     size_t tiles, together;   /* tiles of rows; how many of them are a unit */
+    size_t first_tile, end_tile; /* those of its units */
     size_t unit, units;       /* its units are [unit, unit + units) of the call */
     size_t score_stride;      /* floats between a tile's rows of scores */
     size_t part, item, items; /* the driver's: groups whose keys are packed together; blocks to pack */
+    int writes;               /* the driver's: when fresh keys and values are written */
 } ll_attention_group;
 
 typedef struct ll_span {

@@ -15,6 +15,12 @@
 #define PACK_VALUES 65536
 /* Units a thread should have, so that all are done at about the same time. */
 #define UNITS_PER_THREAD 4
+/* Queries of a part at least. */
+#define PART_ROWS 64
+
+/* When a group's fresh keys and values are written: not at all, as another part's are the same; before all units; with its only
+ * one. */
+enum { WRITTEN, BEFORE, WITH };
 
 typedef struct attention_job {
     const ll_attention_args *args;
@@ -31,22 +37,22 @@ static void write_fresh(const attention_job *job, const ll_attention_group *g)
     ll_kv_write(job->kernels, g->kv, job->args->D, job->args->dtype, job->args->dtype);
 }
 
-/* Of groups [begin, end) of all those that several units read. */
+/* Of groups [begin, end), if several units read it. */
 static void write_task(void *context, size_t begin, size_t end)
 {
     const attention_job *job = context;
     for (size_t i = begin; i < end; i++)
-        if (job->groups[i].units > 1)
+        if (job->groups[i].writes == BEFORE)
             write_fresh(job, &job->groups[i]);
 }
 
-/* A group of one unit is written by who reads it then: nobody waits for it, and what it takes from memory is near. */
+/* What one unit alone reads is written by who reads it then: nobody waits for it, and what it takes from memory is near. */
 static void units_task(void *context, size_t begin, size_t end)
 {
     attention_job *job = context;
     int slot = 0;
     for (const ll_attention_group *g = job->groups; g < job->groups + job->count && g->unit < job->unit + end; g++)
-        if (g->units == 1 && g->unit >= job->unit + begin)
+        if (g->writes == WITH && g->unit >= job->unit + begin)
             write_fresh(job, g);
     float *workspace = ll_workspace_take(&job->workspaces, &slot);
     job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end, workspace);
@@ -99,8 +105,22 @@ static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels 
     return g;
 }
 
+/* Into how many parts the rows of one sequence, whose heads lie side by side, are divided: a group for each, all heads of a
+ * part one after the other. So threads take rows that they have at hand, and make products of next (ops/linear.c). (Measured:
+ * 256 to 1024 tokens of a model 1 % faster.) 1 for other calls. */
+static size_t row_parts_of(const ll_attention_args *a, size_t threads)
+{
+    const ll_attention_head *h = a->heads;
+    for (size_t i = 0; i < a->count; i++)
+        if (!a->kv[h[i].kv].blocks || h[i].Tq != h->Tq || h[i].q_stride != h->q_stride
+            || (ptrdiff_t)((uintptr_t)h[i].q - (uintptr_t)h->q) >= h->q_stride)
+            return 1;
+    return h->Tq / PART_ROWS > 1 ? ll_least(h->Tq / PART_ROWS, threads) : 1;
+}
+
 /* What a call needs. */
 typedef struct attention_plan {
+    size_t row_parts;
     size_t groups, units;
     size_t together;          /* most tiles of a unit */
     size_t workspace;         /* floats, of a thread */
@@ -114,11 +134,16 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
                               float *packed)
 {
     const size_t chunk = ll_chunk_floats(a->D), limit = PACKED_BYTES / sizeof(float);
-    attention_plan p = {0};
+    attention_plan p = {.row_parts = row_parts_of(a, (size_t)llorch_get_num_threads())};
     size_t filled = 0, items = 0; /* of the part */
-    for (size_t head = 0; head < a->count;) {
+    for (size_t head = 0, part = 0; part < p.row_parts; part += head == a->count, head %= a->count) {
         ll_attention_group g = group_at(a, kernels, head, most);
         head += g.count;
+        g.first_tile = g.tiles * part / p.row_parts;
+        g.end_tile = g.tiles * (part + 1) / p.row_parts;
+        g.writes = part ? WRITTEN : g.units > 1 || p.row_parts > 1 ? BEFORE : WITH;
+        if (p.row_parts > 1)
+            g.units = up(g.end_tile - g.first_tile, g.together);
         if (!g.units)
             continue;
         if (g.items && filled && filled + g.items * chunk > limit) {
@@ -139,8 +164,9 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         double seen = a->causal ? Tk - Tq / 2 : Tk;
         if (a->window && (double)widest(a) < seen)
             seen = (double)widest(a);
-        p.work += Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
-        if (g.units > 1 && 2 * g.kv->fresh * a->D > p.fresh)
+        const double work = Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
+        p.work += work / (double)p.row_parts;
+        if (g.writes == BEFORE && 2 * g.kv->fresh * a->D > p.fresh)
             p.fresh = 2 * g.kv->fresh * a->D;
         p.units += g.units;
         p.together = g.together > p.together ? g.together : p.together;
@@ -169,7 +195,8 @@ int ll_attention(const ll_attention_args *a)
     const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
     ll_scratch scratch;
     if (plan.workspace > SIZE_MAX / 16 || plan.packed > SIZE_MAX / 16
-        || ll_scratch_take(&scratch, table + plan.packed * sizeof(float), (size_t)w->threads, (plan.workspace + 16) * sizeof(float)))
+        || ll_scratch_take(&scratch, table + plan.packed * sizeof(float), (size_t)w->threads,
+                           (plan.workspace + 16) * sizeof(float)))
         return -1;
     ll_attention_group *groups = (ll_attention_group *)(void *)scratch.shared;
     float *packed = (float *)(void *)(scratch.shared + table);

@@ -513,6 +513,22 @@ def test_thread_invariant(threads):
             assert_same_bits(cache_of(k, v).attention(q), wanted, f"{threads} threads, cache, {shape}")
 
 
+@pytest.mark.parametrize("threads", (1, 2, 3, 8))
+def test_thread_invariant_side_by_side(threads):
+    """Heads that lie side by side in their rows, as a model has them: threads take parts of the rows."""
+    for H, H_kv, Tq, Tk, mask in (
+        (6, 2, 300, 400, {}),
+        (3, 3, 130, 130, {"window": 50}),
+        (4, 1, 515, 520, {"softcap": 5.0}),
+    ):
+        k, v = normal(H_kv, Tk, 48), normal(H_kv, Tk, 48, seed=1)
+        q = normal(Tq, H * 48, seed=2).reshape(Tq, H, 48).transpose(1, 0, 2)
+        with num_threads(1):
+            wanted = llorch.attention(np.ascontiguousarray(q), k, v, **mask)
+        with num_threads(threads):
+            assert_same_bits(cache_of(k, v).attention(q, **mask), wanted, f"{threads} threads, {H, H_kv, Tq, Tk}")
+
+
 @settings(max_examples=60)
 @given(st.integers(1, 5), st.integers(1, 60), st.integers(0, 250), st.sampled_from((3, 16, 40)),
        st.sampled_from(DTYPES), st.integers(1, 3), st.randoms(use_true_random=False))  # fmt: skip
