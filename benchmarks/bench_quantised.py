@@ -13,8 +13,9 @@
 
 SmolLM2-135M's Q4_1 file, and what llama.cpp's llama_model_quantize makes of it in the other formats; where a row of 576
 values holds no whole blocks of 256, it takes a format of 32 instead, so the K-quants are mixtures. Format after format,
-both engines read the same file and take turns. Then single layers whose weights come from memory; and GPT-2 Medium's
-shape, rounded to 8 bits at load, beside CTranslate2's.
+both engines read the same file and take turns; in several rounds, as the machine may be another in the next minute.
+Then single layers whose weights come from memory; and GPT-2 Medium's shape, rounded to 8 bits at load, beside
+CTranslate2's.
 """
 
 import contextlib
@@ -75,38 +76,55 @@ def contenders(path, format):
     return [*found, Contender(LLAMA_CPP, "llama.cpp", lambda: path, 1.0, COLOURS[LLAMA_CPP])]
 
 
-def measure_format(format, path, text, options):
+class FormatRun:
     """Everything about one format. text : tokens, a stretch of a window after the other."""
-    with contextlib.ExitStack() as stack:
-        found = contenders(path, format)
-        running, missing, _ = models.start(found, options.threads, options.engine, stack)
-        if not running:
-            raise SystemExit(f"no engine runs {format}: {missing}")
+
+    def __init__(self, format, path, text, options):
+        self.format, self.path, self.text, self.options = format, path, text, options
+        self.part, self.samples = {}, {key: {} for key in WORKLOADS}
+        self.trip = common.RoundTrip()
+        self.peaks = {kind: common.InTurns(kind, min(options.threads, 2)) for kind in common.KINDS}
+        of_peaks = {"decode": ("read",), "prefill 512": ("fma", "madd")}
+        self.between = {key: [self.trip, *(self.peaks[kind] for kind in of_peaks.get(key, ()))] for key in WORKLOADS}
+
+    def round(self):
+        """Some repetitions; in the first of them what doesn't depend on the minute, too."""
+        print(f"{self.format}", flush=True)
+        repetitions = 2 if self.options.quick else 3
+        with contextlib.ExitStack() as stack:
+            found = contenders(self.path, self.format)
+            running, missing, _ = models.start(found, self.options.threads, self.options.engine, stack)
+            if not running:
+                raise SystemExit(f"no engine runs {self.format}: {missing}")
+            others, absent = models.start_llama_bench(self.options.llama_bench, self.path, self.options.threads)
+            if not self.part:
+                self.part = self.describe(found, running) | {"missing": missing | absent, "others": list(others)}
+                self.part["loading"] = models.loading(running, 5 if self.options.quick else 19, FLOAT32)
+            for key, (title, request) in WORKLOADS.items():
+                print(f"  {title}", flush=True)
+                every = running | (others if key in BY_LLAMA_BENCH else {})
+                for name, values in models.measure(every, request, repetitions, self.between[key]).items():
+                    self.samples[key].setdefault(name, []).extend(values)
+
+    def describe(self, found, running):
         print("  comparing logits", flush=True)
-        distances = models.compare(found, running, path, text[0][:PROMPT])
+        distances = models.compare(found, running, self.path, self.text[0][:PROMPT])
         print("  perplexity", flush=True)
-        surprises = {name: [engine.ask("surprise", one) for one in text] for name, engine in running.items()}
-        repetitions = 2 if options.quick else 9
-        peaks = {kind: common.InTurns(kind, min(options.threads, 2)) for kind in common.KINDS}
-        turns = {"decode": [peaks["read"]], "prefill 512": [peaks["fma"], peaks["madd"]]}
-        others, absent = models.start_llama_bench(options.llama_bench, path, options.threads)
-        missing |= absent
-        sections = []
-        for key, workload in WORKLOADS.items():
-            every = running | (others if key in BY_LLAMA_BENCH else {})
-            sections += models.sections(every, {key: workload}, repetitions, turns)
+        surprises = {name: [engine.ask("surprise", one) for one in self.text] for name, engine in running.items()}
         return {
-            "missing": missing,
-            "bytes": path.stat().st_size,
-            "bytes_a_token": model_files.bytes_a_token(path),
-            "products": model_files.multiplications(path, WINDOW),
+            "bytes": self.path.stat().st_size,
+            "bytes_a_token": model_files.bytes_a_token(self.path),
+            "products": model_files.multiplications(self.path, WINDOW),
             "distances": distances,
             "perplexity": {name: float(np.exp(np.mean(values))) for name, values in surprises.items()},
             "opened": {name: engine.ask("opened") for name, engine in running.items()},
-            "loading": models.loading(running, 2 * repetitions + 1, FLOAT32),
-            "sections": sections,
-            "others": list(others),
-            "in_turns": {kind: peak.median() for kind, peak in peaks.items()},
+        }
+
+    def measured(self):
+        return self.part | {
+            "sections": [models.section_of(key, *WORKLOADS[key], self.samples[key]) for key in WORKLOADS],
+            "in_turns": {kind: peak.median() for kind, peak in self.peaks.items()},
+            "round_trip": self.trip.summary(),
         }
 
 
@@ -122,14 +140,16 @@ def text_of(source, options):
 
 def measure_formats(options, folder, add):
     source = model_files.smollm2_or_tiny(options, folder)
-    text = text_of(source, options)
+    text, runs = text_of(source, options), []
     for format in options.format or (QUICK if options.quick else FORMATS):
-        print(f"{format}", flush=True)
         path = folder / f"{format}.gguf"
         path = source if format == "Q4_1" else model_files.quantise(source, path, format)
-        add("formats", format, functools.partial(measure_format, format, path, text, options))
-        if path != source:
-            path.unlink()
+        runs.append(FormatRun(format, path, text, options))
+    for _ in range(1 if options.quick else 3):
+        for run in runs:
+            run.round()
+    for run in runs:
+        add("formats", run.format, run.measured)
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------
@@ -202,9 +222,9 @@ def measure_gpt2(options, folder):
         running, missing, _ = models.start(found, options.threads, options.engine, stack)
         print("  comparing logits", flush=True)
         distances = models.compare(found, running, folder, models.PROMPT)
-        workloads = {key: models.WORKLOADS[key] for key in GPT2}
-        measured = models.sections(running, workloads, 2 if options.quick else 5)
-    return {"missing": missing, "distances": distances, "sections": measured}
+        workloads, trip = {key: models.WORKLOADS[key] for key in GPT2}, common.RoundTrip()
+        measured = models.sections(running, workloads, 2 if options.quick else 9, dict.fromkeys(GPT2, [trip]))
+    return {"missing": missing, "distances": distances, "sections": measured, "round_trip": trip.summary()}
 
 
 # ---- targets ---------------------------------------------------------------------------------------------------
@@ -392,10 +412,14 @@ def peaks_table(result):
         "and of arithmetic beside layers, the best from before and after"
     )
     lines = ["", f"**The machine's own peaks**, 2 threads, {how}", ""]
-    lines += [f"| | {' | '.join(common.KINDS.values())} |", f"| --- |{' ---: |' * len(common.KINDS)}"]
+    heads = [*common.KINDS.values(), "a message to the other core and back, ns (turns in which it took more than 200)"]
+    lines += [f"| | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for parts in (result[name] for name in PARTS):
         for name, part in parts.items():
             cells = [number(part["peaks"].get(kind, {}).get("2"), "{:.0f}") for kind in common.KINDS]
+            trip = part.get("round_trip")
+            form = "{median_ns:.0f} [{quartiles_ns[0]:.0f}, {quartiles_ns[1]:.0f}] ({far} of {turns})"
+            cells.append(form.format(**trip) if trip else "")
             lines.append(f"| {name.replace(chr(10), ', ')} | {' | '.join(cells)} |")
     return lines
 

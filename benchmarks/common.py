@@ -173,6 +173,18 @@ def median_of(part, name):
 # ---- the machine -----------------------------------------------------------------------------------------------
 
 HELPER = r"""
+#include <sched.h>
+#include <stdatomic.h>
+/* One side, 0 or 1, of n messages to another thread and back. */
+static _Alignas(128) atomic_long turn;
+void messages(long side, long n) {
+    long looks = 0;
+    for (long i = side; i < 2 * n; i += 2) {
+        while (atomic_load_explicit(&turn, memory_order_acquire) != i)
+            if (++looks % 65536 == 0) sched_yield();
+        atomic_store_explicit(&turn, i + 1 < 2 * n ? i + 1 : 0, memory_order_release);
+    }
+}
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define AVX2 __attribute__((target("avx2,fma")))
@@ -283,6 +295,7 @@ def helper():
     code.read_all.argtypes, code.read_all.restype = [ctypes.c_void_p, ctypes.c_long], ctypes.c_float
     code.fma_chains.argtypes, code.fma_chains.restype = [ctypes.c_long], ctypes.c_float
     code.madd_chains.argtypes, code.madd_chains.restype = [ctypes.c_long], ctypes.c_int
+    code.messages.argtypes, code.messages.restype = [ctypes.c_long, ctypes.c_long], None
     return code if code.lanes() else None
 
 
@@ -333,6 +346,33 @@ class InTurns:
 
     def median(self):
         return statistics.median(self.rates) if self.rates else None
+
+
+class RoundTrip:
+    """A message from one core to another and back, in turns with something else. It takes several times as long where
+    they don't share a cache, and a virtual machine's cores share one in some minutes and in others not.
+
+    Every call is a turn. times : ns of each.
+    """
+
+    MESSAGES, FAR = 2000, 200
+
+    def __init__(self):
+        code = helper() if llorch.get_num_threads() > 1 else None
+        self.jobs = [functools.partial(code.messages, side, self.MESSAGES) for side in (0, 1)] if code else []
+        self.times = []
+
+    def __call__(self):
+        if self.jobs:
+            self.times.append(min(times_of(self.jobs, 3)) / self.MESSAGES * 1e9)
+
+    def summary(self):
+        """Median and quartiles, and in how many turns of all they were FAR apart."""
+        if not self.times:
+            return None
+        low, median, high = np.percentile(self.times, [25, 50, 75]).tolist()
+        far = sum(time > self.FAR for time in self.times)
+        return {"median_ns": median, "quartiles_ns": [low, high], "far": far, "turns": len(self.times)}
 
 
 def peaks(quick=False):

@@ -196,9 +196,14 @@ def sections(running, workloads, repetitions, between=None):
     for key, (title, request) in workloads.items():
         print(f"  {title}", flush=True)
         samples = measure(running, request, repetitions, (between or {}).get(key, ()))
-        rows = [row_of(name, request, values) for name, values in samples.items()]
-        found.append({"key": key, "title": title, "repetitions": repetitions, "rows": rows})
+        found.append(section_of(key, title, request, samples))
     return found
+
+
+def section_of(key, title, request, samples):
+    """samples : by engine, seconds of each repetition."""
+    rows = [row_of(name, request, values) for name, values in samples.items()]
+    return {"key": key, "title": title, "repetitions": max(map(len, samples.values())), "rows": rows}
 
 
 class Copying:
