@@ -223,7 +223,7 @@ def measure_gpt2(options, folder):
         print("  comparing logits", flush=True)
         distances = models.compare(found, running, folder, models.PROMPT)
         workloads, trip = {key: models.WORKLOADS[key] for key in GPT2}, common.RoundTrip()
-        measured = models.sections(running, workloads, 2 if options.quick else 9, dict.fromkeys(GPT2, [trip]))
+        measured = models.sections(running, workloads, 2 if options.quick else 9, {key: [trip] for key in GPT2})
     return {"missing": missing, "distances": distances, "sections": measured, "round_trip": trip.summary()}
 
 
@@ -528,8 +528,8 @@ def plot(result, path):
 
 
 def measure(result, options):
-    """Adds to the result what is asked for; every part has its own peaks, from before and after it, or where
-    something is compared with them, in turns with that."""
+    """Adds to the result what is asked for; every part has its own peaks, from before and after it (a format from after
+    all of them), or where something is compared with them, in turns with that."""
 
     def add(kind, name, work):
         before = common.peaks(options.quick)

@@ -310,6 +310,7 @@ def times_of(jobs, repetitions):
     return times
 
 
+@functools.cache  # one buffer for all who ask
 def jobs_of(kind, threads):
     """A job a thread of what gives a peak, and the bytes or operations of all of them; None where it can't be told."""
     code = helper()

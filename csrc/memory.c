@@ -4,9 +4,9 @@
  * every 4 KB, which is more than packing into it; so one block waits here. Two callers at once: the second gets a
  * block of its own.
  *
- * What is a thread's own lies at the same place in one call and the next, whatever else they need: so it stays in the caches of
- * its core, and no other's has to be asked for it. (Measured: 512 tokens of a model by float32, on two cores that have a cache
- * each, 3 to 5 % faster.) */
+ * What is a thread's own lies at the same place in one call and the next, once there is room for what each needs: so it stays
+ * in the caches of its core, and no other's has to be asked for it. (Measured: 512 tokens of a model by float32, on two cores
+ * that have a cache each, 3 to 5 % faster.) */
 #define _GNU_SOURCE
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -53,8 +53,10 @@ int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own)
             if (block_bytes(&both) && block_bytes(&both) <= KEEP_BYTES)
                 wanted = both;
         }
-        free(b);
         const size_t bytes = block_bytes(&wanted);
+        if (b && bytes > KEEP_BYTES) /* it stays for others, as this one won't */
+            b = atomic_exchange_explicit(&spare, b, memory_order_acq_rel);
+        free(b);
         b = bytes ? aligned_alloc(ALIGNMENT, bytes + ALIGNMENT) : NULL;
         if (!b)
             return -1;

@@ -55,7 +55,7 @@
 #define FIRST_CHUNKS 32 /* of a thread's range: the first is one of so many */
 #define WORTH_GRAINS 4 /* of what is worth a thread: the last of them is what one waits for another */
 #define WORTH_PARTS 8 /* of a thread's range at most: a smaller part isn't worth fetching what another core has at hand, */
-#define WORTH_MOST 64 /* but it is no more than so many grains, as an interrupt waits for its end */
+#define WORTH_MOST 16 /* times what is worth a thread, which is as long as an interrupt should wait */
 #define AHEAD_BYTES ((size_t)256 << 10) /* called for by one thread at most: some of its second cache */
 /* Between two looks at the state, which a pause divides: what a core can't have under way at once it leaves out. (Measured on
  * Zen 4: of 256 KB called for in one go a third comes; of 12 or 16 lines a pause nearly all, at a core's full speed.) */
@@ -394,7 +394,7 @@ void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task t
 {
     const size_t paid = n * each / worth, all = (size_t)llorch_get_num_threads();
     const size_t least = (worth / WORTH_GRAINS / (each + 1) + step) / step * step;
-    const size_t part = ll_least(n / (all * WORTH_PARTS) / step * step, WORTH_MOST * least);
+    const size_t part = ll_least(n / (all * WORTH_PARTS) / step * step, WORTH_MOST * worth / (each + 1) / step * step);
     const size_t grain = part > least ? part : least;
     ll_parallel_for_threads(n, paid < 2 ? n : grain, (int)ll_least(paid, all), task, context);
 }

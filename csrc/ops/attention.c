@@ -37,7 +37,7 @@ static void write_fresh(const attention_job *job, const ll_attention_group *g)
     ll_kv_write(job->kernels, g->kv, job->args->D, job->args->dtype, job->args->dtype);
 }
 
-/* Of groups [begin, end), if several units read it. */
+/* Of groups [begin, end) of the first part, if several units read it. */
 static void write_task(void *context, size_t begin, size_t end)
 {
     const attention_job *job = context;
@@ -111,16 +111,17 @@ static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels 
 static size_t row_parts_of(const ll_attention_args *a, size_t threads)
 {
     const ll_attention_head *h = a->heads;
+    if (h->Tq / PART_ROWS < 2)
+        return 1;
     for (size_t i = 0; i < a->count; i++)
         if (!a->kv[h[i].kv].blocks || h[i].Tq != h->Tq || h[i].q_stride != h->q_stride
             || (ptrdiff_t)((uintptr_t)h[i].q - (uintptr_t)h->q) >= h->q_stride)
             return 1;
-    return h->Tq / PART_ROWS > 1 ? ll_least(h->Tq / PART_ROWS, threads) : 1;
+    return ll_least(h->Tq / PART_ROWS, threads);
 }
 
 /* What a call needs. */
 typedef struct attention_plan {
-    size_t row_parts;
     size_t groups, units;
     size_t together;          /* most tiles of a unit */
     size_t workspace;         /* floats, of a thread */
@@ -130,19 +131,19 @@ typedef struct attention_plan {
 } attention_plan;
 
 /* Fills `groups`, unless it is NULL. */
-static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kernels, size_t most, ll_attention_group *groups,
-                              float *packed)
+static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kernels, size_t row_parts, size_t most,
+                              ll_attention_group *groups, float *packed)
 {
     const size_t chunk = ll_chunk_floats(a->D), limit = PACKED_BYTES / sizeof(float);
-    attention_plan p = {.row_parts = row_parts_of(a, (size_t)llorch_get_num_threads())};
+    attention_plan p = {0};
     size_t filled = 0, items = 0; /* of the part */
-    for (size_t head = 0, part = 0; part < p.row_parts; part += head == a->count, head %= a->count) {
+    for (size_t head = 0, part = 0; part < row_parts; part += head == a->count, head %= a->count) {
         ll_attention_group g = group_at(a, kernels, head, most);
         head += g.count;
-        g.first_tile = g.tiles * part / p.row_parts;
-        g.end_tile = g.tiles * (part + 1) / p.row_parts;
-        g.writes = part ? WRITTEN : g.units > 1 || p.row_parts > 1 ? BEFORE : WITH;
-        if (p.row_parts > 1)
+        g.first_tile = g.tiles * part / row_parts;
+        g.end_tile = g.tiles * (part + 1) / row_parts;
+        g.writes = part ? WRITTEN : g.units > 1 || row_parts > 1 ? BEFORE : WITH;
+        if (row_parts > 1)
             g.units = up(g.end_tile - g.first_tile, g.together);
         if (!g.units)
             continue;
@@ -165,7 +166,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         if (a->window && (double)widest(a) < seen)
             seen = (double)widest(a);
         const double work = Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
-        p.work += work / (double)p.row_parts;
+        p.work += work / (double)row_parts;
         if (g.writes == BEFORE && 2 * g.kv->fresh * a->D > p.fresh)
             p.fresh = 2 * g.kv->fresh * a->D;
         p.units += g.units;
@@ -183,9 +184,10 @@ int ll_attention(const ll_attention_args *a)
         return 0;
     attention_job job = {.args = a, .kernels = ll_table(), .workspaces = {.threads = llorch_get_num_threads()}};
     ll_workspaces *w = &job.workspaces;
-    attention_plan plan = plan_of(a, job.kernels, job.kernels->attention_together, NULL, NULL);
+    const size_t row_parts = row_parts_of(a, (size_t)w->threads);
+    attention_plan plan = plan_of(a, job.kernels, row_parts, job.kernels->attention_together, NULL, NULL);
     while (plan.together > 1 && plan.units < UNITS_PER_THREAD * (size_t)w->threads)
-        plan = plan_of(a, job.kernels, plan.together - 1, NULL, NULL);
+        plan = plan_of(a, job.kernels, row_parts, plan.together - 1, NULL, NULL);
     if (!plan.units)
         return 0;
 
@@ -202,11 +204,11 @@ int ll_attention(const ll_attention_args *a)
     float *packed = (float *)(void *)(scratch.shared + table);
     w->base = (float *)(void *)scratch.own;
     w->floats = scratch.stride / sizeof(float);
-    plan_of(a, job.kernels, plan.together, groups, packed);
+    plan_of(a, job.kernels, row_parts, plan.together, groups, packed);
 
     job.groups = groups;
     if (plan.fresh)
-        ll_parallel_for(plan.groups, plan.fresh, PACK_VALUES, 1, write_task, &job);
+        ll_parallel_for(plan.groups / row_parts, plan.fresh, PACK_VALUES, 1, write_task, &job);
     const size_t chunk = ll_chunk_floats(a->D);
     for (size_t i = 0; i < plan.groups;) {
         size_t items = 0, units = 0;

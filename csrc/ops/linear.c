@@ -33,11 +33,12 @@
 #define ROWS_AT_ONCE 43
 /* By blocks: rows of one at least, by what it costs to widen a weight once more. (Measured on two cores of a Zen 4: 512 tokens
  * of a model are 3 to 7 % faster where the cores have a cache each, 128 tokens by integers 10 %; where they share one, 0 to 2 %
- * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) A thread's share of the panels is so many parts: what is a
- * smaller part isn't worth fetching another's rows. */
+ * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) The panels are so many parts: a smaller one isn't worth
+ * fetching another's rows. But a part has no more multiplications than an interrupt can wait for, some 15 ms. */
 #define BLOCK_ROWS 64
 #define BLOCK_ROWS_16_BITS 192
 #define BLOCK_PARTS 4
+#define BLOCK_FMA ((size_t)1 << 30)
 /* x of its own, if it isn't made integers, which takes longer: at most so many values, and of all threads together, and at
  * least so many columns a thread. */
 #define OWN_VALUES ((size_t)1 << 18)
@@ -60,7 +61,7 @@ typedef struct linear_job {
     void (*linear)(const ll_linear_args *, const float *, size_t, size_t, size_t, size_t, float *);
     linear_way way;
     size_t tiles, panels;
-    size_t blocks;           /* by blocks: of rows */
+    size_t blocks;           /* by blocks: of rows, as many as threads */
     size_t parts, most;      /* by rows: of a tile, tiles that a thread has at once; by blocks: of a block, its panels */
     size_t own, room;        /* floats of a thread's workspace: its own x, or its block's; what the kernel works in */
     ll_workspaces workspaces;
@@ -79,12 +80,12 @@ static int x_is_packed(const ll_linear_args *a)
 /* Many rows read the weight several times: it is packed first. */
 static int weight_is_packed_first(const ll_linear_args *a) { return !a->weight.packed && a->M > PACK_ROWS; }
 
-/* Blocks of rows that are worth it, for so many threads; 0 for none. */
-static size_t blocks_of(const ll_linear_args *a, size_t threads)
+/* Whether a block for each thread is worth it. */
+static int by_blocks(const ll_linear_args *a, size_t threads)
 {
     const ll_weight *w = &a->weight;
     const size_t rows = w->format == LL_F16 || w->format == LL_BF16 ? BLOCK_ROWS_16_BITS : BLOCK_ROWS;
-    return w->packed ? ll_least(threads, ll_least(a->M / rows, a->M * (w->K + 1) * w->N / GRAIN_FMA)) : 0;
+    return threads > 1 && w->packed && ll_least(a->M / rows, a->M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
 }
 
 static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, size_t threads)
@@ -95,7 +96,7 @@ static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, s
     if (w->packed && w->format == LL_F32 && tiles >= ROWS_TILES * threads
         && ll_packed_bytes(w->K, w->N, LL_F32) <= ROWS_WEIGHT_BYTES)
         return LL_BY_ROWS;
-    if (blocks_of(a, threads) > 1)
+    if (by_blocks(a, threads))
         return LL_BY_BLOCKS;
     const int own = threads > 1 && w->compute == LL_FLOAT32 && !x_is_packed(a)
                     && a->M * w->K <= ll_least(OWN_VALUES, OWN_VALUES_ALL / threads) && w->N >= OWN_COLUMNS * threads;
@@ -126,8 +127,9 @@ static linear_job job_of(const ll_linear_args *a)
                       .pack_x = integers ? kernels->pack_integers : kernels->pack_x,
                       .linear = integers ? kernels->linear_int16 : kernels->linear};
     if (job.way == LL_BY_BLOCKS) {
-        job.blocks = blocks_of(a, threads);
-        job.most = up(up(panels * job.blocks, BLOCK_PARTS * threads), TOGETHER) * TOGETHER;
+        const size_t most = BLOCK_FMA / (up(a->M, threads) * (a->weight.K + 1) * LL_PANEL) + 1;
+        job.blocks = threads;
+        job.most = up(ll_least(up(panels, BLOCK_PARTS), most), TOGETHER) * TOGETHER;
         job.parts = up(panels, job.most);
     } else {
         job.parts = ll_least(ROWS_PARTS, up(panels, GRAIN_PANELS));
@@ -170,9 +172,10 @@ void ll_linear_ahead(const ll_weight *w, size_t M)
 {
     const ll_linear_args a = {.weight = *w, .M = M};
     const size_t panels = ll_panels(w->N);
+    const int from_first = by_blocks(&a, (size_t)llorch_get_num_threads()); /* every thread goes through all of them */
     if (w->packed)
         ll_parallel_ahead(&(ll_ahead){.data = {w->data}, .bytes = ll_panel_bytes(w->K, w->format), .n = panels,
-                                      .grain = grain_of(&a, ll_table()->pack_tiles(M), panels)});
+                                      .grain = from_first ? panels : grain_of(&a, ll_table()->pack_tiles(M), panels)});
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)
@@ -226,11 +229,11 @@ static ll_linear_args rows_of(const ll_linear_args *a, size_t m, size_t end)
     return rows;
 }
 
-/* A block, and where its x lies in tiles: with who packs it. */
+/* A block, and where its x lies in tiles: with the thread of its number, which most likely packs it. */
 static ll_linear_args block_of(const linear_job *job, size_t block, float **x)
 {
     const size_t m = ll_tile_row(block, job->blocks, job->args->M);
-    *x = job->workspaces.base + block * (size_t)job->workspaces.threads / job->blocks * job->workspaces.floats;
+    *x = job->workspaces.base + block * job->workspaces.floats;
     return rows_of(job->args, m, ll_tile_row(block + 1, job->blocks, job->args->M));
 }
 

@@ -104,6 +104,31 @@ def test_threads_sharing_their_input_and_weights():
     assert not wrong
 
 
+def test_their_number_changes_while_others_compute():
+    """What a call plans for so many threads it also does for so many."""
+    k, q = normal(2, 400, 16), normal(300, 6 * 16, seed=1).reshape(300, 6, 16).transpose(1, 0, 2)
+    x, packed = normal(200, 300), llorch.PackedLinear(normal(300, 600, seed=1), dtype="bfloat16")
+    cache = llorch.KVCache(2, 16, 400)
+    cache.append(k, k)
+    wanted, stop = (cache.attention(q), packed(x)), threading.Event()
+
+    def change():
+        while not stop.is_set():
+            for threads in (1, 8, 3):
+                llorch.set_num_threads(threads)
+
+    with num_threads(2):
+        changing = threading.Thread(target=change)
+        changing.start()
+        try:
+            for _ in range(150):
+                assert_same_bits(cache.attention(q), wanted[0])
+                assert_same_bits(packed(x), wanted[1])
+        finally:
+            stop.set()
+            changing.join()
+
+
 SHOW = "import llorch; print(llorch.get_num_threads())"
 
 
