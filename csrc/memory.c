@@ -21,9 +21,9 @@
 #define KEEP_BYTES ((size_t)64 << 20)
 #define ALIGNMENT 64
 
-/* Followed by the memory, ALIGNMENT further on: `stride` bytes for each of `threads`, then what is shared. */
+/* Followed by `bytes` of memory, ALIGNMENT further on: `stride` for each of `threads`, then what is shared. */
 typedef struct block {
-    size_t threads, stride, shared;
+    size_t bytes, threads, stride, shared;
 } block;
 
 static _Atomic(block *) spare;
@@ -32,36 +32,48 @@ static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
 static size_t whole_lines(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-/* The bytes behind a block's header, or 0: more than there can be. */
-static size_t block_bytes(const block *b)
+/* A block of so much; its bytes are 0 where there can't be as many. */
+static block block_of(size_t threads, size_t stride, size_t shared)
 {
-    if (b->shared > SIZE_MAX / 4 || (b->stride && b->threads > SIZE_MAX / 4 / b->stride))
-        return 0;
-    return b->threads * b->stride + b->shared + ALIGNMENT;
+    const int fits = shared <= SIZE_MAX / 4 && (!stride || threads <= SIZE_MAX / 4 / stride);
+    return (block){fits ? threads * stride + shared + ALIGNMENT : 0, threads, stride, shared};
+}
+
+static block *block_new(const block *wanted)
+{
+    block *b = wanted->bytes ? aligned_alloc(ALIGNMENT, wanted->bytes + ALIGNMENT) : NULL;
+    if (b)
+        *b = *wanted;
+    return b;
+}
+
+/* The kept block as it is, or a new one that has room for the calls before, too. Where that is too much: the kept one, divided
+ * in another way, or a new one in its place. */
+static block *block_for(block *kept, const block *wanted)
+{
+    if (!kept)
+        return block_new(wanted);
+    if (kept->threads >= wanted->threads && kept->stride >= wanted->stride && kept->shared >= wanted->shared)
+        return kept;
+    const block both = block_of(most(kept->threads, wanted->threads), most(kept->stride, wanted->stride),
+                                most(kept->shared, wanted->shared));
+    block *b = both.bytes <= KEEP_BYTES ? block_new(&both) : NULL;
+    if (!b && wanted->bytes && kept->bytes >= wanted->bytes) {
+        *kept = (block){kept->bytes, wanted->threads, wanted->stride, wanted->shared};
+        return kept;
+    }
+    free(kept);
+    return b ? b : block_new(wanted);
 }
 
 int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own)
 {
     if (shared > SIZE_MAX / 4 || own > SIZE_MAX / 4)
         return -1;
-    block *b = atomic_exchange_explicit(&spare, NULL, memory_order_acquire);
-    block wanted = {own ? threads : 0, whole_lines(own), whole_lines(shared)};
-    if (!b || b->threads < wanted.threads || b->stride < wanted.stride || b->shared < wanted.shared) {
-        if (b) { /* room for the calls before, too */
-            const block both = {most(b->threads, wanted.threads), most(b->stride, wanted.stride),
-                                most(b->shared, wanted.shared)};
-            if (block_bytes(&both) && block_bytes(&both) <= KEEP_BYTES)
-                wanted = both;
-        }
-        const size_t bytes = block_bytes(&wanted);
-        if (b && bytes > KEEP_BYTES) /* it stays for others, as this one won't */
-            b = atomic_exchange_explicit(&spare, b, memory_order_acq_rel);
-        free(b);
-        b = bytes ? aligned_alloc(ALIGNMENT, bytes + ALIGNMENT) : NULL;
-        if (!b)
-            return -1;
-        *b = wanted;
-    }
+    const block wanted = block_of(own ? threads : 0, whole_lines(own), whole_lines(shared));
+    block *b = block_for(atomic_exchange_explicit(&spare, NULL, memory_order_acquire), &wanted);
+    if (!b)
+        return -1;
     s->own = (char *)b + ALIGNMENT;
     s->stride = b->stride;
     s->shared = s->own + b->threads * b->stride;
@@ -71,7 +83,7 @@ int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own)
 void ll_scratch_give(const ll_scratch *s)
 {
     block *b = (block *)(void *)(s->own - ALIGNMENT);
-    if (block_bytes(b) <= KEEP_BYTES)
+    if (b->bytes <= KEEP_BYTES)
         b = atomic_exchange_explicit(&spare, b, memory_order_acq_rel);
     free(b);
 }
