@@ -222,46 +222,63 @@ LL_INLINE void attention_values_part(const float *e, size_t e_stride, const atte
     }
 }
 
-/* As many panels at a time as R rows take, then one by one. */
-LL_INLINE void attention_scores_panels(const float *q, const float *keys, const float *next, size_t D, float scale, float *s,
-                                       size_t s_stride, size_t panels, size_t R)
+/* As many panels at a time as R rows take, then two, then one by one. Each calls for those after it, the last for `next`; or,
+ * with `other`, for those that lie at next as it lies here: of a short sequence that is all that the next unit reads, and nothing
+ * else (measured: 8 and 32 sequences of 24 to 80 positions 2 to 3 % faster). */
+LL_INLINE void attention_scores_panels(const float *q, const float *keys, const float *next, int other, size_t D, float scale,
+                                       float *s, size_t s_stride, size_t panels, size_t R)
 {
     const size_t P = TILE_PANELS(R), panel_floats = LL_PANEL * D;
-    const float *const end = keys + panels * panel_floats;
-    for (; panels >= P; panels -= P, keys += P * panel_floats, s += P * LL_PANEL)
-        attention_scores_part(q, keys, panels > P ? keys + P * panel_floats : next, D, scale, s, s_stride, R, P);
-    for (; keys < end; keys += panel_floats, s += LL_PANEL)
-        attention_scores_part(q, keys, keys + panel_floats < end ? keys + panel_floats : next, D, scale, s, s_stride, R, 1);
+    const float *const begin = keys;
+    while (panels) {
+        const size_t now = panels >= P ? P : P > 2 && panels >= 2 ? 2 : 1;
+        const float *ahead = other ? next + (keys - begin) : panels > now ? keys + now * panel_floats : next;
+        if (now == P)
+            attention_scores_part(q, keys, ahead, D, scale, s, s_stride, R, P);
+        else if (P > 2 && now == 2)
+            attention_scores_part(q, keys, ahead, D, scale, s, s_stride, R, 2);
+        else
+            attention_scores_part(q, keys, ahead, D, scale, s, s_stride, R, 1);
+        panels -= now;
+        keys += now * panel_floats;
+        s += now * LL_PANEL;
+    }
 }
 
-LL_INLINE void attention_values_panels(const float *e, size_t e_stride, const attention_values *v, const char *next, size_t count,
-                                       float *o, size_t o_stride, size_t panels, size_t R)
+LL_INLINE void attention_values_panels(const float *e, size_t e_stride, const attention_values *v, const char *next, int other,
+                                       size_t count, float *o, size_t o_stride, size_t panels, size_t R)
 {
     const size_t P = TILE_PANELS(R), bytes = v->panel * sizeof(float);
-    const char *const end = v->at + panels * bytes;
     attention_values part = *v;
-    for (; panels >= P; panels -= P, part.at += P * bytes, o += P * LL_PANEL)
-        attention_values_part(e, e_stride, &part, panels > P ? part.at + P * bytes : next, count, o, o_stride, R, P);
-    for (; part.at < end; part.at += bytes, o += LL_PANEL)
-        attention_values_part(e, e_stride, &part, part.at + bytes < end ? part.at + bytes : next, count, o, o_stride, R, 1);
+    while (panels) {
+        const size_t now = panels >= P ? P : 1;
+        const char *ahead = other ? next + (part.at - v->at) : panels > now ? part.at + now * bytes : next;
+        if (now == P)
+            attention_values_part(e, e_stride, &part, ahead, count, o, o_stride, R, P);
+        else
+            attention_values_part(e, e_stride, &part, ahead, count, o, o_stride, R, 1);
+        panels -= now;
+        part.at += now * bytes;
+        o += now * LL_PANEL;
+    }
 }
 
 typedef struct attention_products {
-    void (*scores)(const float *q, const float *keys, const float *next, size_t D, float scale, float *s, size_t s_stride,
-                   size_t panels);
-    void (*values)(const float *e, size_t e_stride, const attention_values *v, const char *next, size_t count, float *o,
-                   size_t o_stride, size_t panels);
+    void (*scores)(const float *q, const float *keys, const float *next, int other, size_t D, float scale, float *s,
+                   size_t s_stride, size_t panels);
+    void (*values)(const float *e, size_t e_stride, const attention_values *v, const char *next, int other, size_t count,
+                   float *o, size_t o_stride, size_t panels);
 } attention_products;
 #define LL_DEFINE(R) \
-    LL_NOINLINE void attention_scores_##R(const float *q, const float *keys, const float *next, size_t D, float scale, float *s, \
-                                          size_t s_stride, size_t panels) \
+    LL_NOINLINE void attention_scores_##R(const float *q, const float *keys, const float *next, int other, size_t D, \
+                                          float scale, float *s, size_t s_stride, size_t panels) \
     { \
-        attention_scores_panels(q, keys, next, D, scale, s, s_stride, panels, R); \
+        attention_scores_panels(q, keys, next, other, D, scale, s, s_stride, panels, R); \
     } \
     LL_NOINLINE void attention_values_##R(const float *e, size_t e_stride, const attention_values *v, const char *next, \
-                                          size_t count, float *o, size_t o_stride, size_t panels) \
+                                          int other, size_t count, float *o, size_t o_stride, size_t panels) \
     { \
-        attention_values_panels(e, e_stride, v, next, count, o, o_stride, panels, R); \
+        attention_values_panels(e, e_stride, v, next, other, count, o, o_stride, panels, R); \
     }
 #define LL_ROW(R) {attention_scores_##R, attention_values_##R},
 LL_EACH_ROWS(LL_DEFINE)
@@ -417,7 +434,7 @@ LL_INLINE ll_span attention_inside(ll_span s, size_t first)
 
 /* The tile's sums over the chunk of positions from `first` on. */
 static void attention_sum(const ll_attention_args *a, const ll_attention_group *g, const attention_tile *t,
-                          const attention_values *v, const char *next, size_t first)
+                          const attention_values *v, const char *next, int other, size_t first)
 {
     const size_t o_stride = ll_whole_panels(a->D), panels = o_stride / LL_PANEL;
     const size_t begin = attention_inside(t->first, first).begin, end = attention_inside(t->last, first).end;
@@ -426,14 +443,15 @@ static void attention_sum(const ll_attention_args *a, const ll_attention_group *
     if ((all.begin == begin || attention_finite(v, panels, begin, all.begin))
         && (all.end == end || attention_finite(v, panels, all.end, end))) {
         const attention_values from = {v->at + begin * v->stride * sizeof(float), v->stride, v->panel};
-        attention_of_rows[t->R - 1].values(e + begin, g->score_stride, &from, next, end - begin, t->o, o_stride, panels);
+        next += other ? begin * v->stride * sizeof(float) : 0;
+        attention_of_rows[t->R - 1].values(e + begin, g->score_stride, &from, next, other, end - begin, t->o, o_stride, panels);
         return;
     }
     for (size_t r = 0; r < t->R; r++) {
         const ll_span own = attention_inside(ll_attention_sees(a, g, t->row + r), first);
         const attention_values from = {v->at + own.begin * v->stride * sizeof(float), v->stride, v->panel};
         if (own.begin < own.end)
-            attention_of_rows[0].values(e + r * g->score_stride + own.begin, g->score_stride, &from, next,
+            attention_of_rows[0].values(e + r * g->score_stride + own.begin, g->score_stride, &from, next, other,
                                         own.end - own.begin, t->o + r * o_stride, o_stride, panels);
     }
 }
@@ -484,6 +502,7 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
     const size_t row_begin = ll_tile_row(tile_begin, g->tiles, rows), row_end = ll_tile_row(tile_end, g->tiles, rows);
     for (size_t i = 0; i < tiles; i++)
         attention_pack_queries(a, g, &tile[i]);
+    const int other = then && tiles == 1 && kv->Tk <= LL_BLOCK && !come_as_rows; /* all that it reads is one chunk */
     /* positions that some row sees, and what is before them in their first chunk */
     const size_t base = ll_attention_sees(a, g, row_begin).begin / LL_BLOCK * LL_BLOCK;
     const size_t end = ll_attention_sees(a, g, row_end - 1).end;
@@ -503,8 +522,9 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
                 continue;
             const ll_span all = {attention_inside(t->first, first).begin, attention_inside(t->last, first).end};
             const size_t panel = all.begin / LL_PANEL, skipped = panel * LL_PANEL;
-            attention_of_rows[t->R - 1].scores(t->q, keys + skipped * D, next, D, scale, t->s + (first - t->base) + skipped,
-                                               g->score_stride, ll_whole_panels(all.end) / LL_PANEL - panel);
+            attention_of_rows[t->R - 1].scores(t->q, keys + skipped * D, other ? then + skipped * D : next, other, D, scale,
+                                               t->s + (first - t->base) + skipped, g->score_stride,
+                                               ll_whole_panels(all.end) / LL_PANEL - panel);
         }
     }
     for (size_t i = 0; i < tiles; i++)
@@ -520,12 +540,12 @@ LL_INLINE void attention_unit(const ll_attention_args *a, const ll_attention_gro
             LL_SYMBOL(attention_values)(values, kv->v_stride, a->dtype, D, 0, ll_least(end - first, LL_BLOCK), chunk);
         else
             v.at = (const char *)(attention_chunk(g, D, first / LL_BLOCK) + LL_BLOCK * D);
-        const char *next = then ? (const char *)then : v.at;
+        const char *next = other ? (const char *)(then + LL_BLOCK * D) : then ? (const char *)then : v.at;
         if (!come_as_rows && first + LL_BLOCK < end)
             next = (const char *)(attention_chunk(g, D, first / LL_BLOCK + 1) + LL_BLOCK * D);
         for (size_t i = 0; i < tiles; i++)
             if (first >= tile[i].base && first < tile[i].last.end)
-                attention_sum(a, g, &tile[i], &v, next, first);
+                attention_sum(a, g, &tile[i], &v, next, other, first);
     }
     for (size_t i = 0; i < tiles; i++)
         attention_finish(a, g, &tile[i]);

@@ -160,6 +160,8 @@ const ll_kernels *ll_table(void);
 
 /* The fresh keys and values to their blocks (ops/cache.c). */
 void ll_kv_write(const ll_kernels *kernels, const ll_kv *kv, size_t D, int k_dtype, int v_dtype);
+/* Calls for what that will write, if it is one position: as many lines as it has values. */
+void ll_kv_call(const ll_kv *kv, size_t D);
 
 /* Column n of a weight, packed or not, widened (ops/pack.c). */
 void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, float *y);

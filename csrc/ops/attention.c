@@ -52,8 +52,11 @@ static void units_task(void *context, size_t begin, size_t end)
     attention_job *job = context;
     int slot = 0;
     for (const ll_attention_group *g = job->groups; g < job->groups + job->count && g->unit < job->unit + end; g++)
-        if (g->writes == WITH && g->unit >= job->unit + begin)
+        if (g->writes == WITH && g->unit >= job->unit + begin) {
+            if (g + 1 < job->groups + job->count)
+                ll_kv_call(g[1].kv, job->args->D);
             write_fresh(job, g);
+        }
     float *workspace = ll_workspace_take(&job->workspaces, &slot);
     job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end, workspace);
     ll_workspace_give(&job->workspaces, slot);

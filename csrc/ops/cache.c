@@ -104,6 +104,18 @@ void ll_kv_write(const ll_kernels *kernels, const ll_kv *kv, size_t D, int k_dty
     }
 }
 
+void ll_kv_call(const ll_kv *kv, size_t D)
+{
+    const size_t t = kv->Tk - 1, at = t % LL_BLOCK;
+    if (kv->fresh != 1)
+        return;
+    const float *chunk = kv->blocks[t / LL_BLOCK] + kv->offset, *keys = chunk + at / LL_PANEL * LL_PANEL * D;
+    for (size_t d = 0; d < D; d++)
+        __builtin_prefetch(keys + d * LL_PANEL, 0, 2);
+    for (size_t panel = 0; panel < ll_panels(D); panel++)
+        __builtin_prefetch(chunk + LL_BLOCK * D + (panel * LL_BLOCK + at) * LL_PANEL, 0, 2);
+}
+
 typedef struct write_job {
     const ll_cache *cache;
     const ll_cache_rows *rows;
