@@ -20,7 +20,6 @@ CTranslate2's.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import tempfile
@@ -138,7 +137,7 @@ def text_of(source, options):
     return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(count)]
 
 
-def measure_formats(options, folder, add):
+def measure_formats(options, folder):
     source = model_files.smollm2_or_tiny(options, folder)
     text, runs = text_of(source, options), []
     for format in options.format or (QUICK if options.quick else FORMATS):
@@ -148,8 +147,7 @@ def measure_formats(options, folder, add):
     for _ in range(1 if options.quick else 3):
         for run in runs:
             run.round()
-    for run in runs:
-        add("formats", run.format, run.measured)
+    return {run.format: run.measured() for run in runs}
 
 
 # ---- layers ----------------------------------------------------------------------------------------------------
@@ -528,29 +526,32 @@ def plot(result, path):
 
 
 def measure(result, options):
-    """Adds to the result what is asked for; every part has its own peaks, from before and after it (a format from after
-    all of them), or where something is compared with them, in turns with that."""
+    """Adds to the result what is asked for; every part has its own peaks, from before and after it (formats from before
+    and after all of them), or where something is compared with them, in turns with that."""
 
-    def add(kind, name, work):
+    def add(kind, work):
         before = common.peaks(options.quick)
-        part = work()
-        part["peaks"] = common.higher(before, common.peaks(options.quick))
-        for peak, rate in part.pop("in_turns", {}).items():
-            if rate:
-                part["peaks"][peak][str(min(options.threads, 2))] = rate
-        result[kind][name] = part
+        parts = work()
+        after = common.peaks(options.quick)
+        for name, part in parts.items():
+            part["peaks"] = common.higher(before, after)
+            for peak, rate in part.pop("in_turns", {}).items():
+                if rate:
+                    part["peaks"][peak][str(min(options.threads, 2))] = rate
+            result[kind][name] = part
 
     with tempfile.TemporaryDirectory() as temporary:
         if "formats" in options.part:
-            measure_formats(options, Path(temporary), add)
+            add("formats", lambda: measure_formats(options, Path(temporary)))
     if "layers" in options.part:
         for format, (K, N) in LAYERS:
-            print(f"one row, {K} to {N}, {format}", flush=True)
-            add("layers", f"{format}, {K} to {N}", functools.partial(measure_layer, format, K, N, options))
+            name = f"{format}, {K} to {N}"
+            print(f"one row, {name}", flush=True)
+            add("layers", lambda f=format, K=K, N=N, name=name: {name: measure_layer(f, K, N, options)})
     if "gpt2" in options.part:
         print("GPT-2 Medium's shape", flush=True)
         with tempfile.TemporaryDirectory() as temporary:
-            add("gpt2", "GPT-2", functools.partial(measure_gpt2, options, Path(temporary)))
+            add("gpt2", lambda: {"GPT-2": measure_gpt2(options, Path(temporary))})
 
 
 def add_arguments(parser):

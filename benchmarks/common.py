@@ -310,14 +310,19 @@ def times_of(jobs, repetitions):
     return times
 
 
-@functools.cache  # one buffer for all who ask
+@functools.cache
+def room():
+    """BUFFER bytes to read, one for all who measure that; written, so that every page exists."""
+    memory = np.ones(BUFFER + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + BUFFER].view(np.float32)
+
+
 def jobs_of(kind, threads):
     """A job a thread of what gives a peak, and the bytes or operations of all of them; None where it can't be told."""
     code = helper()
     if kind == "read":
-        room = np.ones(BUFFER + 64, np.uint8)  # written, so that every page exists
-        start = -room.ctypes.data % 64
-        pieces = np.split(room[start : start + BUFFER].view(np.float32), threads)
+        pieces = np.split(room(), threads)
         if code:
             return [lambda p=p: code.read_all(p.ctypes.data, p.size) for p in pieces], BUFFER
         return [lambda p=p: p.max() for p in pieces], BUFFER

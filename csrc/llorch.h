@@ -31,6 +31,7 @@
 #define LL_MAX_ROW ((size_t)1 << 24)
 
 static inline size_t ll_least(size_t a, size_t b) { return a < b ? a : b; }
+static inline size_t ll_up(size_t a, size_t b) { return (a + b - 1) / b; } /* a / b, rounded up */
 
 /* ---- element types, formats, functions ------------------------------------------------------ */
 

@@ -54,8 +54,8 @@
 #define ASK_NS 50000000
 #define FIRST_CHUNKS 32 /* of a thread's range: the first is one of so many */
 #define WORTH_GRAINS 4 /* of what is worth a thread: the last of them is what one waits for another */
-#define WORTH_PARTS 8 /* of a thread's range at most: a smaller part isn't worth fetching what another core has at hand, */
-#define WORTH_MOST 16 /* times what is worth a thread, which is as long as an interrupt should wait */
+#define WORTH_PARTS 8 /* of a thread's range: a smaller one isn't worth fetching what another core has at hand */
+#define WORTH_MOST 16 /* times what is worth a thread is a part at most: an interrupt waits for its end */
 #define AHEAD_BYTES ((size_t)256 << 10) /* called for by one thread at most: some of its second cache */
 /* Between two looks at the state, which a pause divides: what a core can't have under way at once it leaves out. (Measured on
  * Zen 4: of 256 KB called for in one go a third comes; of 12 or 16 lines a pause nearly all, at a core's full speed.) */

@@ -30,8 +30,6 @@ typedef struct attention_job {
     ll_workspaces workspaces;
 } attention_job;
 
-static size_t up(size_t a, size_t b) { return (a + b - 1) / b; }
-
 static void write_fresh(const attention_job *job, const ll_attention_group *g)
 {
     ll_kv_write(job->kernels, g->kv, job->args->D, job->args->dtype, job->args->dtype);
@@ -53,7 +51,7 @@ static void units_task(void *context, size_t begin, size_t end)
     int slot = 0;
     for (const ll_attention_group *g = job->groups; g < job->groups + job->count && g->unit < job->unit + end; g++)
         if (g->writes == WITH && g->unit >= job->unit + begin) {
-            if (g + 1 < job->groups + job->count)
+            if (g + 1 < job->groups + job->count && g[1].unit < job->unit + end)
                 ll_kv_call(g[1].kv, job->args->D);
             write_fresh(job, g);
         }
@@ -91,20 +89,20 @@ static ll_attention_group group_at(const ll_attention_args *a, const ll_kernels 
     ll_attention_group g = {.heads = h, .kv = &a->kv[h->kv], .count = 1, .Tq = h->Tq};
     while (head + g.count < a->count && h[g.count].kv == h->kv && h[g.count].Tq == h->Tq && h[g.count].behind == h->behind)
         g.count++;
-    g.tiles = up(g.count * g.Tq, R);
+    g.tiles = ll_up(g.count * g.Tq, R);
     if (!g.tiles)
         return g;
     size_t most_seen = g.kv->Tk; /* by a tile: from the begin of its first chunk to the end of what its last row sees */
     if (a->window)
-        most_seen = ll_least(most_seen, widest(a) + LL_BLOCK + up(R, g.count));
+        most_seen = ll_least(most_seen, widest(a) + LL_BLOCK + ll_up(R, g.count));
     /* rows of scores not at a distance of whole pages, which share their places in the first cache */
     g.score_stride = ll_whole_panels(most_seen) + LL_PANEL;
     g.together = SCORE_BYTES / (R * g.score_stride * sizeof(float));
     g.together = ll_least(g.together < 1 ? 1 : g.together, ll_least(g.tiles, most));
-    g.units = up(g.tiles, g.together);
+    g.units = ll_up(g.tiles, g.together);
     g.first_block = ll_attention_sees(a, &g, 0).begin / LL_BLOCK;
     /* Rows are packed beforehand where several units need them. */
-    g.items = !g.kv->blocks && g.units > 1 ? up(g.kv->Tk, LL_BLOCK) - g.first_block : 0;
+    g.items = !g.kv->blocks && g.units > 1 ? ll_up(g.kv->Tk, LL_BLOCK) - g.first_block : 0;
     return g;
 }
 
@@ -147,7 +145,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         g.end_tile = g.tiles * (part + 1) / row_parts;
         g.writes = part ? WRITTEN : g.units > 1 || row_parts > 1 ? BEFORE : WITH;
         if (row_parts > 1)
-            g.units = up(g.end_tile - g.first_tile, g.together);
+            g.units = ll_up(g.end_tile - g.first_tile, g.together);
         if (!g.units)
             continue;
         if (g.items && filled && filled + g.items * chunk > limit) {
@@ -196,7 +194,7 @@ int ll_attention(const ll_attention_args *a)
 
     /* no more workspaces than there is work */
     const size_t grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
-    w->threads = (int)ll_least((size_t)w->threads, up(plan.units, grain));
+    w->threads = (int)ll_least((size_t)w->threads, ll_up(plan.units, grain));
     const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
     ll_scratch scratch;
     if (plan.workspace > SIZE_MAX / 16 || plan.packed > SIZE_MAX / 16

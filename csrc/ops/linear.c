@@ -61,7 +61,6 @@ typedef struct linear_job {
     void (*linear)(const ll_linear_args *, const float *, size_t, size_t, size_t, size_t, float *);
     linear_way way;
     size_t tiles, panels;
-    size_t blocks;           /* by blocks: of rows, as many as threads */
     size_t parts, most;      /* by rows: of a tile, tiles that a thread has at once; by blocks: of a block, its panels */
     size_t own, room;        /* floats of a thread's workspace: its own x, or its block's; what the kernel works in */
     ll_workspaces workspaces;
@@ -103,8 +102,6 @@ static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, s
     return own ? LL_OWN_X : LL_BY_PANELS;
 }
 
-static size_t up(size_t a, size_t b) { return (a + b - 1) / b; }
-
 /* Of panels. */
 static size_t grain_of(const ll_linear_args *a, size_t tiles, size_t panels)
 {
@@ -127,16 +124,15 @@ static linear_job job_of(const ll_linear_args *a)
                       .pack_x = integers ? kernels->pack_integers : kernels->pack_x,
                       .linear = integers ? kernels->linear_int16 : kernels->linear};
     if (job.way == LL_BY_BLOCKS) {
-        const size_t most = BLOCK_FMA / (up(a->M, threads) * (a->weight.K + 1) * LL_PANEL) + 1;
-        job.blocks = threads;
-        job.most = up(ll_least(up(panels, BLOCK_PARTS), most), TOGETHER) * TOGETHER;
-        job.parts = up(panels, job.most);
+        const size_t most = BLOCK_FMA / (ll_up(a->M, threads) * (a->weight.K + 1) * LL_PANEL) + 1;
+        job.most = ll_up(ll_least(ll_up(panels, BLOCK_PARTS), most), TOGETHER) * TOGETHER;
+        job.parts = ll_up(panels, job.most);
     } else {
-        job.parts = ll_least(ROWS_PARTS, up(panels, GRAIN_PANELS));
+        job.parts = ll_least(ROWS_PARTS, ll_up(panels, GRAIN_PANELS));
         job.most = ll_least(tiles / threads + 1, ROWS_AT_ONCE);
     }
     const size_t rows = job.way == LL_OWN_X       ? a->M
-                        : job.way == LL_BY_BLOCKS ? up(a->M, job.blocks)
+                        : job.way == LL_BY_BLOCKS ? ll_up(a->M, threads)
                         : job.way == LL_BY_ROWS   ? ll_least(job.most * kernels->tile_rows, a->M)
                                                   : 0;
     const size_t floats = (integers ? kernels->integers_floats : kernels->linear_floats)(a);
@@ -232,9 +228,9 @@ static ll_linear_args rows_of(const ll_linear_args *a, size_t m, size_t end)
 /* A block, and where its x lies in tiles: with the thread of its number, which most likely packs it. */
 static ll_linear_args block_of(const linear_job *job, size_t block, float **x)
 {
-    const size_t m = ll_tile_row(block, job->blocks, job->args->M);
+    const size_t M = job->args->M, blocks = (size_t)job->workspaces.threads;
     *x = job->workspaces.base + block * job->workspaces.floats;
-    return rows_of(job->args, m, ll_tile_row(block + 1, job->blocks, job->args->M));
+    return rows_of(job->args, ll_tile_row(block, blocks, M), ll_tile_row(block + 1, blocks, M));
 }
 
 /* x of blocks [begin, end). */
@@ -318,8 +314,8 @@ int ll_linear(const ll_linear_args *a)
             ll_parallel_for(job.panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, &job);
         ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, rows_task, &job);
     } else if (job.way == LL_BY_BLOCKS) {
-        ll_parallel_for_threads(job.blocks, 1, threads, pack_blocks_task, &job);
-        ll_parallel_for_threads(job.blocks * job.parts, 1, threads, blocks_task, &job);
+        ll_parallel_for_threads((size_t)threads, 1, threads, pack_blocks_task, &job);
+        ll_parallel_for_threads((size_t)threads * job.parts, 1, threads, blocks_task, &job);
     } else {
         ll_parallel_for_threads(job.panels, grain_of(a, job.tiles, job.panels), threads, panels_task, &job);
     }

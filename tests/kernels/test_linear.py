@@ -330,7 +330,7 @@ def test_batch_invariance_check_can_fail():
 
 @pytest.mark.parametrize("threads", (2, 3, 8))
 def test_thread_invariant(threads):
-    """Also by rows, with tiles in parts and uneven ones, by blocks, as many as threads or fewer, x for each alone."""
+    """Also by rows, with tiles in parts and uneven ones, by blocks, and with x for each thread alone."""
     shapes = (1, 1024, 5000), (2, 1024, 3000), (12, 1024, 1024), (200, 300, 1000), (3000, 64, 64), (150, 1100, 1030)
     for M, K, N in (*shapes, (130, 384, 384), (505, 70, 600), (1037, 40, 530), (34, 1536, 390)):
         x, w = normal(M, K), normal(K, N, seed=1)

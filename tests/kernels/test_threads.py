@@ -107,7 +107,7 @@ def test_threads_sharing_their_input_and_weights():
 def test_their_number_changes_while_others_compute():
     """What a call plans for so many threads it also does for so many."""
     k, q = normal(2, 400, 16), normal(300, 6 * 16, seed=1).reshape(300, 6, 16).transpose(1, 0, 2)
-    x, packed = normal(200, 300), llorch.PackedLinear(normal(300, 600, seed=1), dtype="bfloat16")
+    x, packed = normal(400, 300), llorch.PackedLinear(normal(300, 600, seed=1), dtype="bfloat16")
     cache = llorch.KVCache(2, 16, 400)
     cache.append(k, k)
     wanted, stop = (cache.attention(q), packed(x)), threading.Event()
