@@ -49,6 +49,9 @@ def passes(model, depth):
     found, rows = {}, Rows()
     token, position = np.array([1]), np.array([depth])
 
+    def gate_of(n, function):
+        return partial(llorch.gate, rows("x", 1, n), rows("y", 1, n), activation=function, out=rows("z", 1, n))
+
     def add(what, call, after=None):
         found.setdefault(what, Pass()).calls.append(call)
         if after is not None:
@@ -68,6 +71,10 @@ def passes(model, depth):
         elif op == "linear":
             weight, function, residual = call["weight"], call.get("function"), call.get("x2")
             K, N = weight.shape
+            if call.get("gated"):
+                add(f"linear {K} x {N}", partial(weight, rows("x", 1, K), out=rows("y", 1, N)))
+                add("gate", gate_of(n, function))
+                continue
             what = f"linear {K} x {N}" + (f" + {function}" if function else "") + (" + residual" if residual else "")
             x, y = rows("x", 1, K), rows("y", 1, N)
             add(what, partial(weight, x, activation=function, residual=y if residual else None, out=y))
@@ -84,8 +91,7 @@ def passes(model, depth):
             add("cache: append", partial(cache.append, k, v))
             add("cache: attention", partial(cache.attention, q, out=y, **options), partial(cache.truncate, depth))
         elif op == "gate":
-            add("gate", partial(llorch.gate, rows("x", 1, n), rows("y", 1, n), activation=call["function"],
-                                out=rows("z", 1, n)))  # fmt: skip
+            add("gate", gate_of(n, call["function"]))
         elif op != "rows":  # which moves nothing where there is one row
             raise ValueError(f"a step calls {op}, which isn't measured by itself")
     return found

@@ -119,13 +119,15 @@ typedef struct ll_linear_args {
     size_t M;
     int dtype;
     int activation;        /* LL_NONE, or any function of one value */
+    int gated;             /* y [M, N / 2] = activation(g) * u, [g u] = x @ weight + bias: the weight is packed, g whole panels, dtype
+                              float32, and there is no residual */
 } ll_linear_args;
 
 /* 0, or -1: no memory to work in (ll_linear_scratch bytes). */
 int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
 /* Tells threads that wait which weight, if it is packed, the product after the next has, and how many rows. */
-void ll_linear_ahead(const ll_weight *w, size_t M);
+void ll_linear_ahead(const ll_weight *w, size_t M, int gated);
 
 /* ---- softmax (ops/softmax.c) ---------------------------------------------------------------- */
 
@@ -314,7 +316,7 @@ typedef struct ll_call {
     double softcap;            /* of attention, as ll_attention_args has them */
     int default_scale, causal;
     int rows;                  /* LL_ALL_ROWS and so on */
-    int types;
+    int types, gated;          /* of a linear layer: ll_linear_args has it */
     size_t window, reach;
 } ll_call;
 

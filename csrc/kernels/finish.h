@@ -97,21 +97,26 @@ LL_INLINE char *linear_to(const linear_place *t)
     return (char *)t->args->y + (ptrdiff_t)t->m * t->args->y_stride + t->n * ll_dtype_size(t->args->dtype);
 }
 
+/* `bytes` of each of R rows. */
+LL_INLINE void linear_call_rows(const char *row, ptrdiff_t stride, size_t R, size_t bytes)
+{
+    for (size_t column = 0; column < bytes; column += 64)
+        LL_UNROLL
+        for (size_t r = 0; r < R; r++)
+            __builtin_prefetch(row + (ptrdiff_t)r * stride + column, 0, 2);
+}
+
 /* Calls for the next tile's rows of y, and of what is added to them: they lie far apart, no processor guesses that they are
  * needed. Into the second cache: what this tile still reads would push them out of the first. */
 LL_INLINE void linear_call(const linear_place *t, size_t R, size_t V)
 {
     const ll_linear_args *a = t->args;
-    const size_t size = ll_dtype_size(a->dtype);
+    const size_t size = ll_dtype_size(a->dtype), bytes = V * LL_VL * size, next = t->m + R;
     if (!t->again)
         return;
-    for (size_t r = R; r < 2 * R; r++)
-        for (size_t column = 0; column < V * LL_VL * size; column += 64) {
-            __builtin_prefetch(linear_to(t) + (ptrdiff_t)r * a->y_stride + column, 0, 2);
-            if (a->residual)
-                __builtin_prefetch((const char *)a->residual + (ptrdiff_t)(t->m + r) * a->residual_stride + t->n * size + column,
-                                   0, 2);
-        }
+    linear_call_rows((const char *)a->y + (ptrdiff_t)next * a->y_stride + t->n * size, a->y_stride, R, bytes);
+    if (a->residual)
+        linear_call_rows((const char *)a->residual + (ptrdiff_t)next * a->residual_stride + t->n * size, a->residual_stride, R, bytes);
 }
 
 /* float32 to its place, after the activation: constant loops, which keep to registers. */

@@ -14,14 +14,17 @@
 
 LL_INLINE void gate_part(const char *g, const char *u, char *y, size_t n, ll_unary_kernel function, int dtype)
 {
-    _Alignas(64) float f[GATE_PART];
+    _Alignas(64) float buffer[GATE_PART];
+    const float *f = buffer;
     size_t j;
-    if (dtype == LL_F32 && function) {
-        function(g, f, n);
+    if (dtype == LL_F32 && !function) {
+        f = (const float *)(const void *)g;
+    } else if (dtype == LL_F32) {
+        function(g, buffer, n);
     } else {
-        cast_values(g, dtype, (char *)f, LL_F32, n);
+        cast_values(g, dtype, (char *)buffer, LL_F32, n);
         if (function)
-            function(f, f, n);
+            function(buffer, buffer, n);
     }
     for (j = 0; j + LL_VL <= n; j += LL_VL)
         row_store(y, j, vf_mul(vf_load(f + j), row_load(u, j, dtype)), dtype);

@@ -124,7 +124,7 @@ static void plan_ahead(const ll_run *run, const ll_call *c)
     for (size_t i = 0; i < plan->count; i++) {
         next = next + 1 < plan->calls + plan->count ? next + 1 : plan->calls;
         if (next->op == LL_CALL_LINEAR) {
-            ll_linear_ahead(&next->weight, run->rows);
+            ll_linear_ahead(&next->weight, run->rows, next->gated);
             return;
         }
         if (s && next->op == LL_CALL_ATTENTION) {
@@ -145,7 +145,7 @@ static int plan_linear(const ll_run *run, const ll_call *c, size_t rows)
     ll_linear_args a = {.x = plan_at(run, c->x), .weight = c->weight, .bias = c->bias, .y = plan_at(run, c->y),
                         .x_stride = (ptrdiff_t)plan_stride(run, c->x) * size,
                         .y_stride = (ptrdiff_t)plan_stride(run, c->y) * size, .M = rows, .dtype = LL_F32,
-                        .activation = c->function};
+                        .activation = c->function, .gated = c->gated};
     if (c->x2.buffer >= 0) {
         a.residual = plan_at(run, c->x2);
         a.residual_stride = (ptrdiff_t)plan_stride(run, c->x2) * size;

@@ -10,7 +10,7 @@ cdef extern from "llorch.h" nogil:
         void *y
         Py_ssize_t x_stride, y_stride, residual_stride
         size_t M
-        int dtype, activation
+        int dtype, activation, gated
     int ll_linear(const ll_linear_args *)
     size_t ll_linear_scratch(const ll_linear_args *)
     size_t ll_packed_bytes(size_t K, size_t N, int format)
@@ -56,6 +56,7 @@ cdef object _linear(ll_linear_args *a, x, residual, out, Operand *oweight, Opera
     _clear(&ox); _clear(&oresidual); _clear(&oout)
     a.residual = NULL
     a.residual_stride = 0
+    a.gated = 0
     try:
         _take(&ox, x, "x", False, keep)
         if ox.ndim == 0 or <size_t>ox.shape[ox.ndim - 1] != K:

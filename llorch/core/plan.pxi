@@ -15,7 +15,7 @@ cdef extern from "llorch.h" nogil:
         size_t heads, kv_heads, D, R
         int layer, table
         double softcap
-        int default_scale, causal, rows, types
+        int default_scale, causal, rows, types, gated
         size_t window, reach
     ctypedef struct ll_plan:
         const ll_call *calls
@@ -324,7 +324,7 @@ cdef class Plan:
         if c.op == LL_CALL_ATTENTION:
             c.number = scale or 0.0
         c.causal, c.rows = call.pop("causal", True), _rows_of[call.pop("rows", "all")]
-        c.types = call.pop("types", False)
+        c.types, c.gated = call.pop("types", False), call.pop("gated", False)
         c.window = call.pop("window", None) or 0
         c.scale = self._floats(call, "scale", c.n)
         c.bias = self._floats(call, "bias", c.n)
@@ -347,6 +347,9 @@ cdef class Plan:
             c.weight.packed = 0
             c.weight.K, c.weight.N = weight.shape[1], weight.shape[0]
             c.weight.k_stride, c.weight.n_stride = sizeof(float), weight.shape[1] * sizeof(float)
+        if c.gated and (not c.weight.packed or c.weight.N != 2 * c.n or c.n % LL_PANEL or c.x2.buffer >= 0):
+            raise ValueError(f"a gated layer of {c.n} values has whole panels of {LL_PANEL}, a packed weight of twice as many "
+                             f"columns (it has {c.weight.N}), and no residual")
         if call:
             raise TypeError(f"a call has entries that a plan doesn't know: {', '.join(sorted(call))}")
         return 0

@@ -1,8 +1,9 @@
 """A graph becomes a plan: an array of kernel calls, with neighbours fused and buffers shared.
 
-Fused, where nobody else looks at what is between: linear + activation, linear + residual, activation * up, several
-linear layers of one input (they become columns of one weight), and all of attention between the projections. None of it
-changes a bit: docs/numerics.md defines the fused forms by the steps.
+Fused, where nobody else looks at what is between: linear + activation, linear + residual, activation * up (with the
+layer that makes gate and up, where that is one weight), several linear layers of one input (they become columns of one
+weight), and all of attention between the projections. None of it changes a bit: docs/numerics.md defines the fused forms
+by the steps.
 """
 
 import math
@@ -336,6 +337,10 @@ class Compiler:
         if sum(len(part.columns) for part in parts) > 1:
             self._join(value, x, first, parts)
             return
+        sides = {id(user): int(user.step.options["first"]) for user in value.users if user.step.op == "columns"}
+        if self._gated(value.users, [sides.get(id(user), -1) for user in value.users], x, parts[0].weight):
+            self.use(x)
+            return
         result, function, residual = value, None, None
         if self.fuse:
             activation = value.only("activation")
@@ -363,11 +368,32 @@ class Compiler:
         """One of the layers whose results lie side by side: the first of them makes all, in a call for each part."""
         members = {full_name(self.graph, one.layer, one.step.weight): one for one in self.members[value.layer, first]}
         if value is next(iter(members.values())):
+            columns = parts[0].columns
+            if self._gated([members[name] for name in columns], list(columns.values()), x, parts[0].weight):
+                self.use(*[x] * len(columns))
+                return
             buffer = self.take(sum(member.width for member in members.values()))
             for part in parts:
                 made = [self.place(members[name], buffer, column) for name, column in part.columns.items()]
                 self.emit("linear", *made, x=x.view, y=made[0].view, n=part.weight.out_features, weight=part.weight)
         self.use(x)
+
+    def _gated(self, sides: list[Value], columns: list[int], x: Value, weight: PackedLinear) -> bool:
+        """Makes act(gate) * up in one call with the layer of which they are the halves, in this order, if nobody else
+        looks at them. Whether it did."""
+        if not self.fuse or len(sides) != 2 or columns != [0, sides[0].width] or sides[0].width % PANEL:
+            return False
+        gate, up = sides
+        activation, product = gate.only("activation"), _gate(gate)
+        if product is None or up.only("multiply") is not product or weight.out_features != 2 * gate.width:
+            return False
+        function = None if activation is None else activation.step.options["function"]
+        self.put(product)
+        self.emit(
+            "linear", product, x=x.view, y=product.view, n=product.width, weight=weight, function=function, gated=True
+        )
+        self.done |= {id(one) for one in (gate, up, activation, product) if one is not None}
+        return True
 
     def _heads(self, value: Value, inputs: list[Any]) -> None:
         (x,) = inputs

@@ -6,9 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import SEAMS, SPECIALS, Guarded, assert_same_bits, at_offset, normal, num_threads, refusals, same_bits
+from weight_blocks import blocks
 
 import llorch
-from llorch import reference
+from llorch import PackedLinear, _core, reference
 from llorch.testing import use_isa
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -230,3 +231,67 @@ def test_sets_agree():
     for name, found in results.items():
         for one, other in zip(found, results["generic"], strict=True):
             assert_same_bits(one, other, name)
+
+
+# ---- a layer that makes gate and up, with their product ----------------------------------------------------
+
+
+def gated(x, packed, activation, **entries):
+    """activation(g) * u of [g u] = x @ weight + bias, by a plan of one layer, whose input are rows of a table."""
+    F = packed.out_features // 2
+    layer = {"op": "linear", "x": (1, 0), "y": (0, 0), "n": F, "weight": packed, "function": activation, "gated": True}
+    table = {"op": "embedding", "y": (1, 0), "n": x.shape[1], "weight": x}
+    plan = _core.Plan([table, layer | entries], [F, x.shape[1]], 0, 1)
+    return plan.run([np.arange(len(x))], None, True, len(x), None)
+
+
+def kinds_of(K, N):
+    """Packed weights (K, N) of every way to compute, with a bias."""
+    w, bias = normal(K, N, seed=3, scale=0.1), normal(N, seed=4)
+    yield from (PackedLinear(w.astype(dtype), bias) for dtype in DTYPES)
+    for format, compute in (("Q8_0", "float32"), ("Q4_1", "int16"), ("Q6_K", "int16")):
+        size = K // (256 if format == "Q6_K" else 32)
+        yield PackedLinear.from_blocks(blocks(format, N * size, seed=5), format, K, N, bias, compute=compute)
+
+
+@pytest.mark.parametrize(("M", "F"), [(1, 48), (2, 16), (3, 80), (13, 272), (25, 32), (130, 64)])
+def test_a_gated_layer_has_the_bits_of_the_steps(isa, M, F):
+    x = normal(M, 256, seed=6)
+    for weight in kinds_of(256, 2 * F):
+        h = weight(x)
+        for activation in ("silu", "gelu_tanh", None):
+            wanted = reference.gate(h[:, :F], h[:, F:], activation=activation) if activation else h[:, :F] * h[:, F:]
+            assert_same_bits(gated(x, weight, activation), wanted, f"{weight.dtype}, {activation}")
+        assert not same_bits(gated(x, weight, "silu"), reference.gate(h[:, F:], h[:, :F], activation="silu"))
+
+
+@pytest.mark.parametrize(("M", "F"), [(1, 1600), (5, 800), (33, 1040), (150, 528), (400, 80), (1100, 144)])
+def test_a_gated_layer_of_any_threads(M, F):
+    """As many rows and columns as are divided in each way, and made in several parts."""
+    x = normal(M, 256, seed=6)
+    for weight in kinds_of(256, 2 * F):
+        with num_threads(1):
+            h = weight(x)
+        wanted = llorch.gate(h[:, :F], h[:, F:], activation="silu")
+        for threads in (1, 2, 3):
+            with num_threads(threads):
+                assert_same_bits(gated(x, weight, "silu"), wanted, f"{weight.dtype}, {threads} threads")
+
+
+def test_a_gated_layer_of_special_values(isa):
+    """NaN, infinities and zeros of both sides meet as in the steps: by weights that pass one value of x on to each."""
+    g, u = specials(np.dtype(np.float32))
+    x = np.stack([g, u], 1)
+    weight = PackedLinear(np.repeat(np.eye(2, dtype=np.float32), 16, axis=1))
+    with np.errstate(all="ignore"):
+        h = weight(x)
+        assert_same_bits(gated(x, weight, "silu"), reference.gate(h[:, :16], h[:, 16:], activation="silu"))
+
+
+def test_what_no_gated_layer_is():
+    x, weight = normal(3, 32), PackedLinear(normal(32, 64))
+    for more in ({"n": 16}, {"n": 64}, {"x2": (0, 0)}, {"weight": np.ones((64, 32), np.float32)}):
+        with pytest.raises(ValueError, match=r"a gated layer of \d+ values has whole panels of 16"):
+            gated(x, weight, "silu", **more)
+    with pytest.raises(ValueError, match="a gated layer of 24 values"):
+        gated(x, PackedLinear(normal(32, 48)), "silu")

@@ -210,6 +210,20 @@ def test_logits_are_finished_where_they_lie(tmp_path, name, op):
     assert (head["op"], last["op"]) == ("linear", op) and head["y"] == last["x"] == last["y"]
 
 
+@pytest.mark.parametrize("name", ["mistral", "phi3"])
+def test_gate_and_up_of_one_weight_are_made_with_their_product(tmp_path, name):
+    """They would be two thirds of what a long text needs in memory; a trace has them."""
+    model, seen = write(tmp_path / "m", name), {}
+    calls = model._plan("all").calls
+    layers = [call for call in calls if call.get("gated")]
+    assert [call["n"] for call in layers] == [80] * 3 and not any(call["op"] == "gate" for call in calls)
+    logits = model.forward(ids_of(), trace=lambda step, tensor: seen.update({step: tensor.copy()}))
+    assert_same_bits(model.forward(ids_of()), logits)
+    for layer in range(3):
+        gate, up, product = (seen[f"h.{layer}.mlp.{name}"] for name in ("gate", "up", "product"))
+        assert_same_bits(product, reference.gate(gate, up, activation="silu"))
+
+
 def test_what_a_granite_of_gguf_leaves_out():
     """llama.cpp's converter writes no multiplier that is 0, and its loader takes the usual scale of the scores then."""
     family, config, _ = made("granite")
