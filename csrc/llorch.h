@@ -119,8 +119,8 @@ typedef struct ll_linear_args {
     size_t M;
     int dtype;
     int activation;        /* LL_NONE, or any function of one value */
-    int gated;             /* y [M, N / 2] = activation(g) * u, [g u] = x @ weight + bias: the weight is packed, g whole panels, dtype
-                              float32, and there is no residual */
+    int gated;             /* y [M, N / 2] = activation(g) * u, [g u] = x @ weight + bias: the weight is packed, g whole panels,
+                              dtype float32, and there is no residual */
 } ll_linear_args;
 
 /* 0, or -1: no memory to work in (ll_linear_scratch bytes). */

@@ -116,7 +116,8 @@ LL_INLINE void linear_call(const linear_place *t, size_t R, size_t V)
         return;
     linear_call_rows((const char *)a->y + (ptrdiff_t)next * a->y_stride + t->n * size, a->y_stride, R, bytes);
     if (a->residual)
-        linear_call_rows((const char *)a->residual + (ptrdiff_t)next * a->residual_stride + t->n * size, a->residual_stride, R, bytes);
+        linear_call_rows((const char *)a->residual + (ptrdiff_t)next * a->residual_stride + t->n * size, a->residual_stride, R,
+                         bytes);
 }
 
 /* float32 to its place, after the activation: constant loops, which keep to registers. */

@@ -11,8 +11,8 @@
  *
  * A gated product is made a part of its columns at a time, which stay in the caches of the thread that makes them: g, u, then
  * activation(g) * u. So only that goes to memory, and to other cores, a third of what there would be. (Measured on two cores of a
- * Zen 4, by integers: 8 to 512 rows of a model 2 to 4 % faster where the cores have a cache each; where they share one, 8 rows 1 to
- * 3 %, others as fast.)
+ * Zen 4, by integers: 8 to 512 rows of a model 2 to 4 % faster where the cores have a cache each;
+ * where they share one, 8 rows 1 to 3 %, others as fast.)
  */
 #include "../formats.h"
 #include "../kernels/table.h"
@@ -120,14 +120,16 @@ static size_t grain_of(const ll_linear_args *a, size_t tiles, size_t panels)
     if (w->N * (w->K + 1) < 2 * GRAIN_FMA / (a->M < GRAIN_ROWS ? GRAIN_ROWS : a->M))
         return panels;
     const int widened = w->compute == LL_INT16 || (w->format != LL_F32 && tiles > 1);
-    return ll_few_rows(a) ? GRAIN_PANELS_STRIP : widened ? GRAIN_PANELS_WIDENED : GRAIN_PANELS;
+    const size_t grain = ll_few_rows(a) ? GRAIN_PANELS_STRIP : widened ? GRAIN_PANELS_WIDENED : GRAIN_PANELS;
+    return a->gated ? grain / 2 : grain; /* one of g is one of u, too */
 }
 
-/* Values of g that a thread makes at a time, if it has so many rows. */
+/* Values of g that a thread makes at a time, if it has so many rows: no more than are its own. */
 static size_t gate_values(const linear_job *job, size_t rows)
 {
     const size_t panel = LL_PANEL * ll_least(rows, TILES_AT_ONCE * job->kernels->tile_rows);
-    return ll_least(TOGETHER * panel > GATE_VALUES ? TOGETHER * panel : GATE_VALUES, job->panels * panel);
+    return ll_least(TOGETHER * panel > GATE_VALUES ? TOGETHER * panel : GATE_VALUES,
+                    ll_up(job->panels, (size_t)job->workspaces.threads) * panel);
 }
 
 static linear_job job_of(const ll_linear_args *a)
@@ -157,8 +159,8 @@ static linear_job job_of(const ll_linear_args *a)
     const size_t floats = (integers ? kernels->integers_floats : kernels->linear_floats)(a);
     job.own = (rows * a->weight.K + 15) / 16 * 16; /* whole lines of the cache */
     job.room = (floats + 15) / 16 * 16;
-    job.gate = a->gated ? gate_values(&job, rows ? rows : a->M) : 0;
     job.workspaces.threads = (int)threads;
+    job.gate = a->gated ? gate_values(&job, rows ? rows : a->M) : 0;
     return job;
 }
 

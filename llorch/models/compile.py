@@ -2,8 +2,8 @@
 
 Fused, where nobody else looks at what is between: linear + activation, linear + residual, activation * up (with the
 layer that makes gate and up, where that is one weight), several linear layers of one input (they become columns of one
-weight), and all of attention between the projections. None of it changes a bit: docs/numerics.md defines the fused forms
-by the steps.
+weight), and all of attention between the projections. None of it changes a bit: docs/numerics.md defines the fused
+forms by the steps.
 """
 
 import math
@@ -368,7 +368,7 @@ class Compiler:
         """One of the layers whose results lie side by side: the first of them makes all, in a call for each part."""
         members = {full_name(self.graph, one.layer, one.step.weight): one for one in self.members[value.layer, first]}
         if value is next(iter(members.values())):
-            columns = parts[0].columns
+            columns = {name: column for part in parts for name, column in part.columns.items()}
             if self._gated([members[name] for name in columns], list(columns.values()), x, parts[0].weight):
                 self.use(*[x] * len(columns))
                 return

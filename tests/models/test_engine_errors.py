@@ -11,15 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toy
-from helpers import assert_same_bits, same_bits
+from helpers import assert_same_bits, normal, same_bits
 from random_models import LLAMA, by_reference, random_llama, random_tensors, save
 
 import llorch
-from llorch import reference
+from llorch import PackedLinear, reference
 from llorch._core import SequenceCache
 from llorch.models import gpt2, registry
+from llorch.models.compile import Compiler, Part, Weights, groups
 from llorch.models.engine import Tables
-from llorch.models.graph import Rope, Step
+from llorch.models.graph import Graph, Rope, Step
 from llorch.models.llama import LlamaConfig
 from llorch.models.registry import Family
 
@@ -314,6 +315,48 @@ def test_tokens_that_are_needed_beside_their_positions(tmp_path):
 
     with pytest.raises(ValueError, match="step 'sum' adds positions to 'tokens', which is needed again"):
         of_family(tmp_path / "m", "twice", graph, "GPT2", OrderConfig(**GPT2), GPT2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_two_gated_products_of_one_input(dtype):
+    """Four layers side by side, the second pair kept in the same way as the first, or in another."""
+
+    def pair(i):
+        return (
+            Step(f"g{i}", "linear", ("x",), "TF", weight=f"g{i}"),
+            Step(f"u{i}", "linear", ("x",), "TF", weight=f"u{i}"),
+            Step(f"a{i}", "activation", (f"g{i}",), "TF", options={"function": "silu"}),
+            Step(f"p{i}", "multiply", (f"a{i}", f"u{i}"), "TF"),
+        )
+
+    both = (
+        *pair(1),
+        *pair(2),
+        Step("sum", "add", ("p1", "p2"), "TF"),
+        Step("down", "linear", ("sum",), "TE", weight="d"),
+    )
+    tokens = Step("tokens", "embedding", ("ids",), "TE", weight="e")
+    graph = Graph(
+        {"E": 32, "F": 16}, (tokens,), (both,), (Step("out", "linear", ("x",), "TE", weight="o"),), (), (), "h."
+    )
+    names = ("h.0.g1", "h.0.u1", "h.0.g2", "h.0.u2")
+    assert names in [group.names for group in groups(graph)]
+    w = normal(32, 64, seed=1)
+    if dtype == "float32":
+        parts = [Part(PackedLinear(w), {name: 16 * i for i, name in enumerate(names)})]
+    else:
+        halves = PackedLinear(w[:, :32].copy()), PackedLinear(w[:, 32:].astype(dtype))
+        parts = [
+            Part(half, {name: 16 * i for i, name in enumerate(names) if i // 2 == at}) for at, half in enumerate(halves)
+        ]
+    square, last = PackedLinear(normal(32, 32, seed=2)), PackedLinear(normal(16, 32, seed=3))
+    packed = {"h.0.g1": parts, "h.0.d": [Part(last, {"h.0.d": 0})], "o": [Part(square, {"o": 0})]}
+    weights = Weights(packed, {}, {"e.weight": normal(9, 32, seed=4)})
+    fused, apart = (
+        Compiler(graph, weights, fuse=fuse).run().run([np.arange(9)], None, True, 9, None) for fuse in (True, False)
+    )
+    assert np.isfinite(fused).all()
+    assert_same_bits(fused, apart)
 
 
 # ---- numbers of a file -----------------------------------------------------------------------------------
