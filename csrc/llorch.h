@@ -316,7 +316,8 @@ typedef struct ll_call {
     double softcap;            /* of attention, as ll_attention_args has them */
     int default_scale, causal;
     int rows;                  /* LL_ALL_ROWS and so on */
-    int types, gated;          /* of a linear layer: ll_linear_args has it */
+    int types;
+    int gated;                 /* of a linear layer, as ll_linear_args has it */
     size_t window, reach;
 } ll_call;
 

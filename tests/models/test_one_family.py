@@ -212,7 +212,7 @@ def test_logits_are_finished_where_they_lie(tmp_path, name, op):
 
 @pytest.mark.parametrize("name", ["mistral", "phi3"])
 def test_gate_and_up_of_one_weight_are_made_with_their_product(tmp_path, name):
-    """They would be two thirds of what a long text needs in memory; a trace has them."""
+    """They would be two thirds of what such a layer needs in memory; a trace has them."""
     model, seen = write(tmp_path / "m", name), {}
     calls = model._plan("all").calls
     layers = [call for call in calls if call.get("gated")]
