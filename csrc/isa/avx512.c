@@ -19,7 +19,9 @@
 /* With VNNI one kernel is another (avx512_vnni.c), the others are these. */
 void ll_linear_int16_avx512_vnni(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                                  size_t panel_begin, size_t panel_end, float *workspace);
-const ll_kernels ll_kernels_avx512_vnni = LL_TABLE("avx512_vnni", ll_supported_avx512_vnni, ll_linear_int16_avx512_vnni);
+void ll_pack_integers_avx512_vnni(const ll_linear_args *a, float *packed, size_t begin, size_t end);
+const ll_kernels ll_kernels_avx512_vnni = LL_TABLE("avx512_vnni", ll_supported_avx512_vnni, ll_pack_integers_avx512_vnni,
+                                                   ll_linear_int16_avx512_vnni);
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

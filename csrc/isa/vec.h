@@ -39,6 +39,11 @@
  *   vi_dot(v, a, b)                           v + the sum of the products of a's and b's pairs of signed 16 bits
  *   vi_dot_chain(v, a, b)                     the same, of long chains of which few are side by side: newer clangs make two
  *                                             instructions of one there, for its latency; optional, LL_DOT_CHAIN
+ *   vi_dot_bytes(v, a, b)                     v + the sum of the products of a's four unsigned bytes and b's signed ones; optional,
+ *                                             LL_DOT_BYTES says it is there, with the next two
+ *   vi_digits(v)                              of signed 16-bit integers, each quarter of a vector for itself: the upper bytes of
+ *                                             the integers 0, 4, 1, 5, 2, 6, 3, 7, then the lower bytes of the same
+ *   vi_load_now(p)                            a load that is made here, once, after those before it
  *   vi_to_vf(v)  vi_from_vf(v)                signed integers to float32 and back, rounded to nearest even
  *   vi_as_vf(v)                               the same bits
  *   vi_store_i16(p, v)                        LL_VL integers, which fit, as 16 bits

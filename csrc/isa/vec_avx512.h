@@ -140,6 +140,23 @@ LL_FN vi vi_dot_chain(vi v, vi a, vi b)
     __asm__("vpdpwssd %2, %1, %0" : "+v"(v) : "v"(a), "v"(b));
     return v;
 }
+#define LL_DOT_BYTES
+LL_FN vi vi_dot_bytes(vi v, vi a, vi b)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(v) : "v"(a), "v"(b));
+    return v;
+}
+LL_FN vi vi_load_now(const void *p)
+{
+    vi v = vi_load(p);
+    __asm__ volatile("" : "+v"(v));
+    return v;
+}
+LL_FN vi vi_digits(vi v)
+{
+    const __m512i from = _mm512_broadcast_i32x4(_mm_setr_epi8(1, 9, 3, 11, 5, 13, 7, 15, 0, 8, 2, 10, 4, 12, 6, 14));
+    return (vi)_mm512_shuffle_epi8((__m512i)v, from);
+}
 #if defined(__clang__) /* a tile by the asm is a fifth slower (measured) */
 LL_FN vi vi_dot(vi v, vi a, vi b) { return (vi)_mm512_dpwssd_epi32((__m512i)v, (__m512i)a, (__m512i)b); }
 #else /* around the intrinsic gcc moves registers */

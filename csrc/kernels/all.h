@@ -17,7 +17,7 @@
 #include "unary.h"
 
 /* An initialiser; `int16` is the product of integers. */
-#define LL_TABLE(its_name, is_supported, int16) { \
+#define LL_TABLE(its_name, is_supported, tiles_of_integers, int16) { \
     .name = its_name, \
     .supported = is_supported, \
     .layer_norm = LL_EACH_DTYPE(layer_norm), \
@@ -46,7 +46,7 @@
     .k_round = LL_SYMBOL(k_round), \
     .linear_floats = LL_SYMBOL(linear_floats), \
     .linear = LL_SYMBOL(linear), \
-    .pack_integers = LL_SYMBOL(pack_integers), \
+    .pack_integers = tiles_of_integers, \
     .integers_floats = LL_SYMBOL(integers_floats), \
     .linear_int16 = int16, \
     .softmax = LL_SYMBOL(softmax), \
@@ -62,4 +62,4 @@
 }
 
 const ll_kernels LL_PASTE(kernels, LL_ISA) =
-    LL_TABLE(LL_STRING(LL_ISA), LL_PASTE(supported, LL_ISA), LL_SYMBOL(linear_int16));
+    LL_TABLE(LL_STRING(LL_ISA), LL_PASTE(supported, LL_ISA), LL_SYMBOL(pack_integers), LL_SYMBOL(linear_int16));

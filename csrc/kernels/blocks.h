@@ -89,6 +89,13 @@ LL_INLINE vi blocks_field(const char *words, size_t at, unsigned bits)
     return vi_and(vi_shr(word, (unsigned)(at % 32)), vi_set1((1 << bits) - 1));
 }
 
+/* Six bits: four of `lower` from bit `at` on, two of `upper` from bit `above` on. */
+LL_INLINE vi blocks_six(const char *lower, const char *upper, size_t at, size_t above)
+{
+    const vi word = vi_load(upper + above / 32 * BLOCKS_LINE);
+    return vi_and_or(blocks_move(word, (unsigned)(above % 32), 4), vi_set1(0x30), blocks_field(lower, at, 4));
+}
+
 /* D and M of sub-block s of a group, for the vector of columns from `column` on. */
 LL_INLINE void blocks_scale(const char *head, size_t s, size_t column, int format, vf *D, vf *M)
 {
@@ -119,7 +126,7 @@ LL_INLINE void blocks_scale(const char *head, size_t s, size_t column, int forma
         mn = vi_to_vf(blocks_field(words + 2 * BLOCKS_LINE, 4 * s, 4));
         break;
     case LL_Q3_K:
-        sc = vi_to_vf(vi_or(blocks_field(words, 4 * s, 4), vi_shl(blocks_field(words + 2 * BLOCKS_LINE, 2 * s, 2), 4)));
+        sc = vi_to_vf(blocks_six(words, words + 2 * BLOCKS_LINE, 4 * s, 2 * s));
         sc = vf_sub(sc, vf_set1(32.0f));
         break;
     case LL_Q6_K: /* its byte in the highest place, with the sign: times 2^24 */
@@ -129,8 +136,8 @@ LL_INLINE void blocks_scale(const char *head, size_t s, size_t column, int forma
         break;
     default: { /* Q4_K, Q5_K */
         const char *upper = words + 2 * BLOCKS_LINE;
-        sc = vi_to_vf(vi_or(blocks_field(words, 4 * s, 4), vi_shl(blocks_field(upper, 2 * s, 2), 4)));
-        mn = vi_to_vf(vi_or(blocks_field(words + BLOCKS_LINE, 4 * s, 4), vi_shl(blocks_field(upper, 16 + 2 * s, 2), 4)));
+        sc = vi_to_vf(blocks_six(words, upper, 4 * s, 2 * s));
+        mn = vi_to_vf(blocks_six(words + BLOCKS_LINE, upper, 4 * s, 16 + 2 * s));
     }
     }
     *D = vf_mul(vf_load_f16(head), sc);

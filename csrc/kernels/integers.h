@@ -17,6 +17,7 @@
 #ifndef LL_INTEGERS_H
 #define LL_INTEGERS_H
 
+#include "blocks_digits.h"
 #include "blocks_row.h"
 #include "pack.h"
 
@@ -135,6 +136,10 @@ LL_INLINE void integers_block(const ll_linear_args *a, const char *x, size_t R, 
             integers_of(x, a->x_stride, 1, k, count, a->dtype, row, scales);
         for (size_t s = 0; s < count / sub; s++)
             integers_sum(sums + s, integers_total(*row + s * sub, sub), offset, minimum);
+#ifdef LL_DOT_BYTES
+        if (DIGITS(a->weight.format))
+            digits_of(*row, count);
+#endif
         return;
     }
     if (a->dtype == LL_F32)
@@ -169,7 +174,7 @@ LL_INLINE void integers_pack(const ll_linear_args *a, float *packed, size_t begi
     }
 }
 
-LL_NOINLINE void LL_SYMBOL(pack_integers)(const ll_linear_args *a, float *packed, size_t begin, size_t end)
+void LL_SYMBOL(pack_integers)(const ll_linear_args *a, float *packed, size_t begin, size_t end)
 {
     if (ll_formats[a->weight.format].sub == 32)
         integers_pack(a, packed, begin, end, 32);
@@ -208,6 +213,17 @@ LL_INLINE void integers_fetch(const char *panel, size_t K, size_t k, size_t kc, 
     }
 }
 
+LL_INLINE void integers_row_of(const ll_linear_args *a, const float *x, size_t begin, size_t end, int format)
+{
+#ifdef LL_DOT_BYTES
+    if (DIGITS(format)) {
+        digits_rows(a, x, begin, end, format);
+        return;
+    }
+#endif
+    blocks_rows(a, x, begin, end, format, 1);
+}
+
 #define LL_DEFINE(name, format) \
     LL_NOINLINE void integers_fetch_##name(const char *panel, size_t K, size_t k, size_t kc, float *to) \
     { \
@@ -215,7 +231,7 @@ LL_INLINE void integers_fetch(const char *panel, size_t K, size_t k, size_t kc, 
     } \
     LL_NOINLINE void integers_row_##name(const ll_linear_args *a, const float *x, size_t begin, size_t end) \
     { \
-        blocks_rows(a, x, begin, end, format, 1); \
+        integers_row_of(a, x, begin, end, format); \
     }
 #define LL_ROW(name, format) [format] = integers_fetch_##name,
 #define LL_ONE(name, format) [format] = integers_row_##name,
