@@ -486,6 +486,11 @@ typedef struct ll_ahead {
 } ll_ahead;
 /* A thread that waits meanwhile calls for the first of its own into its caches. It isn't read: it may be gone. */
 void ll_parallel_ahead(const ll_ahead *what);
+/* Whether what one thread has written is far from another, by what was measured of late: their cores share no cache. 0 until
+ * something is known. It chooses how work is divided, and never what it gives. */
+int ll_threads_apart(void);
+/* For tests: 1 or 0 whatever is measured, -1 for what is measured. */
+void ll_threads_apart_set(int apart);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by

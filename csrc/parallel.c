@@ -25,6 +25,10 @@
  * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
  * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
  *
+ * Where the threads are. Cores that share a cache send a line to each other in some 50 ns, others in 150 and more, and a virtual
+ * machine's may be moved while they work. So now and then a job is timed from its post to a worker that has joined; the shortest
+ * of some of these, which no rest and no call ahead has made longer, tells (ll_threads_apart).
+ *
  * One caller at a time has the pool; others, and calls from within a task, run on their own thread. Workers are made
  * when a job first has work for them; where the system refuses one, those that are there do the work. A
  * forked child starts with no workers.
@@ -61,6 +65,14 @@
  * Zen 4: of 256 KB called for in one go a third comes; of 12 or 16 lines a pause nearly all, at a core's full speed.) */
 #define AHEAD_LINES 12
 
+/* Of jobs one in HOP_EVERY is timed; so many tell. What takes longer than HOP_MOST_NS was asleep, or had no core. (Measured on two
+ * cores of a virtual Zen 4, the shortest of 16: 40 to 166 ns in minutes in which a message there and back takes 60 to 120, 236
+ * to 476 in those in which it takes 330 to 400.) */
+#define HOP_EVERY 8
+#define HOP_JOBS 16
+#define HOP_NS 200
+#define HOP_MOST_NS 2000
+
 #define SLOT ((uint64_t)1 << 10)
 #define GENERATION ((uint64_t)1 << 20)
 #define COUNT_MASK ((uint64_t)1023)
@@ -81,10 +93,18 @@ static struct {
     work work;
     int threads;
     int timed; /* chunks end in time for an interrupt */
+    int64_t posted; /* when, if this one tells how far the workers are; or 0 */
     atomic_int finished;
 } job;
 
 static range ranges[LL_MAX_THREADS]; /* of the job's threads */
+
+static struct {
+    unsigned jobs;               /* since the last that was timed */
+    int told;                    /* timed ones */
+    int ns[LL_MAX_THREADS];      /* the shortest hop to each worker; 0: none yet. Each has its own */
+    atomic_int apart, forced;    /* forced: 1 + what tests want, or 0 */
+} hops;
 
 static _Atomic uint64_t state;
 static atomic_int sleepers;
@@ -245,6 +265,42 @@ static void run_alone(const work *w)
     }
 }
 
+/* ---- where the threads are ----------------------------------------------------------------------- */
+
+int ll_threads_apart(void)
+{
+    const int forced = atomic_load_explicit(&hops.forced, memory_order_relaxed);
+    return forced ? forced - 1 : atomic_load_explicit(&hops.apart, memory_order_relaxed);
+}
+
+void ll_threads_apart_set(int apart)
+{
+    atomic_store_explicit(&hops.forced, apart < 0 ? 0 : 1 + !!apart, memory_order_relaxed);
+}
+
+/* By a worker that has joined. */
+static void hop_ends(int number)
+{
+    const int64_t ns = job.posted ? now_ns() - job.posted : HOP_MOST_NS;
+    if (ns < HOP_MOST_NS && (!hops.ns[number] || ns < hops.ns[number]))
+        hops.ns[number] = ns > 0 ? (int)ns : 1;
+}
+
+/* By the caller, when all workers have left the job. The farthest worker counts. */
+static void hops_tell(void)
+{
+    int most = 0;
+    if (!job.posted || ++hops.told < HOP_JOBS)
+        return;
+    for (int number = 1; number <= workers; number++) {
+        most = hops.ns[number] > most ? hops.ns[number] : most;
+        hops.ns[number] = 0;
+    }
+    hops.told = 0;
+    if (most)
+        atomic_store_explicit(&hops.apart, most > HOP_NS, memory_order_relaxed);
+}
+
 static int joinable(uint64_t s, uint64_t seen)
 {
     return s / GENERATION != seen && (s & COUNT_MASK) < (s / SLOT & COUNT_MASK);
@@ -350,6 +406,7 @@ static void *worker(void *mine)
             if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
                                                         memory_order_relaxed)) {
                 seen = s / GENERATION;
+                hop_ends(number);
                 take_chunks(number);
                 atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
                 rest_from = now_ns();
@@ -422,6 +479,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
                                                    | first_of(w.grains, (size_t)threads, (size_t)t + 1),
                               memory_order_relaxed);
     atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
+    job.posted = ++hops.jobs % HOP_EVERY ? 0 : now_ns();
     uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
     atomic_store(&state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);
     if (atomic_load(&sleepers)) {
@@ -440,6 +498,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
         else
             sched_yield(); /* the worker may have lost its core to us */
     }
+    hops_tell();
     atomic_flag_clear_explicit(&busy, memory_order_release);
 }
 

@@ -9,6 +9,8 @@ cdef extern from "llorch.h" nogil:
     int llorch_get_num_threads()
     void llorch_set_num_threads(int)
     int ll_default_num_threads()
+    int ll_threads_apart()
+    void ll_threads_apart_set(int)
 
 cdef extern from "fpenv.h" nogil:
     ctypedef struct ll_fpenv:
@@ -121,6 +123,16 @@ def _select_isa(name):
 
 def _compiler():
     return ll_compiler().decode()
+
+
+def _threads_apart():
+    """Whether the pool's threads were found to be on cores that share no cache."""
+    return bool(ll_threads_apart())
+
+
+def _set_threads_apart(apart):
+    """For tests: whether they are held to be; None for what is measured."""
+    ll_threads_apart_set(-1 if apart is None else bool(apart))
 
 
 def _default_num_threads():

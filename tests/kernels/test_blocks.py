@@ -6,7 +6,7 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import Guarded, assert_same_bits, at_offset, isas, normal, num_threads, rng, same_bits
+from helpers import Guarded, assert_same_bits, at_offset, isas, normal, num_threads, rng, same_bits, threads_apart
 from weight_blocks import BLOCKS, SCALES, blocks, special_blocks
 
 import llorch
@@ -227,13 +227,13 @@ def test_another_order_is_seen(format, compute):
 def test_thread_invariant(format, compute):
     K = 512
     data = blocks(format, 1300 * K // SIZES[format][0], seed=7).reshape(1300, -1, SIZES[format][1])
-    for M, N in ((1, 1300), (4, 700), (200, 530), (150, 70), (205, 100), (300, 16)):
+    for M, N in ((1, 1300), (4, 700), (50, 520), (200, 530), (150, 70), (205, 100), (300, 16)):
         x, h, part = normal(M, K), normal(M, N, seed=1), np.ascontiguousarray(data[:N])
         with num_threads(1):
             packed = pack(part, format, None, compute)
             wanted, fused = packed(x), packed(x, activation="silu", residual=h)
-        for threads in (2, 3):
-            with num_threads(threads):
+        for threads, apart in ((2, False), (2, True), (3, False), (3, True)):
+            with num_threads(threads), threads_apart(apart):
                 assert_same_bits(packed(x), wanted, f"{M} rows, {N} columns")
                 assert_same_bits(packed(x, activation="silu", residual=h), fused, f"{M} rows, {N} columns, fused")
                 assert_same_bits(pack(part, format, None, compute)(x), wanted, f"packed by {threads}")

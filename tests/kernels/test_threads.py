@@ -10,9 +10,10 @@ import time
 
 import pytest
 import threadpoolctl
-from helpers import assert_same_bits, in_threads, normal, num_threads
+from helpers import assert_same_bits, in_threads, normal, num_threads, threads_apart
 
 import llorch
+from llorch import _core
 
 LARGE = (3000, 1024)
 
@@ -420,3 +421,17 @@ for _ in range(3):
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
+
+
+def test_where_threads_are_is_measured_or_said():
+    """What is said holds inside the block alone; what is measured is told after some jobs, of any number of threads."""
+    x = normal(*LARGE)
+    for threads in (2, 3, 7):
+        with num_threads(threads):
+            for _ in range(200):
+                llorch.layer_norm(x[:600])
+            measured = _core._threads_apart()
+            for apart in (True, False):
+                with threads_apart(apart):
+                    assert _core._threads_apart() is apart
+            assert _core._threads_apart() is measured
