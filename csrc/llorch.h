@@ -486,9 +486,11 @@ typedef struct ll_ahead {
 } ll_ahead;
 /* A thread that waits meanwhile calls for the first of its own into its caches. It isn't read: it may be gone. */
 void ll_parallel_ahead(const ll_ahead *what);
-/* Whether what one thread has written is far from another, by what was measured of late: their cores share no cache. 0 until
- * something is known. It chooses how work is divided, and never what it gives. */
+/* Whether what one thread has written is far from another, by how long some of the last jobs took to come to a worker: their cores
+ * don't share a cache. 0 where nothing is known. It chooses how work is divided, and never what it gives. */
 int ll_threads_apart(void);
+/* The same; -1 where nothing is known. */
+int ll_threads_known_apart(void);
 /* For tests: 1 or 0 whatever is measured, -1 for what is measured. */
 void ll_threads_apart_set(int apart);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */

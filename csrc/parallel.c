@@ -25,9 +25,9 @@
  * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
  * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
  *
- * Where the threads are. Cores that share a cache send a line to each other in some 50 ns, others in 150 and more, and a virtual
- * machine's may be moved while they work. So now and then a job is timed from its post to a worker that has joined; the shortest
- * of some of these, which no rest and no call ahead has made longer, tells (ll_threads_apart).
+ * Where the threads are. A line goes from a core to another in a third of the time if they share a cache, and a virtual machine's
+ * cores may be moved while they work. So now and then a job is timed from its post to a worker that has joined: two such ways, a
+ * look at the clock and what the worker does between two looks. The shortest of some of these tells (ll_threads_apart).
  *
  * One caller at a time has the pool; others, and calls from within a task, run on their own thread. Workers are made
  * when a job first has work for them; where the system refuses one, those that are there do the work. A
@@ -65,11 +65,13 @@
  * Zen 4: of 256 KB called for in one go a third comes; of 12 or 16 lines a pause nearly all, at a core's full speed.) */
 #define AHEAD_LINES 12
 
-/* Of jobs one in HOP_EVERY is timed; so many tell. What takes longer than HOP_MOST_NS was asleep, or had no core. (Measured on two
+/* Of jobs one in HOP_EVERY is timed, a number that no layer's repeats; HOP_JOBS of them tell, of each worker that was in time for
+ * HOP_LEAST. What takes longer than HOP_MOST_NS was asleep, or had no core. (Measured on two
  * cores of a virtual Zen 4, the shortest of 16: 40 to 166 ns in minutes in which a message there and back takes 60 to 120, 236
  * to 476 in those in which it takes 330 to 400.) */
-#define HOP_EVERY 8
+#define HOP_EVERY 7
 #define HOP_JOBS 16
+#define HOP_LEAST 4
 #define HOP_NS 200
 #define HOP_MOST_NS 2000
 
@@ -100,10 +102,10 @@ static struct {
 static range ranges[LL_MAX_THREADS]; /* of the job's threads */
 
 static struct {
-    unsigned jobs;               /* since the last that was timed */
-    int told;                    /* timed ones */
-    int ns[LL_MAX_THREADS];      /* the shortest hop to each worker; 0: none yet. Each has its own */
-    atomic_int apart, forced;    /* forced: 1 + what tests want, or 0 */
+    unsigned jobs, told;         /* all jobs; timed ones. They belong to whoever holds busy */
+    struct { int count, ns; } of[LL_MAX_THREADS]; /* to each worker, which writes it: how many, and the shortest */
+    atomic_int apart;            /* 0: nothing is known, or 1 + whether they are */
+    atomic_int forced;           /* the same of what tests want */
 } hops;
 
 static _Atomic uint64_t state;
@@ -267,11 +269,13 @@ static void run_alone(const work *w)
 
 /* ---- where the threads are ----------------------------------------------------------------------- */
 
-int ll_threads_apart(void)
+int ll_threads_known_apart(void)
 {
     const int forced = atomic_load_explicit(&hops.forced, memory_order_relaxed);
-    return forced ? forced - 1 : atomic_load_explicit(&hops.apart, memory_order_relaxed);
+    return (forced ? forced : atomic_load_explicit(&hops.apart, memory_order_relaxed)) - 1;
 }
+
+int ll_threads_apart(void) { return ll_threads_known_apart() == 1; }
 
 void ll_threads_apart_set(int apart)
 {
@@ -282,23 +286,26 @@ void ll_threads_apart_set(int apart)
 static void hop_ends(int number)
 {
     const int64_t ns = job.posted ? now_ns() - job.posted : HOP_MOST_NS;
-    if (ns < HOP_MOST_NS && (!hops.ns[number] || ns < hops.ns[number]))
-        hops.ns[number] = ns > 0 ? (int)ns : 1;
+    if (ns >= HOP_MOST_NS)
+        return;
+    if (!hops.of[number].count++ || ns < hops.of[number].ns)
+        hops.of[number].ns = (int)ns;
 }
 
-/* By the caller, when all workers have left the job. The farthest worker counts. */
+/* By the caller, when all workers have left the job. The farthest one counts. */
 static void hops_tell(void)
 {
-    int most = 0;
-    if (!job.posted || ++hops.told < HOP_JOBS)
+    int known = 0, apart = 0;
+    if (!job.posted || ++hops.told % HOP_JOBS)
         return;
     for (int number = 1; number <= workers; number++) {
-        most = hops.ns[number] > most ? hops.ns[number] : most;
-        hops.ns[number] = 0;
+        if (hops.of[number].count >= HOP_LEAST) {
+            known = 1;
+            apart |= hops.of[number].ns > HOP_NS;
+        }
+        hops.of[number].count = 0;
     }
-    hops.told = 0;
-    if (most)
-        atomic_store_explicit(&hops.apart, most > HOP_NS, memory_order_relaxed);
+    atomic_store_explicit(&hops.apart, known ? 1 + apart : 0, memory_order_relaxed);
 }
 
 static int joinable(uint64_t s, uint64_t seen)
@@ -320,6 +327,8 @@ static void sleep_until_joinable(uint64_t seen)
 static void forget_workers(void)
 {
     workers = 0;
+    memset(hops.of, 0, sizeof hops.of);
+    atomic_store(&hops.apart, 0);
     atomic_store(&state, 0);
     atomic_store(&sleepers, 0);
     atomic_flag_clear(&busy);

@@ -16,7 +16,7 @@
 #include "vec_avx512.h"
 #include "../kernels/all.h"
 
-/* With VNNI one kernel is another (avx512_vnni.c), the others are these. */
+/* With VNNI the product of integers is another, and how it has x (avx512_vnni.c); the others are these. */
 void ll_linear_int16_avx512_vnni(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                                  size_t panel_begin, size_t panel_end, float *workspace);
 void ll_pack_integers_avx512_vnni(const ll_linear_args *a, float *packed, size_t begin, size_t end);

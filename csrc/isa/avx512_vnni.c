@@ -1,4 +1,5 @@
-/* The product of 16-bit integers with the instruction that multiplies pairs and adds both products and the sum. */
+/* The product of 16-bit integers with the instructions that multiply pairs of them, or four bytes, and add the products and the
+ * sum. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <math.h>

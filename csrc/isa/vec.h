@@ -43,7 +43,7 @@
  *                                             LL_DOT_BYTES says it is there, with the next two
  *   vi_digits(v)                              of signed 16-bit integers, each quarter of a vector for itself: the upper bytes of
  *                                             the integers 0, 4, 1, 5, 2, 6, 3, 7, then the lower bytes of the same
- *   vi_load_now(p)                            a load that is made here, once, after those before it
+ *   vi_load_now(p)                            vi_load(p), once and into a register: not again where it is used
  *   vi_to_vf(v)  vi_from_vf(v)                signed integers to float32 and back, rounded to nearest even
  *   vi_as_vf(v)                               the same bits
  *   vi_store_i16(p, v)                        LL_VL integers, which fit, as 16 bits

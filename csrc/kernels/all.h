@@ -16,7 +16,7 @@
 #include "table.h"
 #include "unary.h"
 
-/* An initialiser; `int16` is the product of integers. */
+/* An initialiser; `int16` is the product of integers, of what `tiles_of_integers` has made of x. */
 #define LL_TABLE(its_name, is_supported, tiles_of_integers, int16) { \
     .name = its_name, \
     .supported = is_supported, \

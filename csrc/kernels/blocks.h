@@ -92,8 +92,8 @@ LL_INLINE vi blocks_field(const char *words, size_t at, unsigned bits)
 /* Six bits: four of `lower` from bit `at` on, two of `upper` from bit `above` on. */
 LL_INLINE vi blocks_six(const char *lower, const char *upper, size_t at, size_t above)
 {
-    const vi word = vi_load(upper + above / 32 * BLOCKS_LINE);
-    return vi_and_or(blocks_move(word, (unsigned)(above % 32), 4), vi_set1(0x30), blocks_field(lower, at, 4));
+    const vi word = vi_shr(vi_load(upper + above / 32 * BLOCKS_LINE), (unsigned)(above % 32));
+    return vi_and_or(vi_shl(word, 4), vi_set1(0x30), blocks_field(lower, at, 4));
 }
 
 /* D and M of sub-block s of a group, for the vector of columns from `column` on. */

@@ -3,11 +3,11 @@
  *   q_k = 256 h_k + l_k,  h_k in [-128, 127], l_k in [0, 255]      S = 256 (sum of h_k w_k) + sum of l_k w_k
  *
  * Formula, order, rounding and edges are those of integers.h, whose sums S are exact: how they are made is free.
- * Cost:     as many products as by pairs of 16 bits, of twice as many values each, but twice; half as many shifts and masks, which
- *           are what limits one row where the weight comes from the caches or from fast memory. (Values of 8 bits would need as
- *           many as before.) All is read once, from front to back, scales first. (Measured on a Zen 4, GB/s of the weight: a core
- *           from the second cache Q4_0 34 and now 40, Q4_1 36 and 41, Q5_0 29 and 37, Q4_K 27 and 32, Q6_K 27 and 34; two cores
- *           from memory that has 59: 52 and 59, 47 and 61, 50 and 56, 48 and 55, 51 and 56.)
+ * Cost:     as many products as by pairs of 16 bits, of twice as many values each, but twice; two thirds of the shifts and masks,
+ *           which are what limits one row where the weight comes from the caches or from fast memory. (Values of 8 bits would
+ *           need as many as before.) All is read once, from front to back, scales first. (Measured on a Zen 4, GB/s of the
+ *           weight before and now: a core from the second cache Q4_0 34 and 40, Q4_1 36 and 41, Q5_0 29 and 37, Q4_K 27 and 32,
+ *           Q6_K 27 and 34; two cores from memory that has 59: 52 and 59, 47 and 61, 50 and 56, 48 and 55, 51 and 56.)
  * Oracle:   llorch.reference.linear_int16. Tests: tests/kernels/test_blocks.py.
  */
 #ifndef LL_BLOCKS_DIGITS_H
@@ -15,14 +15,10 @@
 
 #include "blocks_row.h"
 
-/* Whether one row on this format is kept as digits. */
 #ifdef LL_DOT_BYTES
-#define DIGITS(format) (ll_formats[format].low == 4)
-#else
-#define DIGITS(format) 0
-#endif
 
-#ifdef LL_DOT_BYTES
+/* Whether one row on this format is kept as digits. */
+#define DIGITS(format) (ll_formats[format].low == 4)
 
 /* Eight values of x, which meet a word of a panel's lower plane, are so many words: h of its even pairs, of its odd ones, then l
  * of the same (vi_digits). */
@@ -115,7 +111,7 @@ LL_INLINE void digits_row(const ll_linear_args *a, const float *x, const char *p
     linear_begin(&place, 1, 1, &y);
     for (size_t k = 0; k < K; k += most) {
         const blocks_group g = blocks_at(panel, k, K, format);
-        if (g.values == most) {
+        if (most == LL_BLOCK_VALUES || g.values == most) {
             BLOCKS_UNROLL(16)
             for (size_t i = 0; i < most / sub; i++)
                 blocks_scale(g.head, i, 0, format, &D[i], &M[i]);

@@ -20,8 +20,8 @@ LL_INLINE int32_t blocks_word(const float *p)
     return word;
 }
 
-/* A row of x as integers.h has it: pairs of 16 bits [K / 2], then of each sub-block the sum [K / sub], then the scale of
- * each block. */
+/* A row of x as integers.h has it: pairs of 16 bits [K / 2] (or digits, blocks_digits.h), then of each sub-block the sum
+ * [K / sub], then the scale of each block. */
 LL_INLINE size_t integers_sums(size_t K) { return K / 2; }
 LL_INLINE size_t integers_scales(size_t K, size_t sub) { return K / 2 + K / sub; }
 LL_INLINE size_t integers_row(size_t K, size_t sub) { return integers_scales(K, sub) + (K + LL_BLOCK - 1) / LL_BLOCK; }

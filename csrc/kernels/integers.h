@@ -11,7 +11,8 @@
  * Edges:    a < 2^-96: q = 0 and s = 0. A NaN or an infinity in a row's block of x makes s a NaN: the row is NaN. Sums: |q| is at
  *           most 32767, w has 8 bits, a sub-block 32 values: below 2^28.
  * Cost:     one multiply-add of pairs for two fma. What is kept is q - its offset: S begins at -offset T instead of 0. Panels are
- *           made pairs of 16 bits in the second cache once for INTEGERS_ROWS rows; one row reads them as they lie.
+ *           made pairs of 16 bits in the second cache once for INTEGERS_ROWS rows; one row reads them as they lie,
+ *           of 4 to 6 bits by bytes where there is a product of bytes (blocks_digits.h).
  * Oracle:   llorch.reference.linear_int16. Tests: tests/kernels/test_blocks.py.
  */
 #ifndef LL_INTEGERS_H
@@ -137,7 +138,7 @@ LL_INLINE void integers_block(const ll_linear_args *a, const char *x, size_t R, 
         for (size_t s = 0; s < count / sub; s++)
             integers_sum(sums + s, integers_total(*row + s * sub, sub), offset, minimum);
 #ifdef LL_DOT_BYTES
-        if (DIGITS(a->weight.format))
+        if (a->M == 1 && DIGITS(a->weight.format))
             digits_of(*row, count);
 #endif
         return;

@@ -38,9 +38,10 @@
 #define TILES_AT_ONCE 43
 /* By blocks: rows of one at least, by what it costs to widen a weight once more. (Measured on two cores of a Zen 4: 512 tokens
  * of a model are 3 to 7 % faster where the cores have a cache each, 128 tokens by integers 10 %; where they share one, 0 to 2 %
- * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) Fewer of integers where the cores are known to be apart: of 32
- * rows Q4_0 is 11 % faster there and Q8_0 7 %, where they share a cache 3 and 6 % slower, float32 4 to 7 % slower in both. The panels are so many parts: a smaller one isn't worth
- * fetching another's rows. But a part has no more multiplications than an interrupt can wait for, some 15 ms. */
+ * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) Fewer of integers where the cores are known to be apart: 32 rows
+ * of Q4_0 are 11 % faster there and of Q8_0 7 %; where they share a cache they are 3 and 6 % slower, by float32 4 to 7 % in both.
+ * The panels are so many parts: a smaller one isn't worth fetching another's rows. But a part has no more multiplications than an
+ * interrupt can wait for, some 15 ms. */
 #define BLOCK_ROWS 64
 #define BLOCK_ROWS_APART 16
 #define BLOCK_ROWS_16_BITS 192

@@ -9,7 +9,7 @@ cdef extern from "llorch.h" nogil:
     int llorch_get_num_threads()
     void llorch_set_num_threads(int)
     int ll_default_num_threads()
-    int ll_threads_apart()
+    int ll_threads_known_apart()
     void ll_threads_apart_set(int)
 
 cdef extern from "fpenv.h" nogil:
@@ -126,8 +126,9 @@ def _compiler():
 
 
 def _threads_apart():
-    """Whether the pool's threads were found to be on cores that share no cache."""
-    return bool(ll_threads_apart())
+    """Whether the pool's threads were found to be on cores that share no cache; None where nothing is known."""
+    cdef int apart = ll_threads_known_apart()
+    return None if apart < 0 else bool(apart)
 
 
 def _set_threads_apart(apart):

@@ -232,7 +232,9 @@ def test_thread_invariant(format, compute):
         with num_threads(1):
             packed = pack(part, format, None, compute)
             wanted, fused = packed(x), packed(x, activation="silu", residual=h)
-        for threads, apart in ((2, False), (2, True), (3, False), (3, True)):
+        for threads, apart in ((2, False), (3, False), (2, True), (3, True)):
+            if apart and not (compute == "int16" and 16 * threads <= M < 64 * threads):
+                continue  # they are divided in one way
             with num_threads(threads), threads_apart(apart):
                 assert_same_bits(packed(x), wanted, f"{M} rows, {N} columns")
                 assert_same_bits(packed(x, activation="silu", residual=h), fused, f"{M} rows, {N} columns, fused")
