@@ -493,6 +493,9 @@ int ll_threads_apart(void);
 int ll_threads_known_apart(void);
 /* For tests: 1 or 0 whatever is measured, -1 for what is measured. */
 void ll_threads_apart_set(int apart);
+/* For tests: a way of more than apart_ns is far, one of most_ns tells nothing; what is known is forgotten. And as it was. */
+void ll_threads_hops_set(int apart_ns, int most_ns);
+void ll_threads_hops_reset(void);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by

@@ -106,7 +106,8 @@ static struct {
     struct { int count, ns; } of[LL_MAX_THREADS]; /* to each worker, which writes it: how many, and the shortest */
     atomic_int apart;            /* 0: nothing is known, or 1 + whether they are */
     atomic_int forced;           /* the same of what tests want */
-} hops;
+    atomic_int apart_ns, most_ns;
+} hops = {.apart_ns = HOP_NS, .most_ns = HOP_MOST_NS};
 
 static _Atomic uint64_t state;
 static atomic_int sleepers;
@@ -282,11 +283,20 @@ void ll_threads_apart_set(int apart)
     atomic_store_explicit(&hops.forced, apart < 0 ? 0 : 1 + !!apart, memory_order_relaxed);
 }
 
+void ll_threads_hops_set(int apart_ns, int most_ns)
+{
+    atomic_store_explicit(&hops.apart_ns, apart_ns, memory_order_relaxed);
+    atomic_store_explicit(&hops.most_ns, most_ns, memory_order_relaxed);
+    atomic_store_explicit(&hops.apart, 0, memory_order_relaxed);
+}
+
+void ll_threads_hops_reset(void) { ll_threads_hops_set(HOP_NS, HOP_MOST_NS); }
+
 /* By a worker that has joined. */
 static void hop_ends(int number)
 {
-    const int64_t ns = job.posted ? now_ns() - job.posted : HOP_MOST_NS;
-    if (ns >= HOP_MOST_NS)
+    const int64_t ns = job.posted ? now_ns() - job.posted : INT64_MAX;
+    if (ns >= atomic_load_explicit(&hops.most_ns, memory_order_relaxed))
         return;
     if (!hops.of[number].count++ || ns < hops.of[number].ns)
         hops.of[number].ns = (int)ns;
@@ -301,7 +311,7 @@ static void hops_tell(void)
     for (int number = 1; number <= workers; number++) {
         if (hops.of[number].count >= HOP_LEAST) {
             known = 1;
-            apart |= hops.of[number].ns > HOP_NS;
+            apart |= hops.of[number].ns > atomic_load_explicit(&hops.apart_ns, memory_order_relaxed);
         }
         hops.of[number].count = 0;
     }

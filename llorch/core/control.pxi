@@ -11,6 +11,8 @@ cdef extern from "llorch.h" nogil:
     int ll_default_num_threads()
     int ll_threads_known_apart()
     void ll_threads_apart_set(int)
+    void ll_threads_hops_set(int, int)
+    void ll_threads_hops_reset()
 
 cdef extern from "fpenv.h" nogil:
     ctypedef struct ll_fpenv:
@@ -134,6 +136,14 @@ def _threads_apart():
 def _set_threads_apart(apart):
     """For tests: whether they are held to be; None for what is measured."""
     ll_threads_apart_set(-1 if apart is None else bool(apart))
+
+
+def _set_hops(apart_ns=None, most_ns=None):
+    """For tests: from which time on a job's way to a thread is far, and tells nothing; without both as ever."""
+    if apart_ns is None:
+        ll_threads_hops_reset()
+    else:
+        ll_threads_hops_set(apart_ns, most_ns)
 
 
 def _default_num_threads():
