@@ -65,10 +65,10 @@
  * Zen 4: of 256 KB called for in one go a third comes; of 12 or 16 lines a pause nearly all, at a core's full speed.) */
 #define AHEAD_LINES 12
 
-/* Of jobs one in HOP_EVERY is timed, a number that no layer's repeats; HOP_JOBS of them tell, of each worker that was in time for
- * HOP_LEAST. What takes longer than HOP_MOST_NS was asleep, or had no core. (Measured on two
- * cores of a virtual Zen 4, the shortest of 16: 40 to 166 ns in minutes in which a message there and back takes 60 to 120, 236
- * to 476 in those in which it takes 330 to 400.) */
+/* Of jobs one in HOP_EVERY is timed, a prime: it would else be the same call of each layer. HOP_JOBS of them tell, of each worker
+ * that was in time for HOP_LEAST. What takes longer than HOP_MOST_NS was asleep, or had no core. (Measured on two cores of a
+ * virtual Zen 4, the shortest of 16: 40 to 166 ns in minutes in which a message there and back takes 60 to 120, 236 to 476 in
+ * those in which it takes 330 to 400.) */
 #define HOP_EVERY 7
 #define HOP_JOBS 16
 #define HOP_LEAST 4
@@ -102,7 +102,6 @@ static struct {
 static range ranges[LL_MAX_THREADS]; /* of the job's threads */
 
 static struct {
-    unsigned jobs, told;         /* all jobs; timed ones. They belong to whoever holds busy */
     struct { int count, ns; } of[LL_MAX_THREADS]; /* to each worker, which writes it: how many, and the shortest */
     atomic_int apart;            /* 0: nothing is known, or 1 + whether they are */
     atomic_int forced;           /* the same of what tests want */
@@ -270,13 +269,11 @@ static void run_alone(const work *w)
 
 /* ---- where the threads are ----------------------------------------------------------------------- */
 
-int ll_threads_known_apart(void)
+int ll_threads_apart(void)
 {
     const int forced = atomic_load_explicit(&hops.forced, memory_order_relaxed);
     return (forced ? forced : atomic_load_explicit(&hops.apart, memory_order_relaxed)) - 1;
 }
-
-int ll_threads_apart(void) { return ll_threads_known_apart() == 1; }
 
 void ll_threads_apart_set(int apart)
 {
@@ -285,29 +282,25 @@ void ll_threads_apart_set(int apart)
 
 void ll_threads_hops_set(int apart_ns, int most_ns)
 {
-    atomic_store_explicit(&hops.apart_ns, apart_ns, memory_order_relaxed);
-    atomic_store_explicit(&hops.most_ns, most_ns, memory_order_relaxed);
+    atomic_store_explicit(&hops.apart_ns, most_ns ? apart_ns : HOP_NS, memory_order_relaxed);
+    atomic_store_explicit(&hops.most_ns, most_ns ? most_ns : HOP_MOST_NS, memory_order_relaxed);
     atomic_store_explicit(&hops.apart, 0, memory_order_relaxed);
 }
 
-void ll_threads_hops_reset(void) { ll_threads_hops_set(HOP_NS, HOP_MOST_NS); }
-
-/* By a worker that has joined. */
+/* By a worker that has joined a job that is timed. */
 static void hop_ends(int number)
 {
-    const int64_t ns = job.posted ? now_ns() - job.posted : INT64_MAX;
+    const int64_t ns = now_ns() - job.posted;
     if (ns >= atomic_load_explicit(&hops.most_ns, memory_order_relaxed))
         return;
     if (!hops.of[number].count++ || ns < hops.of[number].ns)
         hops.of[number].ns = (int)ns;
 }
 
-/* By the caller, when all workers have left the job. The farthest one counts. */
+/* By the caller, when all workers have left the last job of HOP_JOBS that are timed. The farthest one counts. */
 static void hops_tell(void)
 {
     int known = 0, apart = 0;
-    if (!job.posted || ++hops.told % HOP_JOBS)
-        return;
     for (int number = 1; number <= workers; number++) {
         if (hops.of[number].count >= HOP_LEAST) {
             known = 1;
@@ -425,7 +418,8 @@ static void *worker(void *mine)
             if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
                                                         memory_order_relaxed)) {
                 seen = s / GENERATION;
-                hop_ends(number);
+                if (job.posted)
+                    hop_ends(number);
                 take_chunks(number);
                 atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
                 rest_from = now_ns();
@@ -498,8 +492,8 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
                                                    | first_of(w.grains, (size_t)threads, (size_t)t + 1),
                               memory_order_relaxed);
     atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
-    job.posted = ++hops.jobs % HOP_EVERY ? 0 : now_ns();
     uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
+    job.posted = generation % HOP_EVERY ? 0 : now_ns();
     atomic_store(&state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleep_lock);
@@ -517,7 +511,8 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
         else
             sched_yield(); /* the worker may have lost its core to us */
     }
-    hops_tell();
+    if (generation % (HOP_EVERY * HOP_JOBS) == 0)
+        hops_tell();
     atomic_flag_clear_explicit(&busy, memory_order_release);
 }
 

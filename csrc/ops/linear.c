@@ -98,7 +98,7 @@ static int by_blocks(const ll_linear_args *a, size_t threads)
 {
     const ll_weight *w = &a->weight;
     const size_t rows = w->format == LL_F16 || w->format == LL_BF16 ? BLOCK_ROWS_16_BITS
-                        : w->compute == LL_INT16 && ll_threads_apart() ? BLOCK_ROWS_APART : BLOCK_ROWS;
+                        : w->compute == LL_INT16 && ll_threads_apart() > 0 ? BLOCK_ROWS_APART : BLOCK_ROWS;
     return threads > 1 && w->packed && ll_least(a->M / rows, a->M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
 }
 

@@ -9,10 +9,9 @@ cdef extern from "llorch.h" nogil:
     int llorch_get_num_threads()
     void llorch_set_num_threads(int)
     int ll_default_num_threads()
-    int ll_threads_known_apart()
+    int ll_threads_apart()
     void ll_threads_apart_set(int)
     void ll_threads_hops_set(int, int)
-    void ll_threads_hops_reset()
 
 cdef extern from "fpenv.h" nogil:
     ctypedef struct ll_fpenv:
@@ -129,7 +128,7 @@ def _compiler():
 
 def _threads_apart():
     """Whether the pool's threads were found to be on cores that share no cache; None where nothing is known."""
-    cdef int apart = ll_threads_known_apart()
+    cdef int apart = ll_threads_apart()
     return None if apart < 0 else bool(apart)
 
 
@@ -138,12 +137,9 @@ def _set_threads_apart(apart):
     ll_threads_apart_set(-1 if apart is None else bool(apart))
 
 
-def _set_hops(apart_ns=None, most_ns=None):
+def _set_hops(apart_ns=0, most_ns=0):
     """For tests: from which time on a job's way to a thread is far, and tells nothing; without both as ever."""
-    if apart_ns is None:
-        ll_threads_hops_reset()
-    else:
-        ll_threads_hops_set(apart_ns, most_ns)
+    ll_threads_hops_set(apart_ns, most_ns)
 
 
 def _default_num_threads():

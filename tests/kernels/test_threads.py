@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 import threadpoolctl
@@ -423,20 +424,27 @@ for _ in range(3):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("far", "apart"), [(-1, True), (10**9, False)])
-def test_where_threads_are_is_measured(far, apart):
-    """By what takes longer than nothing all are apart, by a second none: of jobs that follow one another it is told."""
+@contextmanager
+def told_by(far):
+    """After some jobs, as if a way of more than `far` ns to a thread were far; on machines that have no time, too."""
     x = normal(*LARGE)[:600]
-    _core._set_hops(far, 10**9)  # also of a machine that has no time for them
+    _core._set_hops(far, 10**9)
     try:
         assert _core._threads_apart() is None
         until = time.monotonic() + 60
         with num_threads(2):
             while _core._threads_apart() is None and time.monotonic() < until:
                 llorch.layer_norm(x)
-        assert _core._threads_apart() is apart
+        yield
     finally:
         _core._set_hops()
+
+
+@pytest.mark.parametrize(("far", "apart"), [(-1, True), (10**9, False)])
+def test_where_threads_are_is_measured(far, apart):
+    """By what takes longer than nothing all are apart, by a second none."""
+    with told_by(far):
+        assert _core._threads_apart() is apart
 
 
 def test_where_threads_are_can_be_said():
@@ -452,6 +460,8 @@ def test_a_child_of_fork_knows_nothing_of_its_threads_yet():
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=lambda: queue.put(_core._threads_apart()))
-    child.start()
-    child.join(30)
+    with told_by(-1):
+        assert _core._threads_apart() is True
+        child.start()
+        child.join(30)
     assert queue.get() is None
