@@ -486,14 +486,6 @@ typedef struct ll_ahead {
 } ll_ahead;
 /* A thread that waits meanwhile calls for the first of its own into its caches. It isn't read: it may be gone. */
 void ll_parallel_ahead(const ll_ahead *what);
-/* Whether what one thread has written is far from another, by how long some of the last jobs took to come to a worker: 1, their
- * cores don't share a cache, or 0; -1 where nothing is known. It chooses how work is divided, and never what it gives. */
-int ll_threads_apart(void);
-/* For tests: 1 or 0 whatever is measured, -1 for what is measured. */
-void ll_threads_apart_set(int apart);
-/* For tests: a way of more than apart_ns is far, one of most_ns and more tells nothing; most_ns 0: as ever. What is known is
- * forgotten. */
-void ll_threads_hops_set(int apart_ns, int most_ns);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by

@@ -25,10 +25,6 @@
  * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
  * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
  *
- * Where the threads are. A line goes from a core to another in a third of the time if they share a cache, and a virtual machine's
- * cores may be moved while they work. So now and then a job is timed from its post to a worker that has joined: two such ways, a
- * look at the clock and what the worker does between two looks. The shortest of some of these tells (ll_threads_apart).
- *
  * One caller at a time has the pool; others, and calls from within a task, run on their own thread. Workers are made
  * when a job first has work for them; where the system refuses one, those that are there do the work. A
  * forked child starts with no workers.
@@ -65,16 +61,6 @@
  * Zen 4: of 256 KB called for in one go a third comes; of 12 or 16 lines a pause nearly all, at a core's full speed.) */
 #define AHEAD_LINES 12
 
-/* Of jobs one in HOP_EVERY is timed, a prime: it would else be the same call of each layer. HOP_JOBS of them tell, of each worker
- * that was in time for HOP_LEAST. What takes longer than HOP_MOST_NS was asleep, or had no core. (Measured on two cores of a
- * virtual Zen 4, the shortest of 16: 40 to 166 ns in minutes in which a message there and back takes 60 to 120, 236 to 476 in
- * those in which it takes 330 to 400.) */
-#define HOP_EVERY 7
-#define HOP_JOBS 16
-#define HOP_LEAST 4
-#define HOP_NS 200
-#define HOP_MOST_NS 2000
-
 #define SLOT ((uint64_t)1 << 10)
 #define GENERATION ((uint64_t)1 << 20)
 #define COUNT_MASK ((uint64_t)1023)
@@ -95,18 +81,10 @@ static struct {
     work work;
     int threads;
     int timed; /* chunks end in time for an interrupt */
-    int64_t posted; /* when, if this one tells how far the workers are; or 0 */
     atomic_int finished;
 } job;
 
 static range ranges[LL_MAX_THREADS]; /* of the job's threads */
-
-static struct {
-    struct { int count, ns; } of[LL_MAX_THREADS]; /* to each worker, which writes it: how many, and the shortest */
-    atomic_int apart;            /* 0: nothing is known, or 1 + whether they are */
-    atomic_int forced;           /* the same of what tests want */
-    atomic_int apart_ns, most_ns;
-} hops = {.apart_ns = HOP_NS, .most_ns = HOP_MOST_NS};
 
 static _Atomic uint64_t state;
 static atomic_int sleepers;
@@ -267,50 +245,6 @@ static void run_alone(const work *w)
     }
 }
 
-/* ---- where the threads are ----------------------------------------------------------------------- */
-
-int ll_threads_apart(void)
-{
-    const int forced = atomic_load_explicit(&hops.forced, memory_order_relaxed);
-    return (forced ? forced : atomic_load_explicit(&hops.apart, memory_order_relaxed)) - 1;
-}
-
-void ll_threads_apart_set(int apart)
-{
-    atomic_store_explicit(&hops.forced, apart < 0 ? 0 : 1 + !!apart, memory_order_relaxed);
-}
-
-void ll_threads_hops_set(int apart_ns, int most_ns)
-{
-    atomic_store_explicit(&hops.apart_ns, most_ns ? apart_ns : HOP_NS, memory_order_relaxed);
-    atomic_store_explicit(&hops.most_ns, most_ns ? most_ns : HOP_MOST_NS, memory_order_relaxed);
-    atomic_store_explicit(&hops.apart, 0, memory_order_relaxed);
-}
-
-/* By a worker that has joined a job that is timed. */
-static void hop_ends(int number)
-{
-    const int64_t ns = now_ns() - job.posted;
-    if (ns >= atomic_load_explicit(&hops.most_ns, memory_order_relaxed))
-        return;
-    if (!hops.of[number].count++ || ns < hops.of[number].ns)
-        hops.of[number].ns = (int)ns;
-}
-
-/* By the caller, when all workers have left the last job of HOP_JOBS that are timed. The farthest one counts. */
-static void hops_tell(void)
-{
-    int known = 0, apart = 0;
-    for (int number = 1; number <= workers; number++) {
-        if (hops.of[number].count >= HOP_LEAST) {
-            known = 1;
-            apart |= hops.of[number].ns > atomic_load_explicit(&hops.apart_ns, memory_order_relaxed);
-        }
-        hops.of[number].count = 0;
-    }
-    atomic_store_explicit(&hops.apart, known ? 1 + apart : 0, memory_order_relaxed);
-}
-
 static int joinable(uint64_t s, uint64_t seen)
 {
     return s / GENERATION != seen && (s & COUNT_MASK) < (s / SLOT & COUNT_MASK);
@@ -330,8 +264,6 @@ static void sleep_until_joinable(uint64_t seen)
 static void forget_workers(void)
 {
     workers = 0;
-    memset(hops.of, 0, sizeof hops.of);
-    atomic_store(&hops.apart, 0);
     atomic_store(&state, 0);
     atomic_store(&sleepers, 0);
     atomic_flag_clear(&busy);
@@ -418,8 +350,6 @@ static void *worker(void *mine)
             if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
                                                         memory_order_relaxed)) {
                 seen = s / GENERATION;
-                if (job.posted)
-                    hop_ends(number);
                 take_chunks(number);
                 atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
                 rest_from = now_ns();
@@ -493,7 +423,6 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
                               memory_order_relaxed);
     atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
     uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
-    job.posted = generation % HOP_EVERY ? 0 : now_ns();
     atomic_store(&state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleep_lock);
@@ -511,8 +440,6 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
         else
             sched_yield(); /* the worker may have lost its core to us */
     }
-    if (generation % (HOP_EVERY * HOP_JOBS) == 0)
-        hops_tell();
     atomic_flag_clear_explicit(&busy, memory_order_release);
 }
 

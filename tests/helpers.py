@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import llorch
-from llorch import _core
 from llorch.testing import bits, use_isa
 
 # Row lengths on and around every seam: lanes, registers, blocks of 64, the way to an aligned store, real models.
@@ -143,16 +142,6 @@ def num_threads(n) -> Iterator[None]:
         yield
     finally:
         llorch.set_num_threads(before)
-
-
-@contextmanager
-def threads_apart(apart) -> Iterator[None]:
-    """Work divided as if the threads' cores shared no cache, or one, whatever was measured."""
-    _core._set_threads_apart(apart)
-    try:
-        yield
-    finally:
-        _core._set_threads_apart(None)
 
 
 def in_threads(work, callers=4):

@@ -5,7 +5,7 @@
  *                 another core has written, and nobody waits for it.
  *   LL_BY_BLOCKS  each thread packs a block of rows of x and multiplies all of the weight, as norms and gates take their rows:
  *                 what one core has written is rarely another's to read, which may be far away. The weight is widened once a
- *                 block, so that is for many rows.
+ *                 block, so that is for many rows, or where widening costs little (tile.h).
  *   LL_BY_ROWS    each thread takes rows of x, packs them, and multiplies all of the weight: for many rows on a weight that
  *                 the caches hold.
  *
@@ -38,13 +38,14 @@
 #define TILES_AT_ONCE 43
 /* By blocks: rows of one at least, by what it costs to widen a weight once more. (Measured on two cores of a Zen 4: 512 tokens
  * of a model are 3 to 7 % faster where the cores have a cache each, 128 tokens by integers 10 %; where they share one, 0 to 2 %
- * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) Fewer of integers where the cores are known to be apart: 32 rows
- * of Q4_0 are 11 % faster there and of Q8_0 7 %; where they share a cache they are 3 and 6 % slower, by float32 4 to 7 % in both.
+ * and 0.) Where it is widened beside products that costs little, and blocks have fewer rows: so many a thread, as all of them
+ * read the weight. (Measured there: 16 to 64 rows of integers are 8 to 17 % faster where the cores have a cache each, and up to
+ * 2 % faster or slower where they share one; 32 of 16 bits 7 and 2 %, 16 no faster.)
  * The panels are so many parts: a smaller one isn't worth fetching another's rows. But a part has no more multiplications than an
  * interrupt can wait for, some 15 ms. */
 #define BLOCK_ROWS 64
-#define BLOCK_ROWS_APART 16
-#define BLOCK_ROWS_16_BITS 192
+#define BLOCK_ROWS_INTEGERS 4
+#define BLOCK_ROWS_16_BITS 8
 #define BLOCK_PARTS 4
 #define BLOCK_FMA ((size_t)1 << 30)
 /* x of its own, if it isn't made integers, which takes longer: at most so many values, and of all threads together, and at
@@ -97,8 +98,9 @@ static size_t panels_of(const ll_linear_args *a) { return ll_panels(a->weight.N)
 static int by_blocks(const ll_linear_args *a, size_t threads)
 {
     const ll_weight *w = &a->weight;
-    const size_t rows = w->format == LL_F16 || w->format == LL_BF16 ? BLOCK_ROWS_16_BITS
-                        : w->compute == LL_INT16 && ll_threads_apart() > 0 ? BLOCK_ROWS_APART : BLOCK_ROWS;
+    const size_t few = w->compute == LL_INT16                        ? BLOCK_ROWS_INTEGERS
+                       : w->format == LL_F16 || w->format == LL_BF16 ? BLOCK_ROWS_16_BITS : BLOCK_ROWS;
+    const size_t rows = ll_table()->widens_beside ? ll_least(BLOCK_ROWS, few * threads) : BLOCK_ROWS;
     return threads > 1 && w->packed && ll_least(a->M / rows, a->M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
 }
 

@@ -9,9 +9,6 @@ cdef extern from "llorch.h" nogil:
     int llorch_get_num_threads()
     void llorch_set_num_threads(int)
     int ll_default_num_threads()
-    int ll_threads_apart()
-    void ll_threads_apart_set(int)
-    void ll_threads_hops_set(int, int)
 
 cdef extern from "fpenv.h" nogil:
     ctypedef struct ll_fpenv:
@@ -124,22 +121,6 @@ def _select_isa(name):
 
 def _compiler():
     return ll_compiler().decode()
-
-
-def _threads_apart():
-    """Whether the pool's threads were found to be on cores that share no cache; None where nothing is known."""
-    cdef int apart = ll_threads_apart()
-    return None if apart < 0 else bool(apart)
-
-
-def _set_threads_apart(apart):
-    """For tests: whether they are held to be; None for what is measured."""
-    ll_threads_apart_set(-1 if apart is None else bool(apart))
-
-
-def _set_hops(apart_ns=0, most_ns=0):
-    """For tests: from which time on a job's way to a thread is far, and tells nothing; without both as ever."""
-    ll_threads_hops_set(apart_ns, most_ns)
 
 
 def _default_num_threads():

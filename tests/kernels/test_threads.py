@@ -7,14 +7,12 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import threadpoolctl
-from helpers import assert_same_bits, in_threads, normal, num_threads, threads_apart
+from helpers import assert_same_bits, in_threads, normal, num_threads
 
 import llorch
-from llorch import _core
 
 LARGE = (3000, 1024)
 
@@ -422,46 +420,3 @@ for _ in range(3):
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
-
-
-@contextmanager
-def told_by(far):
-    """After some jobs, as if a way of more than `far` ns to a thread were far; on machines that have no time, too."""
-    x = normal(*LARGE)[:600]
-    _core._set_hops(far, 10**9)
-    try:
-        assert _core._threads_apart() is None
-        until = time.monotonic() + 60
-        with num_threads(2):
-            while _core._threads_apart() is None and time.monotonic() < until:
-                llorch.layer_norm(x)
-        yield
-    finally:
-        _core._set_hops()
-
-
-@pytest.mark.parametrize(("far", "apart"), [(-1, True), (10**9, False)])
-def test_where_threads_are_is_measured(far, apart):
-    """By what takes longer than nothing all are apart, by a second none."""
-    with told_by(far):
-        assert _core._threads_apart() is apart
-
-
-def test_where_threads_are_can_be_said():
-    before = _core._threads_apart()
-    for apart in (True, False):
-        with threads_apart(apart):
-            assert _core._threads_apart() is apart
-    assert _core._threads_apart() is before
-
-
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
-def test_a_child_of_fork_knows_nothing_of_its_threads_yet():
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=lambda: queue.put(_core._threads_apart()))
-    with told_by(-1):
-        assert _core._threads_apart() is True
-        child.start()
-        child.join(30)
-    assert queue.get() is None
