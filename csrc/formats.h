@@ -39,12 +39,12 @@ static const ll_format ll_formats[LL_FORMATS] __attribute__((unused)) = {
     [LL_MXFP4] = {"MXFP4", 32, 17, 4, 0, 32, 0, 0},
 };
 
-/* X(name, format) of every format of blocks; of those whose values are integers times a scale. */
+/* X(a, name, format) of every format whose values are integers times a scale; X(name, format) of these, and of all. */
 #define LL_EACH_INTEGERS_OF(X, a) \
     X(a, q8_0, LL_Q8_0) X(a, q4_0, LL_Q4_0) X(a, q4_1, LL_Q4_1) X(a, q5_0, LL_Q5_0) X(a, q5_1, LL_Q5_1) X(a, q2_k, LL_Q2_K) \
     X(a, q3_k, LL_Q3_K) X(a, q4_k, LL_Q4_K) X(a, q5_k, LL_Q5_K) X(a, q6_k, LL_Q6_K)
-#define LL_WITHOUT(X, name, format) X(name, format)
-#define LL_EACH_INTEGERS(X) LL_EACH_INTEGERS_OF(LL_WITHOUT, X)
+#define LL_WITH_NOTHING(X, name, format) X(name, format)
+#define LL_EACH_INTEGERS(X) LL_EACH_INTEGERS_OF(LL_WITH_NOTHING, X)
 #define LL_EACH_BLOCKS(X) LL_EACH_INTEGERS(X) X(mxfp4, LL_MXFP4)
 
 /* What a 4-bit float of MXFP4 is, twice: so its exponent's power is a float32 also where the value is too large. Zero has no

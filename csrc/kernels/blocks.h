@@ -171,7 +171,7 @@ LL_INLINE blocks_group blocks_at(const char *panel, size_t k, size_t K, int form
 
 /* ---- panels into the cache --------------------------------------------------------------------------- */
 
-/* Panels that go into the cache together, and then meet all rows. */
+/* Panels whose sums wait together, so that they share a part of x. */
 #define PACK_GROUP 4
 
 /* Values of k that `panels` panels have for so few tiles of rows that widening tells, where one takes `size` bytes: they stay

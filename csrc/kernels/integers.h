@@ -11,11 +11,11 @@
  * Edges:    a < 2^-96: q = 0 and s = 0. A NaN or an infinity in a row's block of x makes s a NaN: the row is NaN. Sums: |q| is at
  *           most 32767, w has 8 bits, a sub-block 32 values: below 2^28.
  * Cost:     one multiply-add of pairs for two fma. What is kept is q - its offset: S begins at -offset T instead of 0. Panels are
- *           made pairs of 16 bits in the caches once for INTEGERS_ROWS rows, by the first tile beside its products where there
- *           are 32 registers: shifts and masks have other ports, and the stores, two cycles each, wait for nothing. (Measured on
- *           a Zen 4: 2 to 8 sequences of Q4_0 1.13 to 1.25 x as fast as with all pairs of a panel made before, 32 sequences
- *           1.09 to 1.14, 128 tokens 1.04.) One row reads panels as they lie, of 4 to 6 bits by bytes where there is a product of bytes
- *           (blocks_digits.h).
+ *           made pairs of 16 bits in the caches once for INTEGERS_ROWS rows, by the first tile beside its products where a
+ *           register is a panel's row (tile.h): shifts and masks have other ports, and nothing waits for the stores, two cycles
+ *           each. (Measured on a Zen 4: 2 to 8 sequences of Q4_0 1.13 to 1.25 x as fast as with all pairs of a panel made
+ *           before, 32 sequences 1.09 to 1.14, 128 tokens 1.04.) One row reads panels as they lie, of 4 to 6 bits by bytes
+ *           where there is a product of bytes (blocks_digits.h).
  * Oracle:   llorch.reference.linear_int16. Tests: tests/kernels/test_blocks.py.
  */
 #ifndef LL_INTEGERS_H
@@ -102,14 +102,18 @@ typedef struct integers_part {
     const char *panel;               /* the panels as they lie in memory, */
     size_t k;                        /* and this part's first k: for a tile that makes b */
     const char *ahead;               /* where the tile calls for what is fetched next, */
-    size_t ahead_sub, ahead_panel;   /* how far it goes in a sub-block, and from panel to panel (bytes) */
+    size_t ahead_sub, panel_bytes;   /* how far it goes in a sub-block; from panel to panel in memory */
 } integers_part;
 
-/* How many panels R rows take together: chains enough for what a multiply-add takes. And whether the float32 sums of a block of
- * 128 have a register each beside the exact ones. Where they have none, they stay in memory, as y always does: a compiler that
- * knew better would save and restore the exact sums. With 32 wide registers fewer panels leave room, and no store waits (measured: a tenth faster). */
+/* Whether the float32 sums of a block of 128 have a register each beside the exact ones. Where they have none, they stay in memory,
+ * as y always does: a compiler that knew better would save and restore the exact sums. With 32 wide registers fewer panels leave
+ * room, and no store waits (measured: a tenth faster). */
 #define INTEGERS_ROOMY (LL_VL == 16)
-#define INTEGERS_PANELS(R) (!INTEGERS_ROOMY ? TILE_PANELS(R) : (R) > 4 ? 1 : 2)
+
+/* How many panels R rows take together. With room for more, four chains are enough for a Zen 4, and the fewer panels the fewer are
+ * left over at the end of a thread's (measured there: 5 and 6 rows by one panel 1.06 to 1.14 x as fast as by two). */
+#define INTEGERS_MOST_PANELS (INTEGERS_ROOMY ? 2 : TILE_MOST_PANELS)
+#define INTEGERS_PANELS(R) (!INTEGERS_ROOMY ? TILE_PANELS(R) : (R) > 4 ? 1 : INTEGERS_MOST_PANELS)
 
 LL_INLINE void integers_keep(vf *to, vf v)
 {
@@ -130,7 +134,7 @@ LL_INLINE void integers_call(const integers_part *t, size_t P, const char **ahea
 {
     for (size_t line = 0; line < t->ahead_sub; line += 64)
         for (size_t v = 0; v < P; v++)
-            __builtin_prefetch(*ahead + line + v * t->ahead_panel, 0, 2);
+            __builtin_prefetch(*ahead + line + v * t->panel_bytes, 0, 2);
     *ahead += t->ahead_sub;
 }
 
@@ -238,7 +242,7 @@ LL_INLINE void integers_tile(const integers_part *t, size_t R, size_t P)
             panels -= taken; \
             t.at.n += taken * LL_PANEL; \
             t.b += taken * t.b_panel; \
-            t.ahead += taken * t.ahead_panel; \
+            t.ahead += taken * t.panel_bytes; \
             t.at.sums += taken * t.at.sums_panel; \
         } \
     }
@@ -252,12 +256,12 @@ static void (*const integers_tiles[LL_TILE_ROWS])(const integers_part *, size_t 
 
 #if TILE_WIDENS
 
-/* Pair j of a run of each vector of columns: made, kept for the tiles that follow, and multiplied. run: of the first panel. */
+/* Pair j of a run of each panel: made, kept for tiles that follow, and multiplied. run: of the first panel. */
 LL_INLINE void integers_pair(const integers_part *t, const char *run, unsigned j, const float *x, float *b, size_t R, size_t P,
                              int format, vi *S)
 {
-    const size_t bytes = t->ahead_panel;
-    vi w[2];
+    const size_t bytes = t->panel_bytes;
+    vi w[INTEGERS_MOST_PANELS];
     LL_UNROLL
     for (size_t v = 0; v < P; v++) {
         w[v] = blocks_pair(run + v * bytes, j, format);
@@ -266,16 +270,16 @@ LL_INLINE void integers_pair(const integers_part *t, const char *run, unsigned j
     integers_dot(x, R, P, w, S);
 }
 
-/* A tile on panels as they lie in memory; t->b has them as integers_fetch would leave them. More words than one of a plane without
- * upper bits differ in nothing but their place: they stay a loop. */
+/* A tile on panels as they lie in memory; t->b has them as integers_fetch would leave them. Without upper bits the words of a plane
+ * are alike but for their place: a loop goes over them. */
 LL_INLINE void integers_first_tile(const integers_part *t, size_t R, size_t P, int format)
 {
-    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub, in_word = 16 / ll_formats[format].low, bytes = t->ahead_panel;
+    const size_t sub = ll_formats[format].sub, subs = LL_RUN / sub, in_word = 16 / ll_formats[format].low, bytes = t->panel_bytes;
     const int minimum = ll_formats[format].minimum;
     const float *x = t->x, *sums = t->sums, *scales = t->scales;
     float *b = t->b, *D = b + t->kc / 2 * LL_PANEL, *M = D + t->kc / sub * LL_PANEL;
     const char *ahead = t->ahead;
-    vf y[LL_TILE_ROWS], p[LL_TILE_ROWS], d[2], m[2];
+    vf y[LL_TILE_ROWS], p[LL_TILE_ROWS], d[INTEGERS_MOST_PANELS], m[INTEGERS_MOST_PANELS];
     linear_begin(&t->at, R, P, y);
     linear_call(&t->at, R, P);
     for (size_t k = 0; k < t->kc; k += LL_BLOCK) {
@@ -319,6 +323,8 @@ LL_INLINE void integers_first_tile(const integers_part *t, size_t R, size_t P, i
     linear_end(&t->at, R, P, y);
 }
 
+/* One row is no tile. */
+#define INTEGERS_EACH_FIRST(X) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
 #define LL_DEFINE(R, name, format) \
     LL_NOINLINE void integers_first_##R##_##name(const integers_part *t) \
     { \
@@ -326,9 +332,9 @@ LL_INLINE void integers_first_tile(const integers_part *t, size_t R, size_t P, i
     }
 #define LL_DEFINE_ROWS(R) LL_EACH_INTEGERS_OF(LL_DEFINE, R)
 #define LL_ONE(R, name, format) [format] = integers_first_##R##_##name,
-#define LL_ROW(R) {LL_EACH_INTEGERS_OF(LL_ONE, R)},
-LL_EACH_ROWS(LL_DEFINE_ROWS)
-static void (*const integers_first[LL_TILE_ROWS][LL_FORMATS])(const integers_part *) = {LL_EACH_ROWS(LL_ROW)};
+#define LL_ROW(R) [R - 1] = {LL_EACH_INTEGERS_OF(LL_ONE, R)},
+INTEGERS_EACH_FIRST(LL_DEFINE_ROWS)
+static void (*const integers_first[LL_TILE_ROWS][LL_FORMATS])(const integers_part *) = {INTEGERS_EACH_FIRST(LL_ROW)};
 #undef LL_DEFINE
 #undef LL_DEFINE_ROWS
 #undef LL_ONE
@@ -337,7 +343,7 @@ static void (*const integers_first[LL_TILE_ROWS][LL_FORMATS])(const integers_par
 
 /* ---- a range of tiles on a range of panels --------------------------------------------------------------- */
 
-#define INTEGERS_ROOM (TILE_MOST_PANELS * (INTEGERS_DEPTH / 2 + 2 * INTEGERS_DEPTH / LL_SUB_VALUES) * LL_PANEL)
+#define INTEGERS_ROOM (INTEGERS_MOST_PANELS * (INTEGERS_DEPTH / 2 + 2 * INTEGERS_DEPTH / LL_SUB_VALUES) * LL_PANEL)
 
 LL_NOINLINE size_t LL_SYMBOL(integers_floats)(const ll_linear_args *a)
 {
@@ -379,9 +385,9 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .minimum = ll_formats[w->format].minimum,
                         .panel = (const char *)w->data + (panel + p) * bytes, .k = k,
                         .ahead = (const char *)w->data + next * bytes + (last ? 0 : (k + kc) / sub * (bytes * sub / K)),
-                        .ahead_sub = K && next < ll_panels(w->N) ? bytes * sub / K / count + 1 : 0, .ahead_panel = bytes};
-                    const int made = TILE_WIDENS && now == together; /* by the first tile */
-                    for (size_t i = 0; i < now && !made; i++)
+                        .ahead_sub = K && next < ll_panels(w->N) ? bytes * sub / K / count + 1 : 0, .panel_bytes = bytes};
+                    const int widens = TILE_WIDENS && now == together; /* the first tile */
+                    for (size_t i = 0; i < now && !widens; i++)
                         integers_fetches[w->format](part.panel + i * bytes, K, k, kc, room + i * part.b_panel);
                     for (size_t tile = block; tile < block_end; tile++) {
                         const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
@@ -391,7 +397,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         part.scales = of_tile + (integers_scales(K, sub) + k / LL_BLOCK) * R;
                         part.at.again = tile + 1 < block_end && part.at.last;
 #if TILE_WIDENS
-                        if (made && tile == block)
+                        if (widens && tile == block)
                             integers_first[R - 1][w->format](&part);
                         else
 #endif

@@ -8,10 +8,10 @@
  * Edges:    K = 0 gives the bias. A NaN or infinity stays in its own row (of x) or column (of weight).
  * Cost:     weight is read from memory once for every LINEAR_ROWS rows of x, y is written once. x is copied into tiles
  *           [K][R] first, so that a tile reads one sequence; weights that are not packed, are blocks, or have 16 bits and
- *           meet several tiles, go through a buffer of panels in the caches, which the first tile fills with 16 bits beside its
- *           products where there are 32 registers (measured on a Zen 4: 32 rows 1.05 x as fast, 128 tokens 1.03). Few rows (one tile) widen 16 bits in
- *           registers, and read a plain weight as it lies, strip by strip. A tile takes more panels when it has fewer
- *           rows, so that there are always enough chains.
+ *           meet several tiles, go through a buffer of panels in the caches. Of 16 bits the first tile fills it beside its
+ *           products where a register is a panel's row (tile.h; measured on a Zen 4: 32 rows 1.05 x as fast, 128 tokens
+ *           1.03). Few rows (one tile) widen 16 bits in registers, and read a plain weight as it lies, strip by strip. A tile
+ *           takes more panels when it has fewer rows, so that there are always enough chains.
  * Oracle:   llorch.reference.linear. Tests: tests/kernels/test_linear.py.
  */
 #include "blocks_row.h"
@@ -39,8 +39,9 @@ typedef struct linear_part {
     linear_place at;
     const float *x;     /* [kc][R] */
     const char *b;      /* [panel][.][16] of dtype, panels b_panel values apart */
+    float *room;        /* the same: of a tile that makes b */
     size_t b_panel, kc;
-    const char *panel;  /* the same in memory, of 16 bits, panel_bytes apart: of a tile that makes b */
+    const char *panel;  /* the panels in memory, of 16 bits, panel_bytes apart: of such a tile, too */
     size_t panel_bytes;
     const char *ahead;  /* where the tile calls for the next part of the weight, */
     size_t ahead_k, ahead_panel; /* how far it goes in a step of k, and from panel to panel (bytes) */
@@ -72,7 +73,7 @@ LL_INLINE void linear_first_part(const linear_part *t, size_t k, size_t R, size_
         for (size_t second = 0; second < rows; second++)
             if (!second || k + 1 < last)
                 linear_first_row(t, t->panel + k * LL_PANEL * sizeof(uint16_t), second, t->x + (k + second) * R,
-                                 (float *)(uintptr_t)t->b + (k + second) * LL_PANEL, t->ahead + (k + second) * t->ahead_k, R, P,
+                                 t->room + (k + second) * LL_PANEL, t->ahead + (k + second) * t->ahead_k, R, P,
                                  dtype, p);
 }
 
@@ -140,12 +141,14 @@ static void (*const linear_tiles[LL_TILE_ROWS][LL_DTYPES])(const linear_part *, 
 #undef LL_ROW
 
 #if TILE_WIDENS
+/* The first of several tiles has more than half of the rows of a tile. */
+#define LINEAR_EACH_FIRST(X) X(7) X(8) X(9) X(10) X(11) X(12)
 #define LL_DEFINE(R) \
     LL_NOINLINE void linear_first_##R##_f16(const linear_part *t) { linear_tile(t, R, TILE_PANELS(R), LL_F16, 1); } \
     LL_NOINLINE void linear_first_##R##_bf16(const linear_part *t) { linear_tile(t, R, TILE_PANELS(R), LL_BF16, 1); }
-#define LL_ROW(R) {[LL_F16] = linear_first_##R##_f16, [LL_BF16] = linear_first_##R##_bf16},
-LL_EACH_ROWS(LL_DEFINE)
-static void (*const linear_first[LL_TILE_ROWS][LL_DTYPES])(const linear_part *) = {LL_EACH_ROWS(LL_ROW)};
+#define LL_ROW(R) [R - 1] = {[LL_F16] = linear_first_##R##_f16, [LL_BF16] = linear_first_##R##_bf16},
+LINEAR_EACH_FIRST(LL_DEFINE)
+static void (*const linear_first[LL_TILE_ROWS][LL_DTYPES])(const linear_part *) = {LINEAR_EACH_FIRST(LL_ROW)};
 #undef LL_DEFINE
 #undef LL_ROW
 #endif
@@ -166,7 +169,7 @@ static void (*const linear_rows[LL_FORMATS])(const ll_linear_args *, const float
 /* ---- a range of tiles on a range of panels --------------------------------------------------------- */
 
 /* A part of the weight, widened or packed; then the sums. One tile on packed floats needs neither, nor one row on blocks. */
-#define LINEAR_ROOM (TILE_MOST_PANELS * LINEAR_DEPTH * LL_PANEL)
+#define LINEAR_ROOM (PACK_GROUP * LINEAR_DEPTH * LL_PANEL)
 
 static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
 {
@@ -217,12 +220,15 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
             do {
                 const size_t kc = ll_least(depth, K - k);
                 const int last = k + kc == K;
+                if (!w->packed) /* rows that lie in many pages: once for all */
+                    pack_fetch(w, panel, panels, k, kc, room);
                 for (size_t p = 0; p < panels; p += together) {
                     const char *packed = (const char *)w->data + ((panel + p) * K_packed + k) * LL_PANEL * size;
                     linear_part part = {
                         .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
-                        .kc = kc, .b = direct ? packed : (const char *)room,
+                        .kc = kc, .room = room,
+                        .b = direct ? packed : (const char *)room + (w->packed ? 0 : p * kc * LL_PANEL * sizeof(float)),
                         .b_panel = (direct ? K_packed : kc) * LL_PANEL,
                         .panel = packed, .panel_bytes = bytes, .ahead = (const char *)x};
                     if (direct && w->format == LL_F32 && rows > 2) { /* the tiles share the calls, whoever will take the panels */
@@ -235,8 +241,8 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         part.ahead_panel = (size_t)whole;
                     }
                     const size_t now = ll_least(together, panels - p);
-                    const int made = TILE_WIDENS && !direct && !in_blocks && w->packed && now == together;
-                    if (!direct && !made)
+                    const int widens = TILE_WIDENS && !direct && !in_blocks && w->packed && now == together; /* the first tile */
+                    if (!direct && w->packed && !widens)
                         pack_fetch(w, panel + p, now, k, kc, room);
                     if (!direct) { /* the same panels of the next part; of plain rows the first tile alone, a line each */
                         const size_t k_next = last ? 0 : k + kc, next = panel + p + (last ? group : 0);
@@ -255,7 +261,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         part.x = x + part.at.m * K + k * R;
                         part.at.again = tile + 1 < block_end && last;
 #if TILE_WIDENS
-                        if (made && tile == block)
+                        if (widens && tile == block)
                             linear_first[R - 1][w->format](&part);
                         else
 #endif

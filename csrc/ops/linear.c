@@ -38,14 +38,16 @@
 #define TILES_AT_ONCE 43
 /* By blocks: rows of one at least, by what it costs to widen a weight once more. (Measured on two cores of a Zen 4: 512 tokens
  * of a model are 3 to 7 % faster where the cores have a cache each, 128 tokens by integers 10 %; where they share one, 0 to 2 %
- * and 0.) Where it is widened beside products that costs little, and blocks have fewer rows: so many a thread, as all of them
- * read the weight. (Measured there: 16 to 64 rows of integers are 8 to 17 % faster where the cores have a cache each, and up to
- * 2 % faster or slower where they share one; 32 of 16 bits 7 and 2 %, 16 no faster.)
+ * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) Where a weight is widened beside products that costs little. The
+ * least is so many rows a thread then, as each thread reads all of the weight. (Measured on the same cores: 16 to 64 rows of
+ * integers are 8 to 17 % faster where they have a cache each, and up to 2 % faster or slower where they share one; 32 rows of
+ * 16 bits 7 and 2 % faster, 16 no faster.) If another caller has the pool, one thread makes all blocks.
  * The panels are so many parts: a smaller one isn't worth fetching another's rows. But a part has no more multiplications than an
  * interrupt can wait for, some 15 ms. */
 #define BLOCK_ROWS 64
-#define BLOCK_ROWS_INTEGERS 4
-#define BLOCK_ROWS_16_BITS 8
+#define BLOCK_ROWS_16_BITS 192
+#define BLOCK_ROWS_BESIDE 4
+#define BLOCK_ROWS_BESIDE_16_BITS 8
 #define BLOCK_PARTS 4
 #define BLOCK_FMA ((size_t)1 << 30)
 /* x of its own, if it isn't made integers, which takes longer: at most so many values, and of all threads together, and at
@@ -98,9 +100,11 @@ static size_t panels_of(const ll_linear_args *a) { return ll_panels(a->weight.N)
 static int by_blocks(const ll_linear_args *a, size_t threads)
 {
     const ll_weight *w = &a->weight;
-    const size_t few = w->compute == LL_INT16                        ? BLOCK_ROWS_INTEGERS
-                       : w->format == LL_F16 || w->format == LL_BF16 ? BLOCK_ROWS_16_BITS : BLOCK_ROWS;
-    const size_t rows = ll_table()->widens_beside ? ll_least(BLOCK_ROWS, few * threads) : BLOCK_ROWS;
+    const int half = w->format == LL_F16 || w->format == LL_BF16, beside = ll_table()->widens_beside;
+    const size_t rows = beside && w->compute == LL_INT16 ? ll_least(BLOCK_ROWS, threads * BLOCK_ROWS_BESIDE)
+                        : beside && half                 ? ll_least(BLOCK_ROWS, threads * BLOCK_ROWS_BESIDE_16_BITS)
+                        : half                           ? BLOCK_ROWS_16_BITS
+                                                         : BLOCK_ROWS;
     return threads > 1 && w->packed && ll_least(a->M / rows, a->M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
 }
 
@@ -139,13 +143,18 @@ static size_t gate_values(const linear_job *job, size_t rows)
                     (divided ? ll_up(job->panels, (size_t)job->workspaces.threads) : job->panels) * panel);
 }
 
+/* No more than there is work for: a tile or a panel each. */
+static size_t threads_of(size_t tiles, size_t panels)
+{
+    const size_t work = tiles > panels ? tiles : panels;
+    return ll_least((size_t)llorch_get_num_threads(), work ? work : 1);
+}
+
 static linear_job job_of(const ll_linear_args *a)
 {
     const ll_kernels *kernels = ll_table();
     const int integers = a->weight.compute == LL_INT16;
-    const size_t tiles = kernels->pack_tiles(a->M), panels = panels_of(a);
-    /* no more than there is work for: a tile or a panel each */
-    const size_t work = tiles > panels ? tiles : panels, threads = ll_least((size_t)llorch_get_num_threads(), work ? work : 1);
+    const size_t tiles = kernels->pack_tiles(a->M), panels = panels_of(a), threads = threads_of(tiles, panels);
     linear_job job = {.args = a, .kernels = kernels, .tiles = tiles, .panels = panels,
                       .way = way_of(a, tiles, panels, threads),
                       .pack_x = integers ? kernels->pack_integers : kernels->pack_x,
@@ -215,12 +224,12 @@ size_t ll_linear_scratch(const ll_linear_args *a)
 void ll_linear_ahead(const ll_weight *w, size_t M, int gated)
 {
     const ll_linear_args a = product_of(&(ll_linear_args){.weight = *w, .M = M, .gated = gated});
-    const size_t panels = panels_of(&a), bytes = ll_panel_bytes(w->K, w->format);
-    const int from_first = by_blocks(&a, (size_t)llorch_get_num_threads()); /* every thread goes through all of them */
+    const size_t tiles = ll_table()->pack_tiles(M), panels = panels_of(&a), bytes = ll_panel_bytes(w->K, w->format);
+    const int from_first = by_blocks(&a, threads_of(tiles, panels)); /* every thread goes through all of them */
     if (w->packed)
         ll_parallel_ahead(&(ll_ahead){.data = {w->data, a.gated ? (const char *)w->data + panels * bytes : NULL}, .bytes = bytes,
                                       .n = panels,
-                                      .grain = from_first ? panels : grain_of(&a, ll_table()->pack_tiles(M), panels)});
+                                      .grain = from_first ? panels : grain_of(&a, tiles, panels)});
 }
 
 static void pack_x_task(void *context, size_t begin, size_t end)

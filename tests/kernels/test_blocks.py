@@ -21,7 +21,7 @@ every_way = pytest.mark.parametrize(("format", "compute"), WAYS, ids=[f"{f}-{c}"
 # (blocks along K, N, rows): blocks of 128 k that end early, groups of blocks, depths of 512 and more; panels of 16
 # columns, some together; tiles of 1 to 12 rows and more, several
 CASES = {
-    32: ((1, 17, 13), (2, 1, 5), (3, 100, 4), (4, 33, 25), (5, 15, 12), (9, 17, 5), (20, 33, 130), (36, 17, 14)),
+    32: ((1, 17, 13), (2, 1, 5), (3, 100, 4), (4, 33, 25), (5, 15, 12), (9, 17, 5), (20, 33, 130), (37, 17, 14)),
     256: ((1, 100, 4), (2, 1, 5), (3, 33, 130), (4, 33, 25), (5, 15, 14), (9, 17, 1)),
 }
 ROWS = (*range(1, 15), 24, 25, 130)
@@ -227,7 +227,7 @@ def test_another_order_is_seen(format, compute):
 def test_thread_invariant(format, compute):
     K = 512
     data = blocks(format, 1300 * K // SIZES[format][0], seed=7).reshape(1300, -1, SIZES[format][1])
-    for M, N in ((1, 1300), (4, 700), (50, 520), (200, 530), (150, 70), (205, 100), (300, 16)):
+    for M, N in ((1, 1300), (4, 700), (20, 700), (25, 520), (50, 520), (200, 530), (150, 70), (205, 100), (300, 16)):
         x, h, part = normal(M, K), normal(M, N, seed=1), np.ascontiguousarray(data[:N])
         with num_threads(1):
             packed = pack(part, format, None, compute)
@@ -301,7 +301,7 @@ def test_nothing_past_the_end_is_read(format, compute):
 
 
 def test_sizes_of_nothing():
-    for K, N, M in ((32, 0, 2), (0, 3, 2), (32, 3, 0)):
+    for K, N, M in ((32, 0, 2), (0, 3, 2), (0, 20, 5), (32, 3, 0)):
         for compute in ("float32", "int16"):
             bias = np.full(N, -0.0, np.float32)
             packed = PackedLinear.from_blocks(bytes(N * K // 32 * 18), "Q4_0", K, N, bias, compute=compute)
