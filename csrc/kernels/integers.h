@@ -376,7 +376,8 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
             size_t k = 0;
             do {
                 const size_t kc = ll_least(depth, K - k), after = k + kc < K ? k + kc : 0; /* the next part */
-                const size_t ahead = K ? bytes * ll_least(depth, K - after) / K / count : 0; /* bytes of it that a tile calls for */
+                const size_t from = K ? bytes * after / K : 0; /* where it lies in a panel, and bytes of it that a tile calls for */
+                const size_t ahead = K ? bytes * ll_least(depth, K - after) / K / count : 0;
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
                     const int last = k + kc == K;
@@ -387,7 +388,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .b = room, .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
                         .minimum = ll_formats[w->format].minimum,
                         .panel = (const char *)w->data + (panel + p) * bytes, .k = k,
-                        .ahead = (const char *)w->data + next * bytes + (last ? 0 : after / sub * (bytes * sub / K)),
+                        .ahead = (const char *)w->data + next * bytes + from,
                         .ahead_sub = K && next < ll_panels(w->N) ? ll_up(ahead, kc / sub) : 0, .panel_bytes = bytes};
                     const int widens = TILE_WIDENS && now == together; /* the first tile */
                     for (size_t i = 0; i < now && !widens; i++)

@@ -47,7 +47,7 @@ typedef struct linear_part {
     size_t ahead_k, ahead_panel; /* how far it goes in a step of k, and from panel to panel (bytes) */
 } linear_part;
 
-/* Row i of a block of a part, of panels `from` on: widened, kept for the tiles that follow at b, and multiplied. */
+/* A row of the panels at `from`, or of bfloat16 the second of two: widened, kept at b for the tiles that follow, and multiplied. */
 LL_INLINE void linear_first_row(const linear_part *t, const char *from, size_t second, const float *x, float *b, const char *ahead,
                                 size_t R, size_t P, int dtype, vf *p)
 {
