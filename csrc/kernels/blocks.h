@@ -184,6 +184,22 @@ LL_INLINE size_t blocks_near(size_t panels, size_t size)
     return blocks > 1 ? blocks * LL_BLOCK : LL_BLOCK;
 }
 
+/* How many of K values a part has, of at most `most`, a multiple of LL_BLOCK: parts are as even as can be, as each calls for the
+ * next one. */
+LL_INLINE size_t blocks_depth(size_t K, size_t most)
+{
+    return K > most ? ll_up(ll_up(K, ll_up(K, most)), LL_BLOCK) * LL_BLOCK : most;
+}
+
+/* Where values from k on lie in a panel of K values, which has so many bytes. */
+LL_INLINE size_t blocks_byte(size_t bytes, size_t K, size_t k) { return K ? bytes * k / K : 0; }
+
+/* Bytes of the next part, which begins at k, that a step calls for, when `steps` of each of `tiles` tiles call for all of it. */
+LL_INLINE size_t blocks_call(size_t bytes, size_t K, size_t k, size_t depth, size_t tiles, size_t steps)
+{
+    return ll_up(blocks_byte(bytes, K, ll_least(depth, K - k)), tiles * steps);
+}
+
 /* Values [k, k + kc) of a panel as float32 [kc][16]; k is a multiple of LL_BLOCK. */
 LL_INLINE void blocks_widen(const char *panel, size_t K, size_t k, size_t kc, float *to, int format)
 {

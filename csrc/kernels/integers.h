@@ -369,15 +369,12 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
         const size_t together = INTEGERS_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
         const size_t count = block_end - block;
         const size_t most = count == 1 && !TILE_WIDENS ? blocks_near(together, sizeof(int16_t)) : INTEGERS_DEPTH;
-        const size_t depth = K > most ? ll_up(ll_up(K, ll_up(K, most)), LL_BLOCK) * LL_BLOCK : most; /* parts as even as can be */
-        const size_t group = count == 1 ? together : PACK_GROUP;
+        const size_t depth = blocks_depth(K, most), group = count == 1 ? together : PACK_GROUP;
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = ll_least(group, panel_end - panel);
             size_t k = 0;
             do {
                 const size_t kc = ll_least(depth, K - k), after = k + kc < K ? k + kc : 0; /* the next part */
-                const size_t from = K ? bytes * after / K : 0; /* where it lies in a panel, and bytes of it that a tile calls for */
-                const size_t ahead = K ? bytes * ll_least(depth, K - after) / K / count : 0;
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
                     const int last = k + kc == K;
@@ -388,8 +385,9 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .b = room, .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
                         .minimum = ll_formats[w->format].minimum,
                         .panel = (const char *)w->data + (panel + p) * bytes, .k = k,
-                        .ahead = (const char *)w->data + next * bytes + from,
-                        .ahead_sub = K && next < ll_panels(w->N) ? ll_up(ahead, kc / sub) : 0, .panel_bytes = bytes};
+                        .ahead = (const char *)w->data + next * bytes + blocks_byte(bytes, K, after),
+                        .ahead_sub = K && next < ll_panels(w->N) ? blocks_call(bytes, K, after, depth, count, kc / sub) : 0,
+                        .panel_bytes = bytes};
                     const int widens = TILE_WIDENS && now == together; /* the first tile */
                     for (size_t i = 0; i < now && !widens; i++)
                         integers_fetches[w->format](part.panel + i * bytes, K, k, kc, room + i * part.b_panel);

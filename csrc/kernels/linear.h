@@ -212,7 +212,8 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t first_rows = ll_tile_row(block + 1, tiles, a->M) - m;
         const size_t together = count == 1 && direct && linear_one_stream(first_rows, w->format) ? 1 : TILE_PANELS(first_rows);
         const int near = !direct && w->packed && count <= LINEAR_NEAR;
-        const size_t depth = near ? blocks_near(together, sizeof(float)) : count == 1 && direct ? K : LINEAR_DEPTH;
+        const size_t most = near ? blocks_near(together, sizeof(float)) : LINEAR_DEPTH;
+        const size_t depth = count == 1 && direct ? K : blocks_depth(K, most);
         const size_t group = near ? together : PACK_GROUP;
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = ll_least(group, panel_end - panel);
@@ -220,6 +221,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
             do {
                 const size_t kc = ll_least(depth, K - k);
                 const int last = k + kc == K;
+                const size_t after = last ? 0 : k + kc; /* the next part */
                 if (!w->packed) /* rows that lie in many pages: once for all */
                     pack_fetch(w, panel, panels, k, kc, room);
                 for (size_t p = 0; p < panels; p += together) {
@@ -231,30 +233,23 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         .b = direct ? packed : (const char *)room + (w->packed ? 0 : p * kc * LL_PANEL * sizeof(float)),
                         .b_panel = (direct ? K_packed : kc) * LL_PANEL,
                         .panel = packed, .panel_bytes = bytes, .ahead = (const char *)x};
-                    if (direct && w->format == LL_F32 && rows > 2) { /* the tiles share the calls, whoever will take the panels */
-                        const ptrdiff_t whole = (ptrdiff_t)(K_packed * LL_PANEL * size), in = (ptrdiff_t)(k * LL_PANEL * size);
-                        part.ahead = p + together < panels ? packed + (ptrdiff_t)together * whole
-                                     : !last ? packed - (ptrdiff_t)p * whole + (ptrdiff_t)(kc * LL_PANEL * size)
-                                     : panel + PACK_GROUP < ll_panels(w->N) ? packed + (ptrdiff_t)(PACK_GROUP - p) * whole - in
-                                                                 : packed;
-                        part.ahead_k = LL_PANEL * size / count;
-                        part.ahead_panel = (size_t)whole;
-                    }
                     const size_t now = ll_least(together, panels - p);
                     const int widens = TILE_WIDENS && !direct && !in_blocks && w->packed && now == together; /* the first tile */
                     if (!direct && w->packed && !widens)
                         pack_fetch(w, panel + p, now, k, kc, room);
-                    if (!direct) { /* the same panels of the next part; of plain rows the first tile alone, a line each */
-                        const size_t k_next = last ? 0 : k + kc, next = panel + p + (last ? group : 0);
-                        if (by_rows) {
-                            part.ahead = (const char *)w->data + (ptrdiff_t)k_next * w->k_stride + next * LL_PANEL * size;
-                            part.ahead_k = (size_t)w->k_stride;
-                            part.ahead_panel = LL_PANEL * size;
-                        } else if (w->packed && K && next < ll_panels(w->N)) {
-                            part.ahead = (const char *)w->data + next * bytes + k_next * bytes / K_packed;
-                            part.ahead_k = bytes / K_packed / count + 1;
-                            part.ahead_panel = bytes;
-                        }
+                    /* Tiles call for what follows of panels that are read as they lie, else for the same panels of the next part.
+                     * Of plain rows the first tile alone, a line each. 16 bits read as they lie call for themselves. */
+                    const int sooner = direct && p + together < panels;
+                    const size_t next = panel + (sooner ? p + together : direct ? 0 : p) + (!sooner && last ? group : 0);
+                    const size_t k_next = sooner ? k : after;
+                    if (by_rows) {
+                        part.ahead = (const char *)w->data + (ptrdiff_t)k_next * w->k_stride + next * LL_PANEL * size;
+                        part.ahead_k = (size_t)w->k_stride;
+                        part.ahead_panel = LL_PANEL * size;
+                    } else if (w->packed && K && next < ll_panels(w->N) && (!direct || (w->format == LL_F32 && rows > 2))) {
+                        part.ahead = (const char *)w->data + next * bytes + blocks_byte(bytes, K_packed, k_next);
+                        part.ahead_k = blocks_call(bytes, K_packed, k_next, depth, count, kc);
+                        part.ahead_panel = bytes;
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
                         const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
