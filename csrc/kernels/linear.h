@@ -28,6 +28,19 @@
  * goes on: the more, the less often a weight of 16 bits is widened. Whoever has vectors of 16 has a megabyte there. */
 #define LINEAR_ROWS (LL_VL == 16 ? 516 : 120)
 
+/* With 32 registers a tile of LINEAR_BY_ONE rows and more takes one panel: as many chains as rows are enough, and fewer panels are
+ * left over at the end of a thread's. And every tile widens 16 bits by itself: what widens a row of one panel is made beside the
+ * products, and nothing is stored. (Measured on a Zen 4: from the first cache tiles of 16 bits on one panel reach 0.95 to 1.00 of
+ * the peak of fma, on two or three 0.88 to 0.99, of float32 both 0.99 to 1.00. With a first tile that kept what it widened for the
+ * others 8 sequences on 16 bits were 0.88 to 0.91 as fast, 32 0.96 and 128 tokens 0.97 to 0.98; with more panels together 8 on
+ * blocks 0.95 to 0.98.) */
+#define LINEAR_ROOMY (LL_VL == 16)
+#define LINEAR_BY_ONE 6
+#define LINEAR_PANELS(R) (LINEAR_ROOMY && (R) >= LINEAR_BY_ONE ? 1 : TILE_PANELS(R))
+/* Then, of a weight that is read as it lies, values of x that go with a part of it if that is deeper than LINEAR_DEPTH: a quarter
+ * of the second cache. */
+#define LINEAR_X ((size_t)1 << 16)
+
 /* Tiles at most for which what is widened of a weight stays in the first cache: so few don't pay for its way to the second and
  * back (measured: 32 rows on 16 bits a tenth faster). */
 #define LINEAR_NEAR 3
@@ -39,45 +52,12 @@ typedef struct linear_part {
     linear_place at;
     const float *x;     /* [kc][R] */
     const char *b;      /* [panel][.][16] of dtype, panels b_panel values apart */
-    float *room;        /* the same: of a tile that makes b */
     size_t b_panel, kc;
-    const char *panel;  /* the panels in memory, of 16 bits, panel_bytes apart: of such a tile, too */
-    size_t panel_bytes;
     const char *ahead;  /* where the tile calls for the next part of the weight, */
     size_t ahead_k, ahead_panel; /* how far it goes in a step of k, and from panel to panel (bytes) */
 } linear_part;
 
-/* A row of the panels at `from`, or of bfloat16 the second of two: widened, kept at b for the tiles that follow, and multiplied. */
-LL_INLINE void linear_first_row(const linear_part *t, const char *from, size_t second, const float *x, float *b, const char *ahead,
-                                size_t R, size_t P, int dtype, vf *p)
-{
-    vf w[TILE_MOST_PANELS];
-    LL_UNROLL
-    for (size_t v = 0; v < P; v++) {
-        __builtin_prefetch(ahead + v * t->ahead_panel, 0, 2);
-        w[v] = tile_load(from, v, TILE_PANEL_VECTORS, t->panel_bytes / sizeof(uint16_t), second, dtype);
-        vf_store(b + v * t->b_panel, w[v]);
-    }
-    tile_row_products(R, P, x, 1, w, p);
-}
-
-/* p = the block of dot128 that begins at row k of the part, of 16 bits as they lie in memory. */
-LL_INLINE void linear_first_part(const linear_part *t, size_t k, size_t R, size_t P, int dtype, vf *p)
-{
-    const size_t rows = dtype == LL_BF16 ? 2 : 1, last = ll_least(t->kc, k + LL_BLOCK); /* rows that lie together */
-    LL_UNROLL
-    for (size_t i = 0; i < R * P; i++)
-        p[i] = vf_zero();
-    for (; k < last; k += rows)
-        LL_UNROLL
-        for (size_t second = 0; second < rows; second++)
-            if (!second || k + 1 < last)
-                linear_first_row(t, t->panel + k * LL_PANEL * sizeof(uint16_t), second, t->x + (k + second) * R,
-                                 t->room + (k + second) * LL_PANEL, t->ahead + (k + second) * t->ahead_k, R, P,
-                                 dtype, p);
-}
-
-LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype, int first)
+LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype)
 {
     const size_t V = P * TILE_PANEL_VECTORS;
     vf y[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
@@ -90,11 +70,8 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype, 
     }
     for (size_t k = 0;; k += LL_BLOCK) { /* the sums are in memory only between two blocks: a store takes as long as two fma */
         vf p[LL_TILE_ROWS * LL_TILE_PANELS * TILE_PANEL_VECTORS];
-        if (first)
-            linear_first_part(t, k, R, P, dtype, p);
-        else
-            tile_part(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, k, t->kc, R > 2 ? P : 1,
-                      t->ahead, t->ahead_k, t->ahead_panel, p); /* one row or two have nothing to call for */
+        tile_part(R, V, TILE_PANEL_VECTORS, t->x, 1, R, t->b, LL_PANEL, t->b_panel, dtype, k, t->kc, R > 2 ? P : 1,
+                  t->ahead, t->ahead_k, t->ahead_panel, p); /* one row or two have nothing to call for */
         if (k == 0) {
             linear_add_begin(&t->at, R, V, p);
         } else {
@@ -116,13 +93,13 @@ LL_INLINE void linear_tile(const linear_part *t, size_t R, size_t P, int dtype, 
 LL_INLINE void linear_panels(const linear_part *part, size_t R, size_t panels, int dtype)
 {
     linear_part t = *part;
-    const size_t together = TILE_PANELS(R);
+    const size_t together = LINEAR_PANELS(R);
     while (panels) {
         size_t taken = panels >= together ? together : 1;
         if (taken == together)
-            linear_tile(&t, R, together, dtype, 0);
+            linear_tile(&t, R, together, dtype);
         else
-            linear_tile(&t, R, 1, dtype, 0);
+            linear_tile(&t, R, 1, dtype);
         panels -= taken;
         t.at.n += taken * LL_PANEL;
         t.b += taken * t.b_panel * ll_dtype_size(dtype);
@@ -140,19 +117,6 @@ static void (*const linear_tiles[LL_TILE_ROWS][LL_DTYPES])(const linear_part *, 
 #undef LL_DEFINE_ROWS
 #undef LL_ROW
 
-#if TILE_WIDENS
-/* The first of several tiles has more than half of the rows of a tile. */
-#define LINEAR_EACH_FIRST(X) X(7) X(8) X(9) X(10) X(11) X(12)
-#define LL_DEFINE(R) \
-    LL_NOINLINE void linear_first_##R##_f16(const linear_part *t) { linear_tile(t, R, TILE_PANELS(R), LL_F16, 1); } \
-    LL_NOINLINE void linear_first_##R##_bf16(const linear_part *t) { linear_tile(t, R, TILE_PANELS(R), LL_BF16, 1); }
-#define LL_ROW(R) [R - 1] = {[LL_F16] = linear_first_##R##_f16, [LL_BF16] = linear_first_##R##_bf16},
-LINEAR_EACH_FIRST(LL_DEFINE)
-static void (*const linear_first[LL_TILE_ROWS][LL_DTYPES])(const linear_part *) = {LINEAR_EACH_FIRST(LL_ROW)};
-#undef LL_DEFINE
-#undef LL_ROW
-#endif
-
 /* ---- one row on blocks ----------------------------------------------------------------------------- */
 
 #define LL_DEFINE(name, format) \
@@ -168,30 +132,46 @@ static void (*const linear_rows[LL_FORMATS])(const ll_linear_args *, const float
 
 /* ---- a range of tiles on a range of panels --------------------------------------------------------- */
 
-/* A part of the weight, widened or packed; then the sums. One tile on packed floats needs neither, nor one row on blocks. */
-#define LINEAR_ROOM (PACK_GROUP * LINEAR_DEPTH * LL_PANEL)
+/* Whether `count` tiles read a weight as it lies in memory. */
+LL_INLINE int linear_direct(const ll_weight *w, size_t count)
+{
+    return w->packed && w->format < LL_DTYPES && (count == 1 || w->format == LL_F32 || LINEAR_ROOMY);
+}
+
+/* A part of the weight, widened or packed; then the sums. What is read as it lies needs no part, and one tile no sums, nor does one
+ * row on blocks. */
+LL_INLINE size_t linear_room(const ll_linear_args *a)
+{
+    return linear_direct(&a->weight, tile_count(a->M)) ? 0 : PACK_GROUP * LINEAR_DEPTH * LL_PANEL;
+}
 
 static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
 {
     if (ll_few_rows(a) || (a->weight.packed && (a->M == 1 || (tile_count(a->M) == 1 && a->weight.format < LL_DTYPES))))
         return 0;
-    return LINEAR_ROOM + PACK_GROUP * ll_least(a->M, LINEAR_ROWS) * LL_PANEL;
+    return linear_room(a) + PACK_GROUP * ll_least(a->M, LINEAR_ROWS) * LL_PANEL;
 }
 
-/* Whether a single tile of R rows takes panels that come from memory one after the other: a single stream, which processors
- * foresee by themselves, or which the tile has the time to call for. (Measured: 1 or 2 rows a tenth faster with float32 and a
- * quarter with 16 bits, 8 to 12 rows of float32 up to a quarter; in between chains are too few.) */
-LL_INLINE int linear_one_stream(size_t R, int dtype) { return R <= 2 || (dtype == LL_F32 && R >= 8); }
+/* Whether a packed weight is a single stream for tiles, whose first has R rows, though LINEAR_PANELS says more: processors foresee
+ * it, or tiles have the time to call for it. (Measured where one tile reads it as it lies: 1 or 2 rows a tenth faster with float32
+ * and a quarter with 16 bits, with 16 registers 8 to 12 rows of float32 up to a quarter; in between chains are too few. With 32
+ * registers 4 rows of 16 bits and of blocks up to 1.06 x as fast.) */
+LL_INLINE int linear_one_stream(const ll_weight *w, size_t R, size_t count)
+{
+    if (LINEAR_ROOMY && R >= 4)
+        return w->format != LL_F32;
+    return linear_direct(w, 1) && count == 1 && (R <= 2 || (w->format == LL_F32 && R >= 8));
+}
 
 /* x: the tiles of pack_x. workspace: linear_floats, of this thread; NULL where that is 0. */
 static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end,
                               size_t panel_begin, size_t panel_end, float *workspace)
 {
     _Alignas(64) float few[PACK_GROUP * LL_TILE_ROWS * LL_PANEL];
-    float *const room = workspace, *const sums = workspace ? workspace + LINEAR_ROOM : few;
+    float *const room = workspace, *const sums = workspace ? workspace + linear_room(a) : few;
     const ll_weight *w = &a->weight;
     const int in_blocks = w->format >= LL_DTYPES;
-    const size_t tiles = tile_count(a->M), K = w->K, size = ll_dtype_size(w->format);
+    const size_t M = a->M, tiles = tile_count(M), K = w->K, size = ll_dtype_size(w->format);
     const size_t K_packed = ll_panel_rows(K, w->format), bytes = ll_panel_bytes(K, w->format);
     const int by_rows = !w->packed && w->n_stride == (ptrdiff_t)size;
     if (ll_few_rows(a)) {
@@ -207,21 +187,32 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
     const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
         const size_t block_end = ll_least(block + block_tiles, tile_end), count = block_end - block;
-        const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
-        const int direct = w->packed && !in_blocks && (count == 1 || w->format == LL_F32);
-        const size_t first_rows = ll_tile_row(block + 1, tiles, a->M) - m;
-        const size_t together = count == 1 && direct && linear_one_stream(first_rows, w->format) ? 1 : TILE_PANELS(first_rows);
+        const size_t m = ll_tile_row(block, tiles, M), rows = ll_tile_row(block_end, tiles, M) - m;
+        const int direct = linear_direct(w, count);
+        const size_t first_rows = ll_tile_row(block + 1, tiles, M) - m;
+        const size_t together = linear_one_stream(w, first_rows, count) ? 1 : LINEAR_PANELS(first_rows);
         const int near = !direct && w->packed && count <= LINEAR_NEAR;
-        const size_t most = near ? blocks_near(together, sizeof(float)) : LINEAR_DEPTH;
+        const size_t of_x = LINEAR_X / rows / LL_BLOCK * LL_BLOCK;
+        const size_t most = near                                            ? blocks_near(together, sizeof(float))
+                            : direct && LINEAR_ROOMY && of_x > LINEAR_DEPTH ? of_x
+                                                                            : LINEAR_DEPTH;
         const size_t depth = count == 1 && direct ? K : blocks_depth(K, most);
         const size_t group = near ? together : PACK_GROUP;
+        /* whether tiles call for what they read: 16 bits of several panels call for themselves, and few rows have no time */
+        const int calls = K && w->packed && (!direct || (rows > 2 && (w->format == LL_F32 || together == 1)));
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = ll_least(group, panel_end - panel);
             size_t k = 0;
             do {
                 const size_t kc = ll_least(depth, K - k);
                 const int last = k + kc == K;
-                const size_t after = last ? 0 : k + kc; /* the next part */
+                /* the next part; where it and this one lie in a panel, and how far a step of k calls for them */
+                const size_t after = last ? 0 : k + kc;
+                size_t lies[2] = {0}, step[2] = {0};
+                for (size_t i = 0; i < 2 && calls; i++) {
+                    lies[i] = blocks_byte(bytes, K_packed, i ? k : after);
+                    step[i] = blocks_call(bytes, K_packed, i ? k : after, depth, count, kc);
+                }
                 if (!w->packed) /* rows that lie in many pages: once for all */
                     pack_fetch(w, panel, panels, k, kc, room);
                 for (size_t p = 0; p < panels; p += together) {
@@ -229,38 +220,31 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                     linear_part part = {
                         .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
                                .sums = sums + p * rows * LL_PANEL, .sums_panel = rows * LL_PANEL},
-                        .kc = kc, .room = room,
+                        .kc = kc,
                         .b = direct ? packed : (const char *)room + (w->packed ? 0 : p * kc * LL_PANEL * sizeof(float)),
                         .b_panel = (direct ? K_packed : kc) * LL_PANEL,
-                        .panel = packed, .panel_bytes = bytes, .ahead = (const char *)x};
+                        .ahead = (const char *)x};
                     const size_t now = ll_least(together, panels - p);
-                    const int widens = TILE_WIDENS && !direct && !in_blocks && w->packed && now == together; /* the first tile */
-                    if (!direct && w->packed && !widens)
+                    if (!direct && w->packed)
                         pack_fetch(w, panel + p, now, k, kc, room);
-                    /* Tiles call for what follows of panels that are read as they lie, else for the same panels of the next part.
-                     * Of plain rows the first tile alone, a line each. 16 bits read as they lie call for themselves. */
+                    /* Of panels that are read as they lie what follows, else the same panels of the next part. Of plain rows the
+                     * first tile alone, a line each. */
                     const int sooner = direct && p + together < panels;
                     const size_t next = panel + (sooner ? p + together : direct ? 0 : p) + (!sooner && last ? group : 0);
-                    const size_t k_next = sooner ? k : after;
                     if (by_rows) {
-                        part.ahead = (const char *)w->data + (ptrdiff_t)k_next * w->k_stride + next * LL_PANEL * size;
+                        part.ahead = (const char *)w->data + (ptrdiff_t)after * w->k_stride + next * LL_PANEL * size;
                         part.ahead_k = (size_t)w->k_stride;
                         part.ahead_panel = LL_PANEL * size;
-                    } else if (w->packed && K && next < ll_panels(w->N) && (!direct || (w->format == LL_F32 && rows > 2))) {
-                        part.ahead = (const char *)w->data + next * bytes + blocks_byte(bytes, K_packed, k_next);
-                        part.ahead_k = blocks_call(bytes, K_packed, k_next, depth, count, kc);
+                    } else if (calls && next < ll_panels(w->N)) {
+                        part.ahead = (const char *)w->data + next * bytes + lies[sooner];
+                        part.ahead_k = step[sooner];
                         part.ahead_panel = bytes;
                     }
                     for (size_t tile = block; tile < block_end; tile++) {
-                        const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
+                        const size_t R = ll_tile_row(tile + 1, tiles, M) - part.at.m;
                         part.x = x + part.at.m * K + k * R;
                         part.at.again = tile + 1 < block_end && last;
-#if TILE_WIDENS
-                        if (widens && tile == block)
-                            linear_first[R - 1][w->format](&part);
-                        else
-#endif
-                            linear_tiles[R - 1][direct ? w->format : LL_F32](&part, now);
+                        linear_tiles[R - 1][direct ? w->format : LL_F32](&part, now);
                         part.at.m += R;
                         part.at.sums += R * LL_PANEL;
                         if (by_rows)
