@@ -51,7 +51,7 @@
     .linear_int16 = int16, \
     .softmax = LL_SYMBOL(softmax), \
     .tile_rows = LL_TILE_ROWS, \
-    .widens_beside = TILE_WIDENS, \
+    .widens_beside = TILE_ROOMY, \
     .attention_together = ATTENTION_TOGETHER, \
     .attention_floats = LL_SYMBOL(attention_floats), \
     .attention_keys = LL_SYMBOL(attention_keys), \

@@ -105,15 +105,10 @@ typedef struct integers_part {
     size_t ahead_sub, panel_bytes;   /* how far it goes in a sub-block; from panel to panel in memory */
 } integers_part;
 
-/* Whether the float32 sums of a block of 128 have a register each beside the exact ones. Where they have none, they stay in memory,
- * as y always does: a compiler that knew better would save and restore the exact sums. With 32 wide registers fewer panels leave
- * room, and no store waits (measured: a tenth faster). */
-#define INTEGERS_ROOMY (LL_VL == 16)
-
 /* How many panels R rows take together. With room for more, four chains are enough for a Zen 4, and the fewer panels the fewer are
  * left over at the end of a thread's (measured there: 5 and 6 rows by one panel 1.06 to 1.14 x as fast as by two). */
-#define INTEGERS_MOST_PANELS (INTEGERS_ROOMY ? 2 : TILE_MOST_PANELS)
-#define INTEGERS_PANELS(R) (!INTEGERS_ROOMY ? TILE_PANELS(R) : (R) > 4 ? 1 : INTEGERS_MOST_PANELS)
+#define INTEGERS_MOST_PANELS (TILE_ROOMY ? 2 : TILE_MOST_PANELS)
+#define INTEGERS_PANELS(R) (!TILE_ROOMY ? TILE_PANELS(R) : (R) > 4 ? 1 : INTEGERS_MOST_PANELS)
 
 LL_INLINE void integers_keep(vf *to, vf v)
 {
@@ -121,9 +116,12 @@ LL_INLINE void integers_keep(vf *to, vf v)
     LL_MEMORY();
 }
 
+/* The float32 sums of a block of 128 have a register each beside the exact ones, if there are so many. Else they stay in memory, as y
+ * always does: a compiler that knew better would save and restore the exact sums. With 32 registers fewer panels leave room, and no
+ * store waits (measured: a tenth faster). */
 LL_INLINE void integers_add(vf *p, vf v)
 {
-    if (INTEGERS_ROOMY)
+    if (TILE_ROOMY)
         *p = v;
     else
         integers_keep(p, v);
@@ -254,7 +252,7 @@ static void (*const integers_tiles[LL_TILE_ROWS])(const integers_part *, size_t 
 
 /* ---- the first tile of a panel, where it makes the pairs ------------------------------------------------- */
 
-#if TILE_WIDENS
+#if TILE_ROOMY
 
 /* Pair j of a run of each panel: made, kept for tiles that follow, and multiplied. run: of the first panel. */
 LL_INLINE void integers_pair(const integers_part *t, const char *run, unsigned j, const float *x, float *b, size_t R, size_t P,
@@ -368,7 +366,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
         const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
         const size_t together = INTEGERS_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
         const size_t count = block_end - block;
-        const size_t most = count == 1 && !TILE_WIDENS ? blocks_near(together, sizeof(int16_t)) : INTEGERS_DEPTH;
+        const size_t most = count == 1 && !TILE_ROOMY ? blocks_near(together, sizeof(int16_t)) : INTEGERS_DEPTH;
         const size_t depth = blocks_depth(K, most), group = count == 1 ? together : PACK_GROUP;
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = ll_least(group, panel_end - panel);
@@ -388,7 +386,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .ahead = (const char *)w->data + next * bytes + blocks_byte(bytes, K, after),
                         .ahead_sub = K && next < ll_panels(w->N) ? blocks_call(bytes, K, after, depth, count, kc / sub) : 0,
                         .panel_bytes = bytes};
-                    const int widens = TILE_WIDENS && now == together; /* the first tile */
+                    const int widens = TILE_ROOMY && now == together; /* the first tile */
                     for (size_t i = 0; i < now && !widens; i++)
                         integers_fetches[w->format](part.panel + i * bytes, K, k, kc, room + i * part.b_panel);
                     for (size_t tile = block; tile < block_end; tile++) {
@@ -398,7 +396,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         part.sums = of_tile + (integers_sums(K) + k / sub) * R;
                         part.scales = of_tile + (integers_scales(K, sub) + k / LL_BLOCK) * R;
                         part.at.again = tile + 1 < block_end && part.at.last;
-#if TILE_WIDENS
+#if TILE_ROOMY
                         if (widens && tile == block)
                             integers_first[R - 1][w->format](&part);
                         else

@@ -7,11 +7,10 @@
  *           at the very end.
  * Edges:    K = 0 gives the bias. A NaN or infinity stays in its own row (of x) or column (of weight).
  * Cost:     weight is read from memory once for every LINEAR_ROWS rows of x, y is written once. x is copied into tiles
- *           [K][R] first, so that a tile reads one sequence; weights that are not packed, are blocks, or have 16 bits and
- *           meet several tiles, go through a buffer of panels in the caches. Of 16 bits the first tile fills it beside its
- *           products where a register is a panel's row (tile.h; measured on a Zen 4: 32 rows 1.05 x as fast, 128 tokens
- *           1.03). Few rows (one tile) widen 16 bits in registers, and read a plain weight as it lies, strip by strip. A tile
- *           takes more panels when it has fewer rows, so that there are always enough chains.
+ *           [K][R] first, so that a tile reads one sequence; weights that are not packed, are blocks, or with 16 registers have
+ *           16 bits and meet several tiles, go through a buffer of panels in the caches. Others are widened in registers. Few
+ *           rows (one tile) read a plain weight as it lies, strip by strip. A tile takes more panels when it has fewer rows, so
+ *           that there are always enough chains.
  * Oracle:   llorch.reference.linear. Tests: tests/kernels/test_linear.py.
  */
 #include "blocks_row.h"
@@ -25,18 +24,18 @@
  * vectors of 16 are busy, which then fetch and put back their sums less often. */
 #define LINEAR_DEPTH (LL_VL == 16 ? 512 : 256)
 /* Rows of x whose sums, on PACK_GROUP panels, stay in the second cache, beside the rows' values of LINEAR_DEPTH k, while k
- * goes on: the more, the less often a weight of 16 bits is widened. Whoever has vectors of 16 has a megabyte there. */
+ * goes on: the more, the less often a weight is widened. Whoever has vectors of 16 has a megabyte there. */
 #define LINEAR_ROWS (LL_VL == 16 ? 516 : 120)
 
-/* With 32 registers a tile of LINEAR_BY_ONE rows and more takes one panel: as many chains as rows are enough, and fewer panels are
- * left over at the end of a thread's. And every tile widens 16 bits by itself: what widens a row of one panel is made beside the
- * products, and nothing is stored. (Measured on a Zen 4: from the first cache tiles of 16 bits on one panel reach 0.95 to 1.00 of
- * the peak of fma, on two or three 0.88 to 0.99, of float32 both 0.99 to 1.00. With a first tile that kept what it widened for the
- * others 8 sequences on 16 bits were 0.88 to 0.91 as fast, 32 0.96 and 128 tokens 0.97 to 0.98; with more panels together 8 on
- * blocks 0.95 to 0.98.) */
-#define LINEAR_ROOMY (LL_VL == 16)
+/* With 32 registers a tile of LINEAR_BY_ONE rows and more takes one panel after the other: as many chains as rows are enough, and
+ * none is left over at the end of a thread's. And every tile widens 16 bits by itself: what widens a row of one panel is made beside
+ * the products, and nothing is stored. (Measured on a Zen 4: from the first cache a loop over 16 bits of one panel reaches 0.95 to
+ * 1.00 of the peak of fma, of two or three 0.88 to 0.99; over float32 both 0.99 to 1.00. A first tile that kept what it widened for
+ * the others was slower: 8 sequences 0.88 to 0.91, 32 0.96, 128 tokens 0.97 to 0.98 x as fast. So were 8 sequences on blocks with
+ * more panels together, 0.95 to 0.98.) */
 #define LINEAR_BY_ONE 6
-#define LINEAR_PANELS(R) (LINEAR_ROOMY && (R) >= LINEAR_BY_ONE ? 1 : TILE_PANELS(R))
+#define LINEAR_PANELS(R) (TILE_ROOMY && (R) >= LINEAR_BY_ONE ? 1 : TILE_PANELS(R))
+_Static_assert(!TILE_ROOMY || LINEAR_BY_ONE <= LL_TILE_ROWS / 2, "all of several tiles take one panel");
 /* Then, of a weight that is read as it lies, values of x that go with a part of it if that is deeper than LINEAR_DEPTH: a quarter
  * of the second cache. */
 #define LINEAR_X ((size_t)1 << 16)
@@ -103,6 +102,7 @@ LL_INLINE void linear_panels(const linear_part *part, size_t R, size_t panels, i
         panels -= taken;
         t.at.n += taken * LL_PANEL;
         t.b += taken * t.b_panel * ll_dtype_size(dtype);
+        t.ahead += taken * t.ahead_panel;
         t.at.sums += taken * t.at.sums_panel;
     }
 }
@@ -135,7 +135,7 @@ static void (*const linear_rows[LL_FORMATS])(const ll_linear_args *, const float
 /* Whether `count` tiles read a weight as it lies in memory. */
 LL_INLINE int linear_direct(const ll_weight *w, size_t count)
 {
-    return w->packed && w->format < LL_DTYPES && (count == 1 || w->format == LL_F32 || LINEAR_ROOMY);
+    return w->packed && w->format < LL_DTYPES && (count == 1 || w->format == LL_F32 || TILE_ROOMY);
 }
 
 /* A part of the weight, widened or packed; then the sums. What is read as it lies needs no part, and one tile no sums, nor does one
@@ -158,7 +158,7 @@ static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
  * registers 4 rows of 16 bits and of blocks up to 1.06 x as fast.) */
 LL_INLINE int linear_one_stream(const ll_weight *w, size_t R, size_t count)
 {
-    if (LINEAR_ROOMY && R >= 4)
+    if (TILE_ROOMY && R >= 4)
         return w->format != LL_F32;
     return linear_direct(w, 1) && count == 1 && (R <= 2 || (w->format == LL_F32 && R >= 8));
 }
@@ -191,10 +191,12 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const int direct = linear_direct(w, count);
         const size_t first_rows = ll_tile_row(block + 1, tiles, M) - m;
         const size_t together = linear_one_stream(w, first_rows, count) ? 1 : LINEAR_PANELS(first_rows);
+        /* a tile goes through panels that it reads one by one as they lie: its rows stay in the first cache */
+        const size_t at_once = TILE_ROOMY && direct && LINEAR_PANELS(first_rows) == 1 ? PACK_GROUP : together;
         const int near = !direct && w->packed && count <= LINEAR_NEAR;
         const size_t of_x = LINEAR_X / rows / LL_BLOCK * LL_BLOCK;
         const size_t most = near                                            ? blocks_near(together, sizeof(float))
-                            : direct && LINEAR_ROOMY && of_x > LINEAR_DEPTH ? of_x
+                            : direct && TILE_ROOMY && of_x > LINEAR_DEPTH ? of_x
                                                                             : LINEAR_DEPTH;
         const size_t depth = count == 1 && direct ? K : blocks_depth(K, most);
         const size_t group = near ? together : PACK_GROUP;
@@ -215,7 +217,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                 }
                 if (!w->packed) /* rows that lie in many pages: once for all */
                     pack_fetch(w, panel, panels, k, kc, room);
-                for (size_t p = 0; p < panels; p += together) {
+                for (size_t p = 0; p < panels; p += at_once) {
                     const char *packed = (const char *)w->data + ((panel + p) * K_packed + k) * LL_PANEL * size;
                     linear_part part = {
                         .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
@@ -224,13 +226,13 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                         .b = direct ? packed : (const char *)room + (w->packed ? 0 : p * kc * LL_PANEL * sizeof(float)),
                         .b_panel = (direct ? K_packed : kc) * LL_PANEL,
                         .ahead = (const char *)x};
-                    const size_t now = ll_least(together, panels - p);
+                    const size_t now = ll_least(at_once, panels - p);
                     if (!direct && w->packed)
                         pack_fetch(w, panel + p, now, k, kc, room);
                     /* Of panels that are read as they lie what follows, else the same panels of the next part. Of plain rows the
                      * first tile alone, a line each. */
-                    const int sooner = direct && p + together < panels;
-                    const size_t next = panel + (sooner ? p + together : direct ? 0 : p) + (!sooner && last ? group : 0);
+                    const int sooner = direct && p + at_once < panels;
+                    const size_t next = panel + (sooner ? p + at_once : direct ? 0 : p) + (!sooner && last ? group : 0);
                     if (by_rows) {
                         part.ahead = (const char *)w->data + (ptrdiff_t)after * w->k_stride + next * LL_PANEL * size;
                         part.ahead_k = (size_t)w->k_stride;

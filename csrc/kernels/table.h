@@ -116,7 +116,7 @@ typedef struct ll_kernels {
     size_t (*integers_floats)(const ll_linear_args *a);
     void (*linear_int16)(const ll_linear_args *a, const float *x, size_t tile_begin, size_t tile_end, size_t panel_begin,
                          size_t panel_end, float *workspace);
-    /* whether both widen integers and 16 bits beside products, which costs little (kernels/tile.h) */
+    /* whether both widen integers and 16 bits beside products, which costs little: TILE_ROOMY (kernels/tile.h) */
     int widens_beside;
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
     /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of a unit's workspace; rows into chunks; units

@@ -25,11 +25,11 @@
 #define TILE_PANELS(R) \
     (LL_TILE_ROWS * LL_TILE_PANELS / (R) < TILE_MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : TILE_MOST_PANELS)
 
-/* Whether the first tile of a panel widens it itself, beside its products, for those that follow. With 32 registers there is room,
- * and what widens another meanwhile has processors' other ports. With 16 registers that is up to a sixth slower than to widen
- * before all tiles (measured with AVX2 on a Zen 4). */
-#define TILE_WIDENS (LL_VL == 16)
-_Static_assert(!TILE_WIDENS || TILE_PANEL_VECTORS == 1, "tiles that widen take a panel's row for a vector");
+/* Whether there are 32 registers, each a panel's row: then tiles widen a weight beside their products, as what that takes has other
+ * ports of processors meanwhile. With 16 registers that is up to a sixth slower than to widen before all tiles (measured with AVX2
+ * on a Zen 4). */
+#define TILE_ROOMY (LL_VL == 16)
+_Static_assert(!TILE_ROOMY || TILE_PANEL_VECTORS == 1, "tiles that widen take a panel's row for a vector");
 
 /* Tiles of M rows. */
 LL_INLINE size_t tile_count(size_t M) { return (M + LL_TILE_ROWS - 1) / LL_TILE_ROWS; }
