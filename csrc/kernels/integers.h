@@ -116,9 +116,9 @@ LL_INLINE void integers_keep(vf *to, vf v)
     LL_MEMORY();
 }
 
-/* The float32 sums of a block of 128 have a register each beside the exact ones, if there are so many. Else they stay in memory, as y
- * always does: a compiler that knew better would save and restore the exact sums. With 32 registers fewer panels leave room, and no
- * store waits (measured: a tenth faster). */
+/* The float32 sums of a block of 128 have a register each beside the exact ones, if there are so many. Else they stay in memory, as
+ * y always does: a compiler that knew better would save and restore the exact sums. With 32 registers fewer panels leave room, and
+ * no store waits (measured: a tenth faster). */
 LL_INLINE void integers_add(vf *p, vf v)
 {
     if (TILE_ROOMY)
@@ -358,13 +358,14 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
         return;
     }
     float *const room = workspace, *const sums = workspace + INTEGERS_ROOM;
-    const size_t tiles = tile_count(a->M), K = w->K, sub = ll_formats[w->format].sub, bytes = ll_panel_bytes(K, w->format);
+    const size_t M = a->M, tiles = tile_count(M), K = w->K, sub = ll_formats[w->format].sub, bytes = ll_panel_bytes(K, w->format);
+    const size_t of_row = integers_row(K, sub), of_sums = integers_sums(K), of_scales = integers_scales(K, sub);
     const size_t blocks = (tile_end - tile_begin + INTEGERS_ROWS / LL_TILE_ROWS - 1) / (INTEGERS_ROWS / LL_TILE_ROWS);
     const size_t block_tiles = (tile_end - tile_begin + blocks - 1) / blocks;
     for (size_t block = tile_begin; block < tile_end; block += block_tiles) {
         const size_t block_end = ll_least(block + block_tiles, tile_end);
-        const size_t m = ll_tile_row(block, tiles, a->M), rows = ll_tile_row(block_end, tiles, a->M) - m;
-        const size_t together = INTEGERS_PANELS(ll_tile_row(block + 1, tiles, a->M) - m);
+        const size_t m = ll_tile_row(block, tiles, M), rows = ll_tile_row(block_end, tiles, M) - m;
+        const size_t together = INTEGERS_PANELS(ll_tile_row(block + 1, tiles, M) - m);
         const size_t count = block_end - block;
         const size_t most = count == 1 && !TILE_ROOMY ? blocks_near(together, sizeof(int16_t)) : INTEGERS_DEPTH;
         const size_t depth = blocks_depth(K, most), group = count == 1 ? together : PACK_GROUP;
@@ -373,6 +374,10 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
             size_t k = 0;
             do {
                 const size_t kc = ll_least(depth, K - k), after = k + kc < K ? k + kc : 0; /* the next part */
+                /* all divisions here, not for each tile of each panel (measured from the caches: two tiles 0.5 % faster) */
+                const size_t subs = kc / sub, from = blocks_byte(bytes, K, after);
+                const size_t ahead_sub = K ? blocks_call(bytes, K, after, depth, count, subs) : 0;
+                const size_t sums_k = of_sums + k / sub, scales_k = of_scales + k / LL_BLOCK;
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
                     const int last = k + kc == K;
@@ -383,18 +388,18 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         .b = room, .b_panel = integers_panel(kc), .kc = kc, .sub = sub,
                         .minimum = ll_formats[w->format].minimum,
                         .panel = (const char *)w->data + (panel + p) * bytes, .k = k,
-                        .ahead = (const char *)w->data + next * bytes + blocks_byte(bytes, K, after),
-                        .ahead_sub = K && next < ll_panels(w->N) ? blocks_call(bytes, K, after, depth, count, kc / sub) : 0,
+                        .ahead = (const char *)w->data + next * bytes + from,
+                        .ahead_sub = next < ll_panels(w->N) ? ahead_sub : 0,
                         .panel_bytes = bytes};
                     const int widens = TILE_ROOMY && now == together; /* the first tile */
                     for (size_t i = 0; i < now && !widens; i++)
                         integers_fetches[w->format](part.panel + i * bytes, K, k, kc, room + i * part.b_panel);
                     for (size_t tile = block; tile < block_end; tile++) {
-                        const size_t R = ll_tile_row(tile + 1, tiles, a->M) - part.at.m;
-                        const float *of_tile = x + part.at.m * integers_row(K, sub);
+                        const size_t R = ll_tile_row(tile + 1, tiles, M) - part.at.m;
+                        const float *of_tile = x + part.at.m * of_row;
                         part.x = of_tile + k / 2 * R;
-                        part.sums = of_tile + (integers_sums(K) + k / sub) * R;
-                        part.scales = of_tile + (integers_scales(K, sub) + k / LL_BLOCK) * R;
+                        part.sums = of_tile + sums_k * R;
+                        part.scales = of_tile + scales_k * R;
                         part.at.again = tile + 1 < block_end && part.at.last;
 #if TILE_ROOMY
                         if (widens && tile == block)
@@ -404,7 +409,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                             integers_tiles[R - 1](&part, now);
                         part.at.m += R;
                         part.at.sums += R * LL_PANEL;
-                        part.ahead += kc / sub * part.ahead_sub;
+                        part.ahead += subs * part.ahead_sub;
                     }
                 }
                 k += depth;
