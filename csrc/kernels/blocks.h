@@ -194,7 +194,8 @@ LL_INLINE size_t blocks_depth(size_t K, size_t most)
 /* Where values from k on lie in a panel of K values, which has so many bytes. */
 LL_INLINE size_t blocks_byte(size_t bytes, size_t K, size_t k) { return K ? bytes * k / K : 0; }
 
-/* Bytes of the next part, which begins at k, that a step calls for, when `steps` of each of `tiles` tiles call for all of it. */
+/* Bytes of the next part, which begins at k, that a step calls for, when `steps` of each of `tiles` tiles call for all of it.
+ * (A step over floats has the time to call for one line: the last part of K, if it is short, calls for less.) */
 LL_INLINE size_t blocks_call(size_t bytes, size_t K, size_t k, size_t depth, size_t tiles, size_t steps)
 {
     return ll_up(blocks_byte(bytes, K, ll_least(depth, K - k)), tiles * steps);

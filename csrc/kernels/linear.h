@@ -7,7 +7,7 @@
  *           at the very end.
  * Edges:    K = 0 gives the bias. A NaN or infinity stays in its own row (of x) or column (of weight).
  * Cost:     weight is read from memory once for every LINEAR_ROWS rows of x, y is written once. x is copied into tiles
- *           [K][R] first, so that a tile reads one sequence; weights that are not packed, are blocks, or with 16 registers have
+ *           [K][R] first, so that a tile reads one sequence; weights that are not packed, are blocks, or unless TILE_ROOMY have
  *           16 bits and meet several tiles, go through a buffer of panels in the caches. Others are widened in registers. Few
  *           rows (one tile) read a plain weight as it lies, strip by strip. A tile takes more panels when it has fewer rows, so
  *           that there are always enough chains.
@@ -27,8 +27,8 @@
  * goes on: the more, the less often a weight is widened. Whoever has vectors of 16 has a megabyte there. */
 #define LINEAR_ROWS (LL_VL == 16 ? 516 : 120)
 
-/* With 32 registers a tile of LINEAR_BY_ONE rows and more takes one panel after the other: as many chains as rows are enough, and
- * none is left over at the end of a thread's. And every tile widens 16 bits by itself: what widens a row of one panel is made beside
+/* With room (tile.h) a tile of LINEAR_BY_ONE rows and more takes one panel after the other: as many chains as rows are enough, and
+ * none is left over at the end of a thread's. And every tile widens 16 bits by itself: what widens a row of one panel goes beside
  * the products, and nothing is stored. (Measured on a Zen 4: from the first cache a loop over 16 bits of one panel reaches 0.95 to
  * 1.00 of the peak of fma, of two or three 0.88 to 0.99; over float32 both 0.99 to 1.00. A first tile that kept what it widened for
  * the others was slower: 8 sequences 0.88 to 0.91, 32 0.96, 128 tokens 0.97 to 0.98 x as fast. So were 8 sequences on blocks with
@@ -41,7 +41,7 @@ _Static_assert(!TILE_ROOMY || LINEAR_BY_ONE <= LL_TILE_ROWS / 2, "all of several
 #define LINEAR_X ((size_t)1 << 16)
 
 /* Tiles at most for which what is widened of a weight stays in the first cache: so few don't pay for its way to the second and
- * back (measured: 32 rows on 16 bits a tenth faster). */
+ * back. */
 #define LINEAR_NEAR 3
 
 /* ---- one tile ---------------------------------------------------------------------------------- */
@@ -138,13 +138,13 @@ LL_INLINE int linear_direct(const ll_weight *w, size_t count)
     return w->packed && w->format < LL_DTYPES && (count == 1 || w->format == LL_F32 || TILE_ROOMY);
 }
 
-/* A part of the weight, widened or packed; then the sums. What is read as it lies needs no part, and one tile no sums, nor does one
- * row on blocks. */
+/* A part of the weight, widened or packed, unless tiles read it as it lies. */
 LL_INLINE size_t linear_room(const ll_linear_args *a)
 {
     return linear_direct(&a->weight, tile_count(a->M)) ? 0 : PACK_GROUP * LINEAR_DEPTH * LL_PANEL;
 }
 
+/* That, and the sums, which one tile that reads as it lies has no need of, nor has one row on blocks. */
 static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
 {
     if (ll_few_rows(a) || (a->weight.packed && (a->M == 1 || (tile_count(a->M) == 1 && a->weight.format < LL_DTYPES))))
@@ -154,13 +154,13 @@ static size_t LL_SYMBOL(linear_floats)(const ll_linear_args *a)
 
 /* Whether a packed weight is a single stream for tiles, whose first has R rows, though LINEAR_PANELS says more: processors foresee
  * it, or tiles have the time to call for it. (Measured where one tile reads it as it lies: 1 or 2 rows a tenth faster with float32
- * and a quarter with 16 bits, with 16 registers 8 to 12 rows of float32 up to a quarter; in between chains are too few. With 32
- * registers 4 rows of 16 bits and of blocks up to 1.06 x as fast.) */
+ * and a quarter with 16 bits; in between chains are too few. With 32 registers 4 rows of 16 bits and of blocks are up to 1.06 x as
+ * fast.) */
 LL_INLINE int linear_one_stream(const ll_weight *w, size_t R, size_t count)
 {
     if (TILE_ROOMY && R >= 4)
-        return w->format != LL_F32;
-    return linear_direct(w, 1) && count == 1 && (R <= 2 || (w->format == LL_F32 && R >= 8));
+        return w->packed && w->format != LL_F32;
+    return linear_direct(w, 1) && count == 1 && R <= 2;
 }
 
 /* x: the tiles of pack_x. workspace: linear_floats, of this thread; NULL where that is 0. */
@@ -201,7 +201,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t depth = count == 1 && direct ? K : blocks_depth(K, most);
         const size_t group = near ? together : PACK_GROUP;
         /* whether tiles call for what they read: 16 bits of several panels call for themselves, and few rows have no time */
-        const int calls = K && w->packed && (!direct || (rows > 2 && (w->format == LL_F32 || together == 1)));
+        const int calls = K && w->packed && (!direct || (rows > 2 && (w->format == LL_F32 || (TILE_ROOMY && together == 1))));
         for (size_t panel = panel_begin; panel < panel_end; panel += group) {
             const size_t panels = ll_least(group, panel_end - panel);
             size_t k = 0;
@@ -211,7 +211,7 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
                 /* the next part; where it and this one lie in a panel, and how far a step of k calls for them */
                 const size_t after = last ? 0 : k + kc;
                 size_t lies[2] = {0}, step[2] = {0};
-                for (size_t i = 0; i < 2 && calls; i++) {
+                for (size_t i = 0; calls && i < (direct && at_once < panels ? 2 : 1); i++) {
                     lies[i] = blocks_byte(bytes, K_packed, i ? k : after);
                     step[i] = blocks_call(bytes, K_packed, i ? k : after, depth, count, kc);
                 }

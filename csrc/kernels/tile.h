@@ -25,9 +25,9 @@
 #define TILE_PANELS(R) \
     (LL_TILE_ROWS * LL_TILE_PANELS / (R) < TILE_MOST_PANELS ? LL_TILE_ROWS * LL_TILE_PANELS / (R) : TILE_MOST_PANELS)
 
-/* Whether there are 32 registers, each a panel's row: then tiles widen a weight beside their products, as what that takes has other
- * ports of processors meanwhile. With 16 registers that is up to a sixth slower than to widen before all tiles (measured with AVX2
- * on a Zen 4). */
+/* Whether there is room: 32 registers, each a panel's row. Then tiles widen a weight beside their products, as what that takes has
+ * other ports of processors meanwhile. With 16 registers that is up to a sixth slower than to widen before all tiles (measured with
+ * AVX2 on a Zen 4). */
 #define TILE_ROOMY (LL_VL == 16)
 _Static_assert(!TILE_ROOMY || TILE_PANEL_VECTORS == 1, "tiles that widen take a panel's row for a vector");
 
@@ -59,18 +59,6 @@ LL_ALWAYS_INLINE vf tile_load(const char *b, size_t v, size_t panel, size_t b_pa
     return second ? vf_load_second(b) : vf_load_first(b);
 }
 
-/* p += a * w for one k. */
-LL_ALWAYS_INLINE void tile_row_products(size_t R, size_t V, const float *a, size_t a_row, const vf *w, vf *p)
-{
-    LL_UNROLL
-    for (size_t r = 0; r < R; r++) {
-        vf x = vf_set1(a[r * a_row]);
-        LL_UNROLL
-        for (size_t v = 0; v < V; v++)
-            p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
-    }
-}
-
 /* p += a * b for one k. */
 LL_ALWAYS_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float *a, size_t a_row, const char *b,
                                    size_t b_panel, size_t second, int dtype, vf *p)
@@ -93,7 +81,13 @@ LL_ALWAYS_INLINE void tile_row_fma(size_t R, size_t V, size_t panel, const float
         LL_UNROLL
         for (size_t v = 0; v < V; v++)
             w[v] = tile_load(b, v, panel, b_panel, second, dtype);
-        tile_row_products(R, V, a, a_row, w, p);
+        LL_UNROLL
+        for (size_t r = 0; r < R; r++) {
+            vf x = vf_set1(a[r * a_row]);
+            LL_UNROLL
+            for (size_t v = 0; v < V; v++)
+                p[r * V + v] = vf_fma(x, w[v], p[r * V + v]);
+        }
     }
 }
 
@@ -154,16 +148,24 @@ LL_INLINE_HOT void tile_fma(size_t R, size_t V, size_t panel, const float *a, si
                             size_t ahead_panel, size_t stream, vf *p)
 {
 #ifdef LL_SANITIZE
+#define LL_CASE(R, V) \
+        case R: \
+            tile_loop(R, V, TILE_PANEL_VECTORS, a, a_row, a_k, b, b_k, b_panel, LL_F32, kc, lines, ahead, ahead_k, ahead_panel, \
+                      stream, p); \
+            return;
+#define LL_USUAL(R) LL_CASE(R, TILE_PANELS(R) * TILE_PANEL_VECTORS)
+#define LL_SINGLE(R) LL_CASE(R, TILE_PANEL_VECTORS)
     if (V == TILE_PANELS(R) * TILE_PANEL_VECTORS && panel == TILE_PANEL_VECTORS && dtype == LL_F32)
         switch (R) {
-#define LL_CASE(R) \
-        case R: \
-            tile_loop(R, TILE_PANELS(R) * TILE_PANEL_VECTORS, TILE_PANEL_VECTORS, a, a_row, a_k, b, b_k, b_panel, LL_F32, kc, \
-                      lines, ahead, ahead_k, ahead_panel, stream, p); \
-            return;
-        LL_EACH_ROWS(LL_CASE)
-#undef LL_CASE
+        LL_EACH_ROWS(LL_USUAL)
         }
+    if (V == TILE_PANEL_VECTORS && panel == TILE_PANEL_VECTORS && dtype == LL_F32)
+        switch (R) {
+        LL_EACH_ROWS(LL_SINGLE)
+        }
+#undef LL_CASE
+#undef LL_USUAL
+#undef LL_SINGLE
 #endif
     tile_loop(R, V, panel, a, a_row, a_k, b, b_k, b_panel, dtype, kc, lines, ahead, ahead_k, ahead_panel, stream, p);
 }

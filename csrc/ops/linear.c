@@ -4,8 +4,8 @@
  *   LL_OWN_X      the same, but each thread packs all of x for itself: of a small x that takes less time than fetching what
  *                 another core has written, and nobody waits for it.
  *   LL_BY_BLOCKS  each thread packs a block of rows of x and multiplies all of the weight, as norms and gates take their rows:
- *                 what one core has written is rarely another's to read, which may be far away. The weight is widened once a
- *                 block, so that is for many rows, or where widening costs little (tile.h).
+ *                 what one core has written is rarely another's to read, which may be far away. The weight is widened in
+ *                 each block, so that is for many rows, or where widening costs little (tile.h).
  *   LL_BY_ROWS    each thread takes rows of x, packs them, and multiplies all of the weight: for many rows on a weight that
  *                 the caches hold.
  *
@@ -41,7 +41,8 @@
  * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) Where a weight is widened beside products that costs little. The
  * least is so many rows a thread then, as each thread reads all of the weight. (Measured on the same cores: 16 to 64 rows of
  * integers are 8 to 17 % faster where they have a cache each, and up to 2 % faster or slower where they share one; 32 rows of
- * 16 bits 7 and 2 % faster, 16 no faster.) If another caller has the pool, one thread makes all blocks.
+ * 16 bits 7 and 2 % faster, 16 no faster, when the first tile widened for others.) If another caller has the pool, one thread
+ * makes all blocks.
  * The panels are so many parts: a smaller one isn't worth fetching another's rows. But a part has no more multiplications than an
  * interrupt can wait for, some 15 ms. */
 #define BLOCK_ROWS 64
