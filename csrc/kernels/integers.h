@@ -373,14 +373,15 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
             const size_t panels = ll_least(group, panel_end - panel);
             size_t k = 0;
             do {
-                const size_t kc = ll_least(depth, K - k), after = k + kc < K ? k + kc : 0; /* the next part */
+                const size_t kc = ll_least(depth, K - k);
+                const int last = k + kc == K;
+                const size_t after = last ? 0 : k + kc; /* the next part */
                 /* all divisions here, not for each tile of each panel (measured from the caches: two tiles 0.5 % faster) */
                 const size_t subs = kc / sub, from = blocks_byte(bytes, K, after);
                 const size_t ahead_sub = K ? blocks_call(bytes, K, after, depth, count, subs) : 0;
                 const size_t sums_k = of_sums + k / sub, scales_k = of_scales + k / LL_BLOCK;
                 for (size_t p = 0; p < panels; p += together) {
                     const size_t now = ll_least(together, panels - p);
-                    const int last = k + kc == K;
                     const size_t next = panel + p + (last ? group : 0);
                     integers_part part = {
                         .at = {.args = a, .m = m, .n = (panel + p) * LL_PANEL, .first = k == 0, .last = last,
@@ -400,7 +401,7 @@ void LL_SYMBOL(linear_int16)(const ll_linear_args *a, const float *x, size_t til
                         part.x = of_tile + k / 2 * R;
                         part.sums = of_tile + sums_k * R;
                         part.scales = of_tile + scales_k * R;
-                        part.at.again = tile + 1 < block_end && part.at.last;
+                        part.at.again = tile + 1 < block_end && last;
 #if TILE_ROOMY
                         if (widens && tile == block)
                             integers_first[R - 1][w->format](&part);

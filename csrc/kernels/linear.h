@@ -30,9 +30,9 @@
 /* With room (tile.h) a tile of LINEAR_BY_ONE rows and more takes one panel after the other: as many chains as rows are enough, and
  * none is left over at the end of a thread's. And every tile widens 16 bits by itself: what widens a row of one panel goes beside
  * the products, and nothing is stored. (Measured on a Zen 4: from the first cache a loop over 16 bits of one panel reaches 0.95 to
- * 1.00 of the peak of fma, of two or three 0.88 to 0.99; over float32 both 0.99 to 1.00. A first tile that kept what it widened for
- * the others was slower: 8 sequences 0.88 to 0.91, 32 0.96, 128 tokens 0.97 to 0.98 x as fast. So were 8 sequences on blocks with
- * more panels together, 0.95 to 0.98.) */
+ * 1.00 of the peak of fma, of two or three 0.88 to 0.99; over float32 both 0.99 to 1.00. 8 sequences, a
+ * tile, were 0.88 to 0.91 x as fast on three panels of 16 bits together, 0.95 to 0.98 on those of blocks. Where several tiles meet
+ * 16 bits, a first one that kept what it widened for the others was slower: 32 sequences 0.96, 128 tokens 0.97 to 0.98.) */
 #define LINEAR_BY_ONE 6
 #define LINEAR_PANELS(R) (TILE_ROOMY && (R) >= LINEAR_BY_ONE ? 1 : TILE_PANELS(R))
 _Static_assert(!TILE_ROOMY || LINEAR_BY_ONE <= LL_TILE_ROWS / 2, "all of several tiles take one panel");
@@ -195,9 +195,9 @@ static void LL_SYMBOL(linear)(const ll_linear_args *a, const float *x, size_t ti
         const size_t at_once = TILE_ROOMY && direct && LINEAR_PANELS(first_rows) == 1 ? PACK_GROUP : together;
         const int near = !direct && w->packed && count <= LINEAR_NEAR;
         const size_t of_x = LINEAR_X / rows / LL_BLOCK * LL_BLOCK;
-        const size_t most = near                                            ? blocks_near(together, sizeof(float))
+        const size_t most = near                                          ? blocks_near(together, sizeof(float))
                             : direct && TILE_ROOMY && of_x > LINEAR_DEPTH ? of_x
-                                                                            : LINEAR_DEPTH;
+                                                                          : LINEAR_DEPTH;
         const size_t depth = count == 1 && direct ? K : blocks_depth(K, most);
         const size_t group = near ? together : PACK_GROUP;
         /* whether tiles call for what they read: 16 bits of several panels call for themselves, and few rows have no time */
