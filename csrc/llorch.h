@@ -126,6 +126,8 @@ typedef struct ll_linear_args {
 /* 0, or -1: no memory to work in (ll_linear_scratch bytes). */
 int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
+/* Whether a product of M rows is made by blocks of them, one for each of so many threads. */
+int ll_linear_by_blocks(const ll_weight *w, size_t M, size_t threads);
 /* Tells threads that wait which weight, if it is packed, the product after the next has, and how many rows. */
 void ll_linear_ahead(const ll_weight *w, size_t M, int gated);
 
@@ -325,6 +327,8 @@ typedef struct ll_plan {
     const ll_call *calls;
     size_t count;
     const size_t *widths;      /* [buffers]: values in a row */
+    size_t buffers, output;    /* output: the buffer that is the result */
+    size_t heads, kv_heads;    /* the most of any call, 1 at least */
 } ll_plan;
 
 typedef struct ll_sequence {
@@ -341,14 +345,17 @@ typedef struct ll_run {
     const ll_sequence *sequences;
     size_t sequence_count;
     size_t skip;               /* LL_CALL_MEAN's; every sequence has more rows */
-    float *const *buffers;     /* [rows][width] each */
+    float *const *buffers;     /* [rows][width] each; the result [output_rows] */
+    size_t output_rows;        /* rows, or sequence_count where one of each is the result */
+    size_t first, first_output; /* rows of the buffers and of the result that are other runs' */
     const float *const *cos, *const *sin; /* tables of rotations, [position][R / 2] */
     ll_attention_head *heads;  /* working memory: [sequence_count * heads], the most of any call */
     ll_kv *kv;                 /* [sequence_count * kv_heads] */
-    int64_t *starts;           /* [sequence_count + 1] */
+    int64_t *starts;           /* [2 * sequence_count] */
 } ll_run;
 
-/* Calls [begin, end). 0, or -1: no memory to work in. The lengths of the caches stay as they are. */
+/* Calls [begin, end). 0, or -1: no memory to work in. The lengths of the caches stay as they are. All calls, where there are
+ * sequences enough for each thread: each makes all of them for some of the sequences. */
 int ll_plan_run(ll_run *run, size_t begin, size_t end);
 
 /* ---- memory (memory.c) ------------------------------------------------------------------------ */
@@ -470,10 +477,17 @@ typedef void (*ll_task)(void *context, size_t begin, size_t end);
 /* Calls task on disjoint ranges that cover [0, n), on up to so many threads, each range a multiple of grain long (but the
  * last). Returns when all are done. The floating-point environment is the contract's in every thread while task runs, and
  * the caller's own afterwards. One range, on the calling thread, when n <= grain, one thread is allowed, or another thread
- * is using the pool. For a driver that sizes its workspace by llorch_get_num_threads(), which another thread may change. */
+ * is using the pool. For a driver that sizes its workspace by ll_threads(), which may change from one look to the next. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
+/* Calls task on [part, part + 1) for each part of a long work, on as many threads: a part's calls are that thread's own, and of
+ * threads that have no part left. */
+void ll_parallel_parts(int parts, ll_task task, void *context);
+/* How many times that was called, and calls within parts were helped with: for tests. */
+size_t ll_parts_made(size_t *helped);
+/* How many threads a call has here at most: llorch_get_num_threads(), or in a part this one and those that help. */
+int ll_threads(void);
 /* The same on n items of `each` values, by as many threads as have `worth` values each, which pay for waking one, and
- * llorch_get_num_threads() at most. Ranges are multiples of `step` items, so small that all threads end at about the same
+ * ll_threads() at most. Ranges are multiples of `step` items, so small that all threads end at about the same
  * time. */
 void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context);
 /* A step of single values: threads don't share the cache lines of an aligned output, of any type. */

@@ -26,7 +26,7 @@ typedef struct block {
     size_t bytes, threads, stride, shared;
 } block;
 
-static _Atomic(block *) spare;
+static _Atomic(block *) spares[LL_MAX_THREADS];
 
 static size_t most(size_t a, size_t b) { return a > b ? a : b; }
 
@@ -71,7 +71,7 @@ int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own)
     if (shared > SIZE_MAX / 4 || own > SIZE_MAX / 4)
         return -1;
     const block wanted = block_of(own ? threads : 0, whole_lines(own), whole_lines(shared));
-    block *b = block_for(atomic_exchange_explicit(&spare, NULL, memory_order_acquire), &wanted);
+    block *b = block_for(atomic_exchange_explicit(&spares[ll_thread_number()], NULL, memory_order_acquire), &wanted);
     if (!b)
         return -1;
     s->own = (char *)b + ALIGNMENT;
@@ -84,7 +84,7 @@ void ll_scratch_give(const ll_scratch *s)
 {
     block *b = (block *)(void *)(s->own - ALIGNMENT);
     if (b->bytes <= KEEP_BYTES)
-        b = atomic_exchange_explicit(&spare, b, memory_order_acq_rel);
+        b = atomic_exchange_explicit(&spares[ll_thread_number()], b, memory_order_acq_rel);
     free(b);
 }
 

@@ -4,13 +4,12 @@
  * multiprocessing forks by default before Python 3.14; a region costs 15 us after a rest; and a second
  * runtime in the process fights the first (PyTorch's) for the cores.
  *
- * Protocol. A job lies in `job`; `state` says whether workers may join it:
+ * Protocol. A job lies in a `job`; its `state` says whether workers may join it:
  *
  *     state = generation << 20 | slots << 10 | joined           joinable while joined < slots
  *
  * The caller writes the job, then stores a new state (release). A worker joins by compare-and-swap of
- * joined + 1 (acquire), takes chunks until there are none, and counts itself in
- * job.finished (release). The caller takes chunks too; then it closes the job by exchanging the state for
+ * joined + 1 (acquire), takes chunks until there are none, and counts itself as finished (release). The caller takes chunks too; then it closes the job by exchanging the state for
  * one without slots, which also tells how many had joined, and waits for those alone (acquire). A worker
  * that the system had no time for is not waited for: it finds the job closed. As no worker reads the job
  * without having joined, and none is left in it when the caller goes, the job can be written again.
@@ -28,6 +27,9 @@
  * One caller at a time has the pool; others, and calls from within a task, run on their own thread. Workers are made
  * when a job first has work for them; where the system refuses one, those that are there do the work. A
  * forked child starts with no workers.
+ *
+ * Parts (ll_parallel_parts) are long tasks of many calls, one for each thread, which makes its calls by itself. A thread that has
+ * none left helps: it joins calls of those that still have one, each of which then opens a job of its own, by the protocol above.
  *
  * Interrupts. Where the caller has asked for them (ll_interrupts_on), it looks between its chunks whether the host wants
  * the call to end, and no chunk is then larger than what takes CHUNK_NS. The first of a thread is small, as its time isn't
@@ -65,11 +67,12 @@
 #define GENERATION ((uint64_t)1 << 20)
 #define COUNT_MASK ((uint64_t)1023)
 
-/* [0, n), in grains: the last may be shorter. */
+/* [0, n), in grains: the last may be shorter. parts: its grains are. */
 typedef struct work {
     ll_task task;
     void *context;
     size_t n, grain, grains;
+    int parts;
 } work;
 
 /* Grains [begin, end): begin << 32 | end. A line of the cache each. */
@@ -77,16 +80,29 @@ typedef struct range {
     _Alignas(64) _Atomic uint64_t left;
 } range;
 
-static struct {
+typedef struct job {
     work work;
     int threads;
     int timed; /* chunks end in time for an interrupt */
     atomic_int finished;
+    _Alignas(64) _Atomic uint64_t state;
+    range *ranges; /* of its threads */
 } job;
 
-static range ranges[LL_MAX_THREADS]; /* of the job's threads */
+static range pool_ranges[LL_MAX_THREADS];
+static job pool = {.ranges = pool_ranges};
 
-static _Atomic uint64_t state;
+/* A call within a part that others help with, so many threads at most; of each thread. */
+#define HELPED 8
+typedef struct helped {
+    job job;
+    range ranges[HELPED];
+} helped;
+static helped calls[LL_MAX_THREADS];
+static atomic_int stopped; /* the caller of parts was interrupted */
+static atomic_int in_parts, helpers; /* threads that make a part of the pool's job, or have none left */
+static atomic_size_t parts_made, parts_helped; /* for the tests: calls of ll_parallel_parts, and calls in parts that had help */
+
 static atomic_int sleepers;
 static atomic_flag busy = ATOMIC_FLAG_INIT;
 static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -149,7 +165,71 @@ static int ask_at(int64_t now)
     return interrupted;
 }
 
-int ll_interrupt_poll(void) { return interruptible ? ask_at(now_ns()) : 0; }
+
+/* fork copies only the calling thread: the child has no workers, and the locks may have been held. */
+static void forget_workers(void)
+{
+    workers = 0;
+    atomic_store(&pool.state, 0);
+    for (int number = 0; number < LL_MAX_THREADS; number++)
+        atomic_store(&calls[number].job.state, 0);
+    atomic_store(&in_parts, 0);
+    atomic_store(&helpers, 0);
+    atomic_store(&sleepers, 0);
+    atomic_flag_clear(&busy);
+    pthread_mutex_init(&sleep_lock, NULL);
+    pthread_cond_init(&wake, NULL);
+}
+
+/* ---- threads ------------------------------------------------------------------------------------ */
+
+/* Where a thread is: in no part of a call, in one of the pool's job, or in one of a call that hasn't the pool. */
+enum { OUTSIDE, IN_PART, UNHELPED };
+
+/* A thread's number and place lie where every thread has room for them. A variable of a thread would have the C library take
+ * memory in each new worker: of a limited address space 64 MB each, and where there is none left it ends the process. */
+static pthread_key_t thread_key;
+static int has_key;
+static pthread_once_t set_up_once = PTHREAD_ONCE_INIT;
+static void set_up(void)
+{
+    pthread_atfork(NULL, NULL, forget_workers);
+    has_key = !pthread_key_create(&thread_key, NULL);
+}
+
+static int thread_value(void)
+{
+    pthread_once(&set_up_once, set_up);
+    return has_key ? (int)(intptr_t)pthread_getspecific(thread_key) : 0;
+}
+
+int ll_thread_number(void) { return thread_value() % LL_MAX_THREADS; }
+
+static int place(void) { return thread_value() / LL_MAX_THREADS; }
+
+/* Without a key a thread is outside: it has the number of the threads that call, and finds the pool taken. */
+static void set_thread(int number, int place)
+{
+    if (has_key)
+        (void)pthread_setspecific(thread_key, (void *)(intptr_t)(place * LL_MAX_THREADS + number));
+}
+
+/* Whether the host wants the call to end. A worker hears it from the thread that called, in parts. */
+static int stop_at(int number, int64_t now)
+{
+    if (number)
+        return atomic_load_explicit(&stopped, memory_order_relaxed);
+    const int stop = ask_at(now);
+    if (stop && place() == IN_PART)
+        atomic_store_explicit(&stopped, 1, memory_order_relaxed);
+    return stop;
+}
+
+int ll_interrupt_poll(void)
+{
+    const int number = ll_thread_number();
+    return number || interruptible ? stop_at(number, number ? 0 : now_ns()) : 0;
+}
 
 /* ---- chunks ------------------------------------------------------------------------------------ */
 
@@ -158,7 +238,7 @@ static size_t first_of(size_t grains, size_t threads, size_t thread) { return gr
 /* Grains of [0, n), no more than a range can number; they become larger where there are more. */
 static work work_of(size_t n, size_t grain, ll_task task, void *context)
 {
-    work w = {task, context, n, grain, (n - 1) / grain + 1};
+    work w = {task, context, n, grain, (n - 1) / grain + 1, 0};
     for (; w.grains > UINT32_MAX / LL_MAX_THREADS; w.grains = (n - 1) / w.grain + 1)
         w.grain *= 2;
     return w;
@@ -172,6 +252,20 @@ static void run(const work *w, size_t begin, size_t end)
     ll_fpenv_leave(saved);
 }
 
+/* The same of a job that others have joined. */
+static void run_joined(const work *w, size_t begin, size_t end)
+{
+    if (!w->parts) {
+        run(w, begin, end);
+        return;
+    }
+    atomic_fetch_add_explicit(&in_parts, 1, memory_order_relaxed);
+    set_thread(ll_thread_number(), IN_PART);
+    run(w, begin, end);
+    set_thread(ll_thread_number(), OUTSIDE);
+    atomic_fetch_sub_explicit(&in_parts, 1, memory_order_release);
+}
+
 /* How many of so many grains a thread takes at first, where chunks are timed. */
 static size_t first_most(size_t grains, int timed) { return timed ? grains / FIRST_CHUNKS + 1 : grains; }
 
@@ -179,7 +273,7 @@ static size_t first_most(size_t grains, int timed) { return timed ? grains / FIR
 static size_t run_timed(const work *w, size_t begin, size_t end, int64_t *now)
 {
     const int64_t start = *now;
-    run(w, begin, end);
+    run_joined(w, begin, end);
     *now = now_ns();
     const double most = (double)(end - begin) * CHUNK_NS / (double)(*now - start + 1);
     return most >= (double)w->grains ? w->grains : (size_t)most + 1;
@@ -203,42 +297,47 @@ static size_t take(range *r, size_t most, int from_end, size_t *begin)
 }
 
 /* The same of thread `number`'s range, or of the next one that has something left. */
-static size_t take_any(int number, size_t most, size_t *begin)
+static size_t take_any(const job *j, int number, size_t most, size_t *begin)
 {
-    const int own = number % job.threads;
-    size_t count = take(&ranges[own], most, 0, begin);
-    for (int other = 1; !count && other < job.threads; other++)
-        count = take(&ranges[(own + other) % job.threads], most, 1, begin);
+    const int own = number % j->threads;
+    size_t count = take(&j->ranges[own], most, 0, begin);
+    for (int other = 1; !count && other < j->threads; other++)
+        count = take(&j->ranges[(own + other) % j->threads], most, 1, begin);
     return count;
 }
 
-/* number: of a worker, from 1 on; 0 for the job's caller, who asks for interrupts. */
-static void take_chunks(int number)
+/* number: of a worker, from 1 on; 0 for the one that called, who asks for interrupts. */
+static void take_chunks(const job *j, int number)
 {
-    const work *w = &job.work;
-    size_t most = first_most(w->grains / (size_t)job.threads, job.timed), begin = 0, count;
-    int64_t now = job.timed ? now_ns() : 0;
-    while ((count = take_any(number, most, &begin))) {
-        if (job.timed)
+    const work *w = &j->work;
+    size_t most = first_most(w->grains / (size_t)j->threads, j->timed), begin = 0, count;
+    int64_t now = j->timed ? now_ns() : 0;
+    while ((count = take_any(j, number, most, &begin))) {
+        if (j->timed)
             most = run_timed(w, begin, begin + count, &now);
         else
-            run(w, begin, begin + count);
-        if (!number && job.timed && ask_at(now))
-            for (int t = 0; t < job.threads; t++)
-                atomic_store_explicit(&ranges[t].left, 0, memory_order_relaxed);
+            run_joined(w, begin, begin + count);
+        if (j->timed && stop_at(number, now))
+            for (int t = 0; t < j->threads; t++)
+                atomic_store_explicit(&j->ranges[t].left, 0, memory_order_relaxed);
     }
 }
 
-/* All of a job on the calling thread. */
+/* All of a job on this thread. Parts that are made so have nobody to help. */
 static void run_alone(const work *w)
 {
-    if (!interruptible || w->grains == 1) {
+    const int number = ll_thread_number();
+    if (w->parts)
+        set_thread(number, UNHELPED);
+    if (w->parts || w->grains == 1 || !(number ? pool.timed : interruptible)) {
         run(w, 0, w->grains);
+        if (w->parts)
+            set_thread(number, OUTSIDE);
         return;
     }
     size_t most = first_most(w->grains, 1);
     int64_t now = now_ns();
-    for (size_t begin = 0; begin < w->grains && !ask_at(now);) {
+    for (size_t begin = 0; begin < w->grains && !stop_at(number, now);) {
         const size_t end = begin + ll_least(most, w->grains - begin);
         most = run_timed(w, begin, end, &now);
         begin = end;
@@ -254,43 +353,17 @@ static void sleep_until_joinable(uint64_t seen)
 {
     pthread_mutex_lock(&sleep_lock);
     atomic_fetch_add(&sleepers, 1);
-    while (!joinable(atomic_load(&state), seen))
+    while (!joinable(atomic_load(&pool.state), seen))
         pthread_cond_wait(&wake, &sleep_lock);
     atomic_fetch_sub(&sleepers, 1);
     pthread_mutex_unlock(&sleep_lock);
 }
 
-/* fork copies only the calling thread: the child has no workers, and the locks may have been held. */
-static void forget_workers(void)
-{
-    workers = 0;
-    atomic_store(&state, 0);
-    atomic_store(&sleepers, 0);
-    atomic_flag_clear(&busy);
-    pthread_mutex_init(&sleep_lock, NULL);
-    pthread_cond_init(&wake, NULL);
-}
-
-/* A worker's number lies where every thread has room for it. A variable of a thread would have the C library take memory in
- * each new worker: of a limited address space 64 MB each, and where there is none left it ends the process. */
-static pthread_key_t number_key;
-static int has_key;
-static pthread_once_t set_up_once = PTHREAD_ONCE_INIT;
-static void set_up(void)
-{
-    pthread_atfork(NULL, NULL, forget_workers);
-    has_key = !pthread_key_create(&number_key, NULL);
-}
-
-int ll_thread_number(void)
-{
-    pthread_once(&set_up_once, set_up);
-    return has_key ? (int)(intptr_t)pthread_getspecific(number_key) : 0;
-}
-
-/* Torn, it would be a call in vain. */
+/* Torn, it would be a call in vain. In a part nobody waits. */
 void ll_parallel_ahead(const ll_ahead *what)
 {
+    if (place() != OUTSIDE)
+        return;
     for (int part = 0; part < LL_AHEAD_PARTS; part++)
         atomic_store_explicit(&ahead.data[part], what->data[part], memory_order_relaxed);
     atomic_store_explicit(&ahead.bytes, what->bytes, memory_order_relaxed);
@@ -336,22 +409,82 @@ static void call_ahead(called *c, int thread)
         __builtin_prefetch(c->at, 0, 2);
 }
 
+/* Whether this thread has joined the job in that state: then it takes chunks, and counts itself as finished. */
+static int join(job *j, uint64_t state)
+{
+    return atomic_compare_exchange_strong_explicit(&j->state, &state, state + 1, memory_order_acquire, memory_order_relaxed);
+}
+
+/* Others may join from here on, threads - 1 of them. */
+static void open_job(job *j, const work *w, int threads, int timed)
+{
+    j->work = *w;
+    j->threads = threads;
+    j->timed = timed;
+    for (int t = 0; t < threads; t++)
+        atomic_store_explicit(&j->ranges[t].left, (uint64_t)first_of(w->grains, (size_t)threads, (size_t)t) << 32
+                                                      | first_of(w->grains, (size_t)threads, (size_t)t + 1),
+                              memory_order_relaxed);
+    atomic_store_explicit(&j->finished, 0, memory_order_relaxed);
+    const uint64_t generation = atomic_load_explicit(&j->state, memory_order_relaxed) / GENERATION + 1;
+    atomic_store(&j->state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);
+}
+
+/* Nobody may join any more, and those who have are done. */
+static void close_job(job *j)
+{
+    const uint64_t generation = atomic_load_explicit(&j->state, memory_order_relaxed) / GENERATION;
+    const uint64_t last = atomic_exchange_explicit(&j->state, generation * GENERATION, memory_order_acq_rel);
+    const int joined = (int)(last & COUNT_MASK);
+    for (unsigned look = 1; atomic_load_explicit(&j->finished, memory_order_acquire) != joined; look++) {
+        if (look % 1024)
+            pause_cpu();
+        else
+            sched_yield(); /* the worker may have lost its core to us */
+    }
+}
+
+/* Takes part in the calls of others, while there are parts that aren't done. */
+static void help(int number)
+{
+    if (!pool.work.parts)
+        return;
+    atomic_fetch_add_explicit(&helpers, 1, memory_order_relaxed);
+    for (unsigned look = 1; atomic_load_explicit(&in_parts, memory_order_acquire); look++) {
+        for (int other = 0; other < pool.threads; other++) {
+            job *j = &calls[other].job;
+            const uint64_t s = atomic_load_explicit(&j->state, memory_order_relaxed);
+            if (joinable(s, 0) && join(j, s)) {
+                atomic_fetch_add_explicit(&parts_helped, 1, memory_order_relaxed);
+                take_chunks(j, number);
+                atomic_fetch_add_explicit(&j->finished, 1, memory_order_release);
+            }
+        }
+        if (look % 64 == 0 && !number && pool.timed && ask_at(now_ns()))
+            atomic_store_explicit(&stopped, 1, memory_order_relaxed);
+        if (look % 1024)
+            pause_cpu();
+        else
+            sched_yield();
+    }
+    atomic_fetch_sub_explicit(&helpers, 1, memory_order_relaxed);
+}
+
 static void *worker(void *mine)
 {
     const int number = (int)(intptr_t)mine;
-    if (has_key)
-        (void)pthread_setspecific(number_key, mine); /* without one it takes the first workspace that is free */
+    set_thread(number, OUTSIDE); /* without a key it takes the first workspace that is free */
     uint64_t seen = 0; /* generations begin at 1 */
     called ahead_of = {0};
     int64_t rest_from = now_ns();
     for (unsigned look = 1;; look++) {
-        uint64_t s = atomic_load_explicit(&state, memory_order_relaxed);
+        const uint64_t s = atomic_load_explicit(&pool.state, memory_order_relaxed);
         if (joinable(s, seen)) {
-            if (atomic_compare_exchange_strong_explicit(&state, &s, s + 1, memory_order_acquire,
-                                                        memory_order_relaxed)) {
+            if (join(&pool, s)) {
                 seen = s / GENERATION;
-                take_chunks(number);
-                atomic_fetch_add_explicit(&job.finished, 1, memory_order_release);
+                take_chunks(&pool, number);
+                help(number);
+                atomic_fetch_add_explicit(&pool.finished, 1, memory_order_release);
                 rest_from = now_ns();
             }
         } else if (look % 64 == 0 && now_ns() - rest_from > SPIN_NS) {
@@ -392,55 +525,78 @@ static void make_workers(int wanted)
 
 void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task task, void *context)
 {
-    const size_t paid = n * each / worth, all = (size_t)llorch_get_num_threads();
+    const size_t paid = n * each / worth, all = (size_t)ll_threads();
     const size_t least = (worth / WORTH_GRAINS / (each + 1) + step) / step * step;
     const size_t part = ll_least(n / (all * WORTH_PARTS) / step * step, WORTH_MOST * worth / (each + 1) / step * step);
     const size_t grain = part > least ? part : least;
     ll_parallel_for_threads(n, paid < 2 ? n : grain, (int)ll_least(paid, all), task, context);
 }
 
-void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
+/* By the pool, if no other thread is using it. */
+static void run_by_pool(const work *w, int threads)
 {
-    if (!n || interrupted)
-        return;
-    const work w = work_of(n, grain, task, context);
-    if (w.grains < (size_t)threads) /* more threads would have none */
-        threads = (int)w.grains;
     threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
     if (threads <= 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
-        run_alone(&w);
+        run_alone(w);
         return;
     }
     if (workers < threads - 1)
         make_workers(threads - 1);
-
-    job.work = w;
-    job.threads = threads;
-    job.timed = interruptible;
-    for (int t = 0; t < threads; t++)
-        atomic_store_explicit(&ranges[t].left, (uint64_t)first_of(w.grains, (size_t)threads, (size_t)t) << 32
-                                                   | first_of(w.grains, (size_t)threads, (size_t)t + 1),
-                              memory_order_relaxed);
-    atomic_store_explicit(&job.finished, 0, memory_order_relaxed);
-    uint64_t generation = atomic_load_explicit(&state, memory_order_relaxed) / GENERATION + 1;
-    atomic_store(&state, generation * GENERATION + (uint64_t)(threads - 1) * SLOT);
+    atomic_store_explicit(&stopped, 0, memory_order_relaxed);
+    open_job(&pool, w, threads, interruptible);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleep_lock);
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
     }
-
-    take_chunks(0);
-
-    uint64_t last = atomic_exchange_explicit(&state, generation * GENERATION, memory_order_acq_rel);
-    int joined = (int)(last & COUNT_MASK);
-    for (unsigned look = 1; atomic_load_explicit(&job.finished, memory_order_acquire) != joined; look++) {
-        if (look % 1024)
-            pause_cpu();
-        else
-            sched_yield(); /* the worker may have lost its core to us */
-    }
+    take_chunks(&pool, 0);
+    help(0);
+    close_job(&pool);
     atomic_flag_clear_explicit(&busy, memory_order_release);
+}
+
+/* By this thread, which makes a part, and those that help. */
+static void run_in_part(const work *w, int threads, int number)
+{
+    if (threads <= 1) {
+        run_alone(w);
+        return;
+    }
+    job *j = &calls[number].job;
+    j->ranges = calls[number].ranges;
+    open_job(j, w, threads > HELPED ? HELPED : threads, pool.timed);
+    take_chunks(j, number);
+    close_job(j);
+}
+
+void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
+{
+    const int number = ll_thread_number();
+    if (!n || (!number && interrupted))
+        return;
+    const work w = work_of(n, grain, task, context);
+    if (w.grains < (size_t)threads) /* more threads would have none */
+        threads = (int)w.grains;
+    if (place() == IN_PART)
+        run_in_part(&w, threads, number);
+    else
+        run_by_pool(&w, threads);
+}
+
+void ll_parallel_parts(int parts, ll_task task, void *context)
+{
+    if (parts <= 0 || interrupted)
+        return;
+    work w = work_of((size_t)parts, 1, task, context);
+    w.parts = 1;
+    atomic_fetch_add_explicit(&parts_made, 1, memory_order_relaxed);
+    run_by_pool(&w, parts);
+}
+
+size_t ll_parts_made(size_t *helped)
+{
+    *helped = atomic_load_explicit(&parts_helped, memory_order_relaxed);
+    return atomic_load_explicit(&parts_made, memory_order_relaxed);
 }
 
 /* ---- how many --------------------------------------------------------------------------------- */
@@ -541,6 +697,14 @@ int ll_default_num_threads(void)
 #endif
     atomic_store_explicit(&cached, n, memory_order_relaxed);
     return n;
+}
+
+int ll_threads(void)
+{
+    if (place() == OUTSIDE)
+        return llorch_get_num_threads();
+    const int others = place() == IN_PART ? atomic_load_explicit(&helpers, memory_order_relaxed) : 0;
+    return 1 + (others < HELPED ? others : HELPED - 1);
 }
 
 int llorch_get_num_threads(void)

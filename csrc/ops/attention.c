@@ -183,7 +183,7 @@ int ll_attention(const ll_attention_args *a)
 {
     if (!a->count || !a->D)
         return 0;
-    attention_job job = {.args = a, .kernels = ll_table(), .workspaces = {.threads = llorch_get_num_threads()}};
+    attention_job job = {.args = a, .kernels = ll_table(), .workspaces = {.threads = ll_threads()}};
     ll_workspaces *w = &job.workspaces;
     const size_t row_parts = row_parts_of(a, (size_t)w->threads);
     attention_plan plan = plan_of(a, job.kernels, row_parts, job.kernels->attention_together, NULL, NULL);

@@ -97,16 +97,14 @@ static int weight_is_packed_first(const ll_linear_args *a) { return !a->weight.p
 /* Of columns; of a gated product, those of g. */
 static size_t panels_of(const ll_linear_args *a) { return ll_panels(a->weight.N) / (a->gated ? 2 : 1); }
 
-/* Whether a block for each thread is worth it. */
-static int by_blocks(const ll_linear_args *a, size_t threads)
+int ll_linear_by_blocks(const ll_weight *w, size_t M, size_t threads)
 {
-    const ll_weight *w = &a->weight;
     const int half = w->format == LL_F16 || w->format == LL_BF16, beside = ll_table()->widens_beside;
     const size_t rows = beside && w->compute == LL_INT16 ? ll_least(BLOCK_ROWS, threads * BLOCK_ROWS_BESIDE)
                         : beside && half                 ? ll_least(BLOCK_ROWS, threads * BLOCK_ROWS_BESIDE_16_BITS)
                         : half                           ? BLOCK_ROWS_16_BITS
                                                          : BLOCK_ROWS;
-    return threads > 1 && w->packed && ll_least(a->M / rows, a->M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
+    return threads > 1 && w->packed && ll_least(M / rows, M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
 }
 
 static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, size_t threads)
@@ -117,7 +115,7 @@ static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, s
     if (w->packed && w->format == LL_F32 && tiles >= ROWS_TILES * threads
         && ll_packed_bytes(w->K, w->N, LL_F32) <= ROWS_WEIGHT_BYTES)
         return LL_BY_ROWS;
-    if (by_blocks(a, threads))
+    if (ll_linear_by_blocks(w, a->M, threads))
         return LL_BY_BLOCKS;
     const int own = threads > 1 && w->compute == LL_FLOAT32 && !x_is_packed(a)
                     && a->M * w->K <= ll_least(OWN_VALUES, OWN_VALUES_ALL / threads) && w->N >= OWN_COLUMNS * threads;
@@ -148,7 +146,7 @@ static size_t gate_values(const linear_job *job, size_t rows)
 static size_t threads_of(size_t tiles, size_t panels)
 {
     const size_t work = tiles > panels ? tiles : panels;
-    return ll_least((size_t)llorch_get_num_threads(), work ? work : 1);
+    return ll_least((size_t)ll_threads(), work ? work : 1);
 }
 
 static linear_job job_of(const ll_linear_args *a)
@@ -226,7 +224,7 @@ void ll_linear_ahead(const ll_weight *w, size_t M, int gated)
 {
     const ll_linear_args a = product_of(&(ll_linear_args){.weight = *w, .M = M, .gated = gated});
     const size_t tiles = ll_table()->pack_tiles(M), panels = panels_of(&a), bytes = ll_panel_bytes(w->K, w->format);
-    const int from_first = by_blocks(&a, threads_of(tiles, panels)); /* every thread goes through all of them */
+    const int from_first = ll_linear_by_blocks(w, M, threads_of(tiles, panels)); /* every thread goes through all of them */
     if (w->packed)
         ll_parallel_ahead(&(ll_ahead){.data = {w->data, a.gated ? (const char *)w->data + panels * bytes : NULL}, .bytes = bytes,
                                       .n = panels,

@@ -21,6 +21,7 @@ cdef extern from "llorch.h" nogil:
         const ll_call *calls
         size_t count
         const size_t *widths
+        size_t buffers, output, heads, kv_heads
     ctypedef struct ll_sequence:
         size_t T, start
         ll_cache *caches
@@ -33,12 +34,14 @@ cdef extern from "llorch.h" nogil:
         const ll_sequence *sequences
         size_t sequence_count, skip
         float **buffers
+        size_t output_rows, first, first_output
         const float **cos
         const float **sin
         ll_attention_head *heads
         ll_kv *kv
         int64_t *starts
     int ll_plan_run(ll_run *run, size_t begin, size_t end)
+    size_t ll_parts_made(size_t *helped)
     enum:
         LL_PANEL
     int LL_CALL_EMBEDDING, LL_CALL_PLACES, LL_CALL_LAYER_NORM, LL_CALL_RMS_NORM, LL_CALL_LINEAR, LL_CALL_ROPE
@@ -217,6 +220,13 @@ def _ids_fit(ids, size_t vocabulary):
     return _read_ids(ids, vocabulary, NULL, <size_t>-1) > 0
 
 
+def _parts_made():
+    """How many runs were divided into parts so far, and how many of their calls were helped with."""
+    cdef size_t helped = 0
+    made = ll_parts_made(&helped)
+    return made, helped
+
+
 # ---- the plan -----------------------------------------------------------------------------------------------
 
 
@@ -276,6 +286,8 @@ cdef class Plan:
         self._plan.calls = self._calls
         self._plan.count = count
         self._plan.widths = self._widths
+        self._plan.buffers, self._plan.output = self._buffers, self._output
+        self._plan.heads, self._plan.kv_heads = self._heads, self._kv_heads
 
     def __init__(self, calls, widths, output, layers, tables=()):
         pass
@@ -445,7 +457,7 @@ cdef class Plan:
             bytes = (rows * self._row_floats + 16 * self._buffers) * sizeof(float)
             bytes += self._buffers * sizeof(float *) + 2 * table_count * sizeof(float *)
             bytes += count * (self._heads * sizeof(ll_attention_head) + self._kv_heads * sizeof(ll_kv))
-            bytes += (count + 1) * sizeof(int64_t) + 256
+            bytes += 2 * count * sizeof(int64_t) + 256
             if trace is None:
                 workspace = self._take(bytes)
             else:  # of Python's, so that an array which a trace keeps stays good
@@ -461,7 +473,7 @@ cdef class Plan:
             run.kv = <ll_kv *>at
             at += count * self._kv_heads * sizeof(ll_kv)
             run.starts = <int64_t *>at
-            at += (count + 1) * sizeof(int64_t)
+            at += 2 * count * sizeof(int64_t)
             for i in range(self._buffers):
                 if i == self._output:
                     buffers[i] = <float *>_address(out)
@@ -480,6 +492,8 @@ cdef class Plan:
             run.positions = positions
             run.sequences = sequences
             run.sequence_count = count
+            run.output_rows = rows if all_rows else count
+            run.first = run.first_output = 0
             run.skip = skip
             run.buffers = buffers
             if trace is None:

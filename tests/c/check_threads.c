@@ -10,13 +10,14 @@
 
 #include "../../csrc/llorch.h"
 
-enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D = 16, LAST = 50, VALUES = 40000 };
+enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D = 16, LAST = 50, VALUES = 40000, PARTS = 3 };
 
 static float x[M * K], weight[K * N], q[HEADS * T * D], k[HEADS * T * D], v[HEADS * T * D], values[VALUES];
 
 typedef struct results {
     float product[M * N], attended[HEADS * T * D], cached[HEADS * T * D], written[HEADS * T * D], fresh[HEADS * LAST * D];
     float last[HEADS * D], softmax[VALUES], gelu[VALUES];
+    float parts[PARTS][M * N]; /* the later parts make their product more often: who is done helps */
 } results;
 
 /* A cache whose blocks all callers share. */
@@ -61,12 +62,26 @@ static void append(ll_cache *cache, size_t first)
     cache->length = T;
 }
 
-static void call_all(results *r)
+static void multiply(float *y)
 {
-    ll_linear_args a = {.x = x, .y = r->product, .x_stride = K * sizeof(float), .y_stride = N * sizeof(float), .M = M,
+    ll_linear_args a = {.x = x, .y = y, .x_stride = K * sizeof(float), .y_stride = N * sizeof(float), .M = M,
                         .weight = {.data = weight, .k_stride = N * sizeof(float), .n_stride = sizeof(float), .K = K, .N = N}};
     if (ll_linear(&a))
         exit(2);
+}
+
+static void part_task(void *context, size_t begin, size_t end)
+{
+    results *r = context;
+    for (size_t part = begin; part < end; part++)
+        for (size_t times = 0; times < 2 * part + 1; times++)
+            multiply(r->parts[part]);
+}
+
+static void call_all(results *r)
+{
+    multiply(r->product);
+    ll_parallel_parts(PARTS, part_task, r);
 
     attend(r->attended, T, NULL, 0);
 
@@ -142,6 +157,8 @@ int main(int argc, char **argv)
             differ += memcmp(wanted.fresh + i * LAST * D, end - LAST * D, LAST * D * sizeof(float)) != 0;
             differ += memcmp(wanted.last + i * D, end - D, D * sizeof(float)) != 0;
         }
+        for (size_t i = 0; i < PARTS; i++)
+            differ += memcmp(wanted.parts[i], wanted.product, sizeof wanted.product) != 0;
         llorch_set_num_threads(3);
         pthread_t threads[CALLERS];
         for (size_t i = 0; i < CALLERS; i++)
@@ -154,6 +171,11 @@ int main(int argc, char **argv)
         }
     }
     ll_cache_free(&shared);
+    size_t helped;
+    if (ll_parts_made(&helped) && !helped) {
+        puts("no thread that was done with its part has helped another");
+        differ++;
+    }
     printf("%d callers at once, 3 threads: %zu results differ%s\n", CALLERS, differ, raced ? ", and one value was raced for" : "");
     return differ != 0;
 }

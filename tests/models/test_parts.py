@@ -1,0 +1,204 @@
+"""Many sequences together: each thread makes all calls for some of them (csrc/ops/plan.c). The bits are those of each
+sequence alone on one thread."""
+
+import itertools
+import signal
+import time
+
+import encoders
+import numpy as np
+import pytest
+from families import CASES, WIDE, entries_of, family_of, write
+from helpers import assert_same_bits, in_threads, num_threads, rng, same_bits
+from random_models import random_tensors
+
+import llorch
+from llorch import _core
+from llorch.testing import use_isa
+
+THREADS = 2
+# So many that every product of these small models is worth a block for each thread, with every instruction set; and not
+# so many rows that a call at a time would do.
+MANY = 240
+
+
+def parts_made():
+    return _core._parts_made()[0]
+
+
+def chunks_of(lengths, vocabulary, seed=0):
+    random = rng(seed)
+    return [random.integers(0, vocabulary, length).tolist() for length in lengths]
+
+
+def alone(model, chunks):
+    """Caches, and the logits of every position of each sequence by itself, on one thread."""
+    caches = [model.new_cache(64) for _ in chunks]
+    with num_threads(1):
+        return caches, [model.forward_batch([chunk], [cache]) for chunk, cache in zip(chunks, caches, strict=True)]
+
+
+def by_integers(path, name, more=WIDE):
+    """A small model of a family, in blocks."""
+    family, entries = family_of(name), entries_of(name) | {"vocab_size": 131} | more
+    write(path, name, entries=entries, tensors=random_tensors(family, family.config(entries)))
+    return llorch.CausalLM.from_pretrained(path, dtype="q8_0", compute="int16")
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory):
+    return by_integers(tmp_path_factory.mktemp("qwen2"), "qwen2")
+
+
+LENGTHS = [1 + (7 * i) % 3 for i in range(MANY)]
+DEPTHS = [1 + (11 * i) % 9 for i in range(MANY)]
+
+
+def test_each_sequence_has_its_bits_alone(isa, integers):
+    model = integers
+    first, chunks = chunks_of(DEPTHS, 131), chunks_of(LENGTHS, 131, 1)
+    caches = alone(model, first)[0]
+    forks = [cache.fork() for cache in caches]
+    with num_threads(1):
+        wanted = [model.forward_batch([chunk], [cache]) for chunk, cache in zip(chunks, caches, strict=True)]
+    with num_threads(THREADS):
+        before = parts_made()
+        every = model.forward_batch(chunks, [cache.fork() for cache in forks])
+        last = model.step(chunks, forks)
+        assert parts_made() == before + 2
+    assert_same_bits(every, np.concatenate(wanted))
+    assert_same_bits(last, np.stack([rows[-1] for rows in wanted]))
+    for fork, cache in zip(forks[:: MANY // 5], caches[:: MANY // 5], strict=True):
+        assert_same_bits(fork.keys(1), cache.keys(1))
+        assert_same_bits(fork.values(1), cache.values(1))
+    assert not same_bits(last, np.roll(last, 1, axis=0))  # the control: rows are no one else's
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family(tmp_path, name):
+    model = by_integers(tmp_path, name)
+    chunks = chunks_of(LENGTHS, 131)
+    wanted = alone(model, chunks)[1]
+    with num_threads(2):
+        before = parts_made()
+        last = model.step(chunks, [model.new_cache(8) for _ in chunks])
+        assert parts_made() == before + 1
+    assert_same_bits(last, np.stack([rows[-1] for rows in wanted]))
+
+
+@pytest.mark.parametrize("name", encoders.CASES)
+def test_every_encoder(tmp_path, name):
+    model = encoders.write(tmp_path, name)
+    texts = chunks_of([1 + (i % 12 == 5) for i in range(460)], 67)
+    types = [rng(i).integers(0, max(model.types, 1), len(text)) for i, text in enumerate(texts)]
+    with num_threads(1):
+        wanted = [model.forward(*each) for each in zip(texts, types, strict=True)]
+        means = [model._vectors([text], [kinds], "mean") for text, kinds in zip(texts, types, strict=True)]
+    with num_threads(2):
+        before = parts_made()
+        every, first = model.forward_batch(texts, types), model.first_batch(texts, types)
+        mean = model._vectors(texts, types, "mean")
+        assert parts_made() == before + 3
+    assert_same_bits(np.concatenate(every), np.concatenate(wanted))
+    assert_same_bits(first, np.stack([rows[0] for rows in wanted]))
+    assert_same_bits(mean, np.concatenate(means))
+
+
+def test_what_is_not_divided(integers):
+    """One sequence, one thread, too few rows, too many, sequences of which one is most of the work."""
+    model = integers
+
+    def made(lengths, threads=2):
+        chunks, before = chunks_of(lengths, 131), parts_made()
+        with num_threads(threads):
+            model.step(chunks, [model.new_cache(300) for _ in chunks])
+        return parts_made() - before
+
+    assert made([1] * MANY)
+    assert not made([1] * MANY, threads=1)
+    assert not made([300])
+    assert not made([1] * 8)
+    assert not made([3] * MANY)
+    assert not made([300, *[1] * 200])
+
+
+def test_the_deepest_may_come_first_or_last(integers):
+    """Parts are even by what a sequence costs, not by how many there are."""
+    model = integers
+    for lengths in ([5] * 40 + [1] * 250, [1] * 250 + [5] * 40, [2, 1] * 140):
+        chunks = chunks_of(lengths, 131)
+        wanted = np.stack([rows[-1] for rows in alone(model, chunks)[1]])
+        for threads in (2, 3):
+            with num_threads(threads):
+                before = parts_made()
+                got = model.step(chunks, [model.new_cache(9) for _ in chunks])
+                assert parts_made() == before + 1
+            assert_same_bits(got, wanted)
+
+
+def test_threads_that_are_done_help(integers):
+    """Uneven parts, until a call was helped with: its bits are the same."""
+    model = integers
+    chunks = chunks_of([1] * 200 + [3] * 31, 131)
+    wanted = np.stack([rows[-1] for rows in alone(model, chunks)[1]])
+    before = _core._parts_made()[1]
+    with num_threads(2):
+        for _ in itertools.takewhile(lambda _: _core._parts_made()[1] == before, range(2000)):
+            assert_same_bits(model.step(chunks, [model.new_cache(8) for _ in chunks]), wanted)
+    assert _core._parts_made()[1] > before
+
+
+def test_several_callers(integers):
+    """One has the pool, the others make all parts by themselves."""
+    model = integers
+    chunks = chunks_of(LENGTHS, 131)
+    wanted = np.stack([rows[-1] for rows in alone(model, chunks)[1]])
+    same = []
+
+    def work():
+        for _ in range(5):
+            same.append(same_bits(model.step(chunks, [model.new_cache(8) for _ in chunks]), wanted))
+
+    with num_threads(2):
+        in_threads(work)
+    assert same == [True] * 20
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_an_interrupt_ends_all_parts(tmp_path):
+    """Well before their end, on both threads; the caches are as they were."""
+    model = by_integers(tmp_path, "qwen2", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12})
+    chunks = chunks_of([1, 2] * 140, 131)
+    caches = [model.new_cache(8) for _ in chunks]
+
+    class Stop(Exception):
+        pass
+
+    def handler(*_):
+        raise Stop
+
+    def together():
+        start = time.process_time()
+        try:
+            return model.step(chunks, caches)
+        finally:
+            spent.append(time.process_time() - start)
+
+    spent = []
+    handled = signal.signal(signal.SIGALRM, handler)
+    try:
+        with use_isa("generic"), num_threads(2):
+            before = parts_made()
+            wanted = together()
+            for cache in caches:
+                cache.truncate(0)
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            with pytest.raises(Stop):
+                together()
+            assert [len(cache) for cache in caches] == [0] * len(caches)
+            assert_same_bits(together(), wanted)
+            assert parts_made() == before + 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handled)
+    assert spent[1] < 0.8 * spent[0], f"{spent[1]} s of {spent[0]}"
