@@ -1,8 +1,8 @@
 /* memory.c: what is allocated for kernels, by their drivers and by Cython.
  *
  * Working memory of a call is kept for the next one. A fresh block of some megabytes costs a page fault
- * every 4 KB, which is more than packing into it; so one block waits here. Two callers at once: the second gets a
- * block of its own.
+ * every 4 KB, which is more than packing into it; so one block waits here, and one for each thread that makes a part of a call.
+ * Two callers at once: the second gets a block of its own.
  *
  * What is a thread's own lies at the same place in one call and the next, once there is room for what each needs: so it stays
  * in the caches of its core, and no other's has to be asked for it. (Measured: 512 tokens of a model by float32, on two cores
