@@ -38,17 +38,19 @@
 #define TILES_AT_ONCE 43
 /* By blocks: rows of one at least, by what it costs to widen a weight once more. (Measured on two cores of a Zen 4: 512 tokens
  * of a model are 3 to 7 % faster where the cores have a cache each, 128 tokens by integers 10 %; where they share one, 0 to 2 %
- * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) Where a weight is widened beside products that costs little. The
- * least is so many rows a thread then, as each thread reads all of the weight. (Measured on the same cores: 16 to 64 rows of
- * integers are 8 to 17 % faster where they have a cache each, and up to 2 % faster or slower where they share one; 32 rows of
- * 16 bits 7 and 2 % faster, 16 no faster, when the first tile widened for others.) If another caller has the pool, one thread
- * makes all blocks.
+ * and 0; 64 rows of a 16-bit weight would be 3 % slower there.) With 32 registers a weight is widened beside products, which costs
+ * little, or float32 as it is. The least is for two threads then, and more for more, as each thread reads all of the weight.
+ * (Measured on the same cores, sharing a cache and not, sequences by parts of them, ops/plan.c: 12 by integers 1.02 and 1.20 to
+ * 1.25 x, but 8 0.92 and 1.14; 12 and 16 of 16 bits 1.04 to 1.06 and 1.07 to 1.13; 32 of float32 1.04. A prompt of 12 tokens by
+ * integers 1.00, of 14 on 16 bits 1.02 and 1.03, of 34 by float32 1.03, but 20 1.04 and 0.85. Without the registers none gains.) If
+ * another caller has the pool, one thread makes all blocks.
  * The panels are so many parts: a smaller one isn't worth fetching another's rows. But a part has no more multiplications than an
  * interrupt can wait for, some 15 ms. */
 #define BLOCK_ROWS 64
 #define BLOCK_ROWS_16_BITS 192
-#define BLOCK_ROWS_BESIDE 4
-#define BLOCK_ROWS_BESIDE_16_BITS 8
+#define BESIDE_ROWS_INTEGERS 6
+#define BESIDE_ROWS_16_BITS 7
+#define BESIDE_ROWS_FLOAT32 16
 #define BLOCK_PARTS 4
 #define BLOCK_FMA ((size_t)1 << 30)
 /* x of its own, if it isn't made integers, which takes longer: at most so many values, and of all threads together, and at
@@ -97,14 +99,21 @@ static int weight_is_packed_first(const ll_linear_args *a) { return !a->weight.p
 /* Of columns; of a gated product, those of g. */
 static size_t panels_of(const ll_linear_args *a) { return ll_panels(a->weight.N) / (a->gated ? 2 : 1); }
 
-int ll_linear_by_blocks(const ll_weight *w, size_t M, size_t threads)
+/* Rows of a block at least. */
+static size_t block_rows(const ll_weight *w, size_t threads)
 {
     const int half = w->format == LL_F16 || w->format == LL_BF16, beside = ll_table()->widens_beside;
-    const size_t rows = beside && w->compute == LL_INT16 ? ll_least(BLOCK_ROWS, threads * BLOCK_ROWS_BESIDE)
-                        : beside && half                 ? ll_least(BLOCK_ROWS, threads * BLOCK_ROWS_BESIDE_16_BITS)
-                        : half                           ? BLOCK_ROWS_16_BITS
-                                                         : BLOCK_ROWS;
-    return threads > 1 && w->packed && ll_least(M / rows, M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
+    const size_t few = w->compute == LL_INT16 ? BESIDE_ROWS_INTEGERS
+                       : half                 ? BESIDE_ROWS_16_BITS
+                       : w->format == LL_F32  ? BESIDE_ROWS_FLOAT32
+                                              : BLOCK_ROWS;
+    return beside ? ll_least(BLOCK_ROWS, few * threads / 2) : half ? BLOCK_ROWS_16_BITS : BLOCK_ROWS;
+}
+
+int ll_linear_by_blocks(const ll_weight *w, size_t M, size_t threads)
+{
+    return threads > 1 && w->packed
+           && ll_least(M / block_rows(w, threads), M * (w->K + 1) * w->N / GRAIN_FMA) >= threads;
 }
 
 static linear_way way_of(const ll_linear_args *a, size_t tiles, size_t panels, size_t threads)
