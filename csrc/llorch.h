@@ -126,7 +126,7 @@ typedef struct ll_linear_args {
 /* 0, or -1: no memory to work in (ll_linear_scratch bytes). */
 int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
-/* Whether a product of M rows is made by blocks of them, one for each of so many threads. */
+/* Whether a block of rows for each of so many threads is worth it, of M rows in all. */
 int ll_linear_by_blocks(const ll_weight *w, size_t M, size_t threads);
 /* Tells threads that wait which weight, if it is packed, the product after the next has, and how many rows. */
 void ll_linear_ahead(const ll_weight *w, size_t M, int gated);
@@ -327,7 +327,7 @@ typedef struct ll_plan {
     const ll_call *calls;
     size_t count;
     const size_t *widths;      /* [buffers]: values in a row */
-    size_t buffers, output;    /* output: the buffer that is the result */
+    size_t output;             /* the buffer that is the result */
     size_t heads, kv_heads;    /* the most of any call, 1 at least */
 } ll_plan;
 
@@ -351,7 +351,7 @@ typedef struct ll_run {
     const float *const *cos, *const *sin; /* tables of rotations, [position][R / 2] */
     ll_attention_head *heads;  /* working memory: [sequence_count * heads], the most of any call */
     ll_kv *kv;                 /* [sequence_count * kv_heads] */
-    int64_t *starts;           /* [2 * sequence_count] */
+    int64_t *starts;           /* [2 * sequence_count + 1]: a part of the run has one more than sequences */
 } ll_run;
 
 /* Calls [begin, end). 0, or -1: no memory to work in. The lengths of the caches stay as they are. All calls, where there are
@@ -479,10 +479,10 @@ typedef void (*ll_task)(void *context, size_t begin, size_t end);
  * the caller's own afterwards. One range, on the calling thread, when n <= grain, one thread is allowed, or another thread
  * is using the pool. For a driver that sizes its workspace by ll_threads(), which may change from one look to the next. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
-/* Calls task on [part, part + 1) for each part of a long work, on as many threads: a part's calls are that thread's own, and of
- * threads that have no part left. */
-void ll_parallel_parts(int parts, ll_task task, void *context);
-/* How many times that was called, and calls within parts were helped with: for tests. */
+/* Calls task for each part of a long work, [part, part + 1), on as many threads: a part's calls are that thread's own, and of
+ * threads that have no part left. 0, and nothing is done: there are fewer than two, or another thread is using the pool. */
+int ll_parallel_parts(int parts, ll_task task, void *context);
+/* How many times there were parts, and how many chunks of their calls were taken by threads that helped: for tests. */
 size_t ll_parts_made(size_t *helped);
 /* How many threads a call has here at most: llorch_get_num_threads(), or in a part this one and those that help. */
 int ll_threads(void);
@@ -504,7 +504,7 @@ void ll_parallel_ahead(const ll_ahead *what);
 int ll_thread_number(void);
 /* Interrupts. `check` tells by a number other than 0 that the host wants a call to end; NULL for never. It is asked by
  * the thread that called, between parts of the work and 50 ms apart, where that thread has switched it on; then what is
- * left of the work is dropped, and every later job of that thread does nothing, until
+ * left of the work is dropped, and every later job of that thread, and of those that make its parts, does nothing, until
  * ll_interrupted(), which tells whether that happened and switches it off. What the call should have written is then
  * half written. A driver of many small steps looks between them with ll_interrupt_poll(). */
 void ll_set_interrupt_check(int (*check)(void));

@@ -1,8 +1,9 @@
 /* memory.c: what is allocated for kernels, by their drivers and by Cython.
  *
  * Working memory of a call is kept for the next one. A fresh block of some megabytes costs a page fault
- * every 4 KB, which is more than packing into it; so one block waits here, and one for each thread that makes a part of a call.
- * Two callers at once: the second gets a block of its own.
+ * every 4 KB, which is more than packing into it; so one block waits here for those that call, and one for each worker that
+ * makes parts of calls. Two callers at once: the second gets a block of its own. A worker's comes from the system: the C library
+ * would keep 64 MB of a limited address space for each thread that asks it.
  *
  * What is a thread's own lies at the same place in one call and the next, once there is room for what each needs: so it stays
  * in the caches of its core, and no other's has to be asked for it. (Measured: 512 tokens of a model by float32, on two cores
@@ -10,15 +11,13 @@
 #define _GNU_SOURCE
 #include <stdatomic.h>
 #include <stdlib.h>
-
-#if defined(__linux__)
 #include <sys/mman.h>
-#endif
 
 #include "llorch.h"
 
-/* Larger blocks go back to the system. */
+/* Larger blocks go back to the system, those of workers, of which there may be many, sooner. */
 #define KEEP_BYTES ((size_t)64 << 20)
+#define KEEP_BYTES_WORKER ((size_t)16 << 20)
 #define ALIGNMENT 64
 
 /* Followed by `bytes` of memory, ALIGNMENT further on: `stride` for each of `threads`, then what is shared. */
@@ -39,12 +38,30 @@ static block block_of(size_t threads, size_t stride, size_t shared)
     return (block){fits ? threads * stride + shared + ALIGNMENT : 0, threads, stride, shared};
 }
 
+static size_t keep_bytes(void) { return ll_thread_number() ? KEEP_BYTES_WORKER : KEEP_BYTES; }
+
+static void *from_system(size_t bytes)
+{
+    void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 static block *block_new(const block *wanted)
 {
-    block *b = wanted->bytes ? aligned_alloc(ALIGNMENT, wanted->bytes + ALIGNMENT) : NULL;
+    const size_t bytes = wanted->bytes + ALIGNMENT;
+    block *b = !wanted->bytes ? NULL : ll_thread_number() ? from_system(bytes) : aligned_alloc(ALIGNMENT, bytes);
     if (b)
         *b = *wanted;
     return b;
+}
+
+/* By the thread that made it, or another of number 0. */
+static void block_free(block *b)
+{
+    if (!ll_thread_number())
+        free(b);
+    else if (b)
+        (void)munmap(b, b->bytes + ALIGNMENT);
 }
 
 /* The kept block as it is, or a new one that has room for the calls before, too. Where that is too much: the kept one, divided
@@ -57,12 +74,12 @@ static block *block_for(block *kept, const block *wanted)
         return kept;
     const block both = block_of(most(kept->threads, wanted->threads), most(kept->stride, wanted->stride),
                                 most(kept->shared, wanted->shared));
-    block *b = both.bytes <= KEEP_BYTES ? block_new(&both) : NULL;
+    block *b = both.bytes <= keep_bytes() ? block_new(&both) : NULL;
     if (!b && wanted->bytes && kept->bytes >= wanted->bytes) {
         *kept = (block){kept->bytes, wanted->threads, wanted->stride, wanted->shared};
         return kept;
     }
-    free(kept);
+    block_free(kept);
     return b ? b : block_new(wanted);
 }
 
@@ -83,9 +100,9 @@ int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own)
 void ll_scratch_give(const ll_scratch *s)
 {
     block *b = (block *)(void *)(s->own - ALIGNMENT);
-    if (b->bytes <= KEEP_BYTES)
+    if (b->bytes <= keep_bytes())
         b = atomic_exchange_explicit(&spares[ll_thread_number()], b, memory_order_acq_rel);
-    free(b);
+    block_free(b);
 }
 
 /* ---- memory that stays -------------------------------------------------------------------------- */

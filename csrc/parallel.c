@@ -9,10 +9,10 @@
  *     state = generation << 20 | slots << 10 | joined           joinable while joined < slots
  *
  * The caller writes the job, then stores a new state (release). A worker joins by compare-and-swap of
- * joined + 1 (acquire), takes chunks until there are none, and counts itself as finished (release). The caller takes chunks too; then it closes the job by exchanging the state for
- * one without slots, which also tells how many had joined, and waits for those alone (acquire). A worker
- * that the system had no time for is not waited for: it finds the job closed. As no worker reads the job
- * without having joined, and none is left in it when the caller goes, the job can be written again.
+ * joined + 1 (acquire), takes chunks until there are none, and counts itself as finished (release). The caller takes chunks
+ * too; then it closes the job by exchanging the state for one without slots, which also tells how many had joined, and waits
+ * for those alone (acquire). A worker that the system had no time for is not waited for: it finds the job closed. As no
+ * worker reads the job without having joined, and none is left in it when the caller goes, the job can be written again.
  *
  * Chunks. Each thread has a range of its own, side by side in memory, and takes half of what is left of it, from its front: so
  * a thread reads one stream, begins where it was foreseen to begin, and its last chunks are small. Who has none left takes
@@ -30,10 +30,12 @@
  *
  * Parts (ll_parallel_parts) are long tasks of many calls, one for each thread, which makes its calls by itself. A thread that has
  * none left helps: it joins calls of those that still have one, each of which then opens a job of its own, by the protocol above.
+ * A call within such a call (a signal's handler can make one) runs on its own thread.
  *
  * Interrupts. Where the caller has asked for them (ll_interrupts_on), it looks between its chunks whether the host wants
  * the call to end, and no chunk is then larger than what takes CHUNK_NS. The first of a thread is small, as its time isn't
- * known. What is left of an interrupted job, and later jobs of the same call, are dropped. Which thread computes what never
+ * known; calls of a part are not cut after short ones. What is left of an interrupted job, and later jobs of the same call, are
+ * dropped, by workers in parts, too, which `stopped` tells. Which thread computes what never
  * changes a bit: a kernel computes each row by itself. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -93,7 +95,7 @@ typedef struct job {
 static range pool_ranges[LL_MAX_THREADS];
 static job pool = {.ranges = pool_ranges};
 
-/* A call within a part that others help with, so many threads at most; of each thread. */
+/* A call within a part, with which others help, so many threads at most with it; of each thread. */
 #define HELPED 8
 typedef struct helped {
     job job;
@@ -102,8 +104,8 @@ typedef struct helped {
 } helped;
 static helped calls[LL_MAX_THREADS];
 static atomic_int stopped; /* the caller of parts was interrupted */
-static atomic_int in_parts, helpers; /* threads that make a part of the pool's job, or have none left */
-static atomic_size_t parts_made, parts_helped; /* for the tests: calls of ll_parallel_parts, and calls in parts that had help */
+static atomic_int helpers; /* threads of the pool's job that have no part left */
+static atomic_size_t parts_made, parts_helped; /* for the tests: jobs of parts, and chunks of their calls that helpers took */
 
 static atomic_int sleepers;
 static atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -174,7 +176,6 @@ static void forget_workers(void)
     atomic_store(&pool.state, 0);
     for (int number = 0; number < LL_MAX_THREADS; number++)
         atomic_store(&calls[number].job.state, 0);
-    atomic_store(&in_parts, 0);
     atomic_store(&helpers, 0);
     atomic_store(&sleepers, 0);
     atomic_flag_clear(&busy);
@@ -184,8 +185,8 @@ static void forget_workers(void)
 
 /* ---- threads ------------------------------------------------------------------------------------ */
 
-/* Where a thread is: in no part of a call, in one of the pool's job, or in one of a call that hasn't the pool. */
-enum { OUTSIDE, IN_PART, UNHELPED };
+/* Where a thread is: in a part of the pool's job or not. */
+enum { OUTSIDE, IN_PART };
 
 /* A thread's number and place lie where every thread has room for them. A variable of a thread would have the C library take
  * memory in each new worker: of a limited address space 64 MB each, and where there is none left it ends the process. */
@@ -208,7 +209,7 @@ int ll_thread_number(void) { return thread_value() % LL_MAX_THREADS; }
 
 static int place(void) { return thread_value() / LL_MAX_THREADS; }
 
-/* Without a key a thread is outside: it has the number of the threads that call, and finds the pool taken. */
+/* Without a key a thread has the number of those that call, and there are no parts. */
 static void set_thread(int number, int place)
 {
     if (has_key)
@@ -256,17 +257,14 @@ static void run(const work *w, size_t begin, size_t end)
 /* The same of a job that others have joined. */
 static void run_joined(const work *w, size_t begin, size_t end)
 {
-    if (!w->parts) {
-        run(w, begin, end);
-        return;
+    const int number = w->parts ? ll_thread_number() : 0;
+    if (w->parts) {
+        calls[number].longest = 0;
+        set_thread(number, IN_PART);
     }
-    atomic_fetch_add_explicit(&in_parts, 1, memory_order_relaxed);
-    const int number = ll_thread_number();
-    calls[number].longest = 0;
-    set_thread(number, IN_PART);
     run(w, begin, end);
-    set_thread(number, OUTSIDE);
-    atomic_fetch_sub_explicit(&in_parts, 1, memory_order_release);
+    if (w->parts)
+        set_thread(number, OUTSIDE);
 }
 
 /* How many of so many grains a thread takes at first, where chunks are timed. */
@@ -309,13 +307,13 @@ static size_t take_any(const job *j, int number, size_t most, size_t *begin)
     return count;
 }
 
-/* number: of a worker, from 1 on; 0 for the one that called, who asks for interrupts. */
-static void take_chunks(const job *j, int number)
+/* number: of a worker, from 1 on; 0 for the one that called, who asks for interrupts. How many chunks there were. */
+static size_t take_chunks(const job *j, int number)
 {
     const work *w = &j->work;
-    size_t most = first_most(w->grains / (size_t)j->threads, j->timed), begin = 0, count;
+    size_t most = first_most(w->grains / (size_t)j->threads, j->timed), begin = 0, count, taken = 0;
     int64_t now = j->timed ? now_ns() : 0;
-    while ((count = take_any(j, number, most, &begin))) {
+    for (; (count = take_any(j, number, most, &begin)); taken++) {
         if (j->timed)
             most = run_timed(w, begin, begin + count, &now);
         else
@@ -324,18 +322,15 @@ static void take_chunks(const job *j, int number)
             for (int t = 0; t < j->threads; t++)
                 atomic_store_explicit(&j->ranges[t].left, 0, memory_order_relaxed);
     }
+    return taken;
 }
 
-/* All of a job on this thread. Parts that are made so have nobody to help. */
+/* All of a job on this thread. */
 static void run_alone(const work *w)
 {
     const int number = ll_thread_number();
-    if (w->parts)
-        set_thread(number, UNHELPED);
-    if (w->parts || w->grains == 1 || !(number ? pool.timed : interruptible)) {
+    if (w->grains == 1 || !(number ? pool.timed : interruptible)) {
         run(w, 0, w->grains);
-        if (w->parts)
-            set_thread(number, OUTSIDE);
         return;
     }
     size_t most = first_most(w->grains, 1);
@@ -447,19 +442,24 @@ static void close_job(job *j)
     }
 }
 
-/* Takes part in the calls of others, while there are parts that aren't done. */
+/* This thread has no part left. It helps with calls of those that have one, until nobody has. A worker that has joined the job
+ * may still find a part: it counts from then on. */
 static void help(int number)
 {
     if (!pool.work.parts)
         return;
-    atomic_fetch_add_explicit(&helpers, 1, memory_order_relaxed);
-    for (unsigned look = 1; atomic_load_explicit(&in_parts, memory_order_acquire); look++) {
-        for (int other = 0; other < pool.threads; other++) {
+    uint64_t seen[LL_MAX_THREADS] = {0};
+    atomic_fetch_add_explicit(&helpers, 1, memory_order_release);
+    for (unsigned look = 1;; look++) {
+        const uint64_t joined = atomic_load_explicit(&pool.state, memory_order_relaxed) & COUNT_MASK;
+        if ((uint64_t)atomic_load_explicit(&helpers, memory_order_acquire) > joined)
+            break;
+        for (int other = 0; other <= workers; other++) {
             job *j = &calls[other].job;
             const uint64_t s = atomic_load_explicit(&j->state, memory_order_relaxed);
-            if (joinable(s, 0) && join(j, s)) {
-                atomic_fetch_add_explicit(&parts_helped, 1, memory_order_relaxed);
-                take_chunks(j, number);
+            if (joinable(s, seen[other]) && join(j, s)) {
+                seen[other] = s / GENERATION;
+                atomic_fetch_add_explicit(&parts_helped, take_chunks(j, number), memory_order_relaxed);
                 atomic_fetch_add_explicit(&j->finished, 1, memory_order_release);
             }
         }
@@ -470,7 +470,6 @@ static void help(int number)
         else
             sched_yield();
     }
-    atomic_fetch_sub_explicit(&helpers, 1, memory_order_relaxed);
 }
 
 static void *worker(void *mine)
@@ -485,7 +484,7 @@ static void *worker(void *mine)
         if (joinable(s, seen)) {
             if (join(&pool, s)) {
                 seen = s / GENERATION;
-                take_chunks(&pool, number);
+                (void)take_chunks(&pool, number);
                 help(number);
                 atomic_fetch_add_explicit(&pool.finished, 1, memory_order_release);
                 rest_from = now_ns();
@@ -535,28 +534,26 @@ void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task t
     ll_parallel_for_threads(n, paid < 2 ? n : grain, (int)ll_least(paid, all), task, context);
 }
 
-/* By the pool, if no other thread is using it. */
+/* By all of the pool, which this thread has taken. */
 static void run_by_pool(const work *w, int threads)
 {
-    threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
-    if (threads <= 1 || atomic_flag_test_and_set_explicit(&busy, memory_order_acquire)) {
-        run_alone(w);
-        return;
-    }
     if (workers < threads - 1)
         make_workers(threads - 1);
     atomic_store_explicit(&stopped, 0, memory_order_relaxed);
+    atomic_store_explicit(&helpers, 0, memory_order_relaxed);
     open_job(&pool, w, threads, interruptible);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleep_lock);
         pthread_cond_broadcast(&wake);
         pthread_mutex_unlock(&sleep_lock);
     }
-    take_chunks(&pool, 0);
+    (void)take_chunks(&pool, 0);
     help(0);
     close_job(&pool);
     atomic_flag_clear_explicit(&busy, memory_order_release);
 }
+
+static int pool_is_taken(void) { return atomic_flag_test_and_set_explicit(&busy, memory_order_acquire); }
 
 /* By this thread, which makes a part, and those that help. Where all calls of the part so far were short, this one isn't cut for
  * interrupts: it would begin with a small chunk, as its time isn't known (measured: 16 and 32 sequences 1 to 2 % slower). */
@@ -565,10 +562,11 @@ static void run_in_part(const work *w, int threads, int number)
     helped *h = &calls[number];
     const int64_t start = now_ns();
     const int timed = pool.timed && !(h->longest && h->longest < SHORT_NS);
-    if (threads > 1) {
+    const int is_open = (atomic_load_explicit(&h->job.state, memory_order_relaxed) / SLOT & COUNT_MASK) > 0;
+    if (threads > 1 && !is_open) {
         h->job.ranges = h->ranges;
         open_job(&h->job, w, threads > HELPED ? HELPED : threads, timed);
-        take_chunks(&h->job, number);
+        (void)take_chunks(&h->job, number);
         close_job(&h->job);
     } else if (timed) {
         run_alone(w);
@@ -581,26 +579,31 @@ static void run_in_part(const work *w, int threads, int number)
 
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
 {
-    const int number = ll_thread_number();
-    if (!n || (!number && interrupted))
+    const int number = ll_thread_number(), in_part = place() == IN_PART;
+    if (!n || (number ? in_part && atomic_load_explicit(&stopped, memory_order_relaxed) : interrupted))
         return;
     const work w = work_of(n, grain, task, context);
     if (w.grains < (size_t)threads) /* more threads would have none */
         threads = (int)w.grains;
-    if (place() == IN_PART)
+    threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
+    if (in_part)
         run_in_part(&w, threads, number);
+    else if (threads <= 1 || pool_is_taken())
+        run_alone(&w);
     else
         run_by_pool(&w, threads);
 }
 
-void ll_parallel_parts(int parts, ll_task task, void *context)
+int ll_parallel_parts(int parts, ll_task task, void *context)
 {
-    if (parts <= 0 || interrupted)
-        return;
+    pthread_once(&set_up_once, set_up);
+    if (!has_key || parts < 2 || parts > LL_MAX_THREADS || place() == IN_PART || pool_is_taken())
+        return 0;
     work w = work_of((size_t)parts, 1, task, context);
     w.parts = 1;
     atomic_fetch_add_explicit(&parts_made, 1, memory_order_relaxed);
     run_by_pool(&w, parts);
+    return 1;
 }
 
 size_t ll_parts_made(size_t *helped)

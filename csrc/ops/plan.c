@@ -1,4 +1,4 @@
-/* ops/plan.c: a model as an array of kernel calls, all rows of all sequences together; no Python between them.
+/* ops/plan.c: a model as an array of kernel calls, all rows of all sequences together, or of a thread's; no Python between them.
  *
  * Buffers hold rows of float32, one row a position, the sequences one below the other. A call reads and writes columns of
  * them. Where only the last (or the first) positions' results are asked for, the last attention gives one row a sequence,
@@ -330,28 +330,31 @@ static int plan_calls(ll_run *run, size_t begin, size_t end)
 /* What it takes to read a number of a key or a value from memory, in multiplications (ops/attention.c). */
 #define PLAN_READ 4
 
-/* Multiplications of a sequence: T * row + (pairs of a query and a key it sees) * key + (keys) * read + end. */
+/* Multiplications of a sequence: T * row + end, and of attention, all of it [0] and within a window [1], for each pair of a query
+ * and a key that it sees `key`, for each key `read`. */
 typedef struct plan_costs {
-    double row, key, read, end;
+    double row, end, key[2], read[2], window;
+    int causal;
 } plan_costs;
 
 /* What all calls take together. 0: some product is better made by all threads. */
 static int plan_costs_of(const ll_run *run, size_t threads, plan_costs *costs)
 {
     size_t rows = run->rows;
-    *costs = (plan_costs){0};
+    *costs = (plan_costs){.causal = 1};
     for (const ll_call *c = run->plan->calls; c < run->plan->calls + run->plan->count; c++) {
-        const int ends = c->op == LL_CALL_ROWS || c->op == LL_CALL_MEAN || (c->op == LL_CALL_ATTENTION && c->rows);
         if (c->op == LL_CALL_LINEAR) {
             if (!ll_linear_by_blocks(&c->weight, rows, threads))
                 return 0;
             *(rows == run->rows ? &costs->row : &costs->end) += (double)c->weight.K * (double)c->weight.N;
         }
         if (c->op == LL_CALL_ATTENTION) {
-            costs->key += 2.0 * (double)(c->heads * c->D);
-            costs->read += 2.0 * PLAN_READ * (double)(c->kv_heads * c->D);
+            costs->key[c->window > 0] += 2.0 * (double)(c->heads * c->D);
+            costs->read[c->window > 0] += 2.0 * PLAN_READ * (double)(c->kv_heads * c->D);
+            costs->window = c->window ? (double)c->window : costs->window;
+            costs->causal = c->causal;
         }
-        if (ends)
+        if (c->op == LL_CALL_ROWS || c->op == LL_CALL_MEAN || (c->op == LL_CALL_ATTENTION && c->rows))
             rows = run->sequence_count;
     }
     return 1;
@@ -359,8 +362,10 @@ static int plan_costs_of(const ll_run *run, size_t threads, plan_costs *costs)
 
 static double plan_cost(const plan_costs *c, const ll_sequence *s)
 {
-    const double T = (double)s->T, seen = (double)s->start + T;
-    return T * c->row + T * (seen - T / 2) * c->key + seen * c->read + c->end;
+    const double T = (double)s->T, all = (double)s->start + T, widest = c->causal ? c->window : 2 * c->window + 1;
+    const double seen = c->causal ? all - T / 2 : all; /* by a query */
+    return T * c->row + c->end + T * seen * c->key[0] + all * c->read[0]
+           + T * (seen < widest ? seen : widest) * c->key[1] + (all < widest + T ? all : widest + T) * c->read[1];
 }
 
 typedef struct plan_parts {
@@ -369,30 +374,30 @@ typedef struct plan_parts {
     atomic_int failed;
 } plan_parts;
 
-/* As many parts as threads. 0: they would be too uneven. */
+/* As many parts as threads, which are no more than sequences. 0: they would be too uneven. */
 static int plan_divide(plan_parts *p, size_t threads, const plan_costs *costs)
 {
-    const ll_run *run = p->run;
-    double all = 0, done = 0, begun = 0, most = 0;
-    for (size_t i = 0; i < run->sequence_count; i++)
-        all += plan_cost(costs, &run->sequences[i]);
+    const ll_sequence *s = p->run->sequences;
+    const size_t count = p->run->sequence_count;
+    double all = 0, done = 0, most = 0;
+    for (size_t i = 0; i < count; i++)
+        all += plan_cost(costs, &s[i]);
     const double mean = all / (double)threads;
-    size_t part = 0, row = 0;
-    for (size_t i = 0; i < run->sequence_count; i++) {
-        const double own = plan_cost(costs, &run->sequences[i]);
-        while (part < threads && (i == 0 ? part == 0 : done + own / 2 > mean * (double)part)) {
-            most = done - begun > most ? done - begun : most;
-            begun = done;
-            p->first[part] = i;
-            p->row[part++] = row;
-        }
-        done += own;
-        row += run->sequences[i].T;
+    size_t i = 0, row = 0;
+    for (size_t part = 0; part < threads; part++) {
+        const size_t end = count - (threads - 1 - part); /* each that follows has one */
+        const double begun = done;
+        p->first[part] = i;
+        p->row[part] = row;
+        do {
+            done += plan_cost(costs, &s[i]);
+            row += s[i++].T;
+        } while (i < end && (part + 1 == threads || done + plan_cost(costs, &s[i]) / 2 <= mean * (double)(part + 1)));
+        most = done - begun > most ? done - begun : most;
     }
-    most = done - begun > most ? done - begun : most;
-    p->first[threads] = run->sequence_count;
+    p->first[threads] = count;
     p->row[threads] = row;
-    return part == threads && most <= PLAN_UNEVEN * mean;
+    return most <= PLAN_UNEVEN * mean;
 }
 
 static void plan_part_task(void *context, size_t begin, size_t end)
@@ -418,14 +423,15 @@ static void plan_part_task(void *context, size_t begin, size_t end)
     }
 }
 
-/* Whether there were parts, which have been run then; failed: for lack of memory. */
+/* Whether there were parts, which have been run then; failed: for lack of memory. If another caller has the pool there are none:
+ * each call asks for it again. */
 static int plan_by_parts(ll_run *run, size_t threads, int *failed)
 {
     plan_parts p = {.run = run};
     plan_costs costs;
-    if (!plan_costs_of(run, threads, &costs) || !plan_divide(&p, threads, &costs))
+    if (!plan_costs_of(run, threads, &costs) || !plan_divide(&p, threads, &costs)
+        || !ll_parallel_parts((int)threads, plan_part_task, &p))
         return 0;
-    ll_parallel_parts((int)threads, plan_part_task, &p);
     run->rows = run->output_rows;
     *failed = atomic_load_explicit(&p.failed, memory_order_relaxed);
     return 1;

@@ -21,7 +21,7 @@ cdef extern from "llorch.h" nogil:
         const ll_call *calls
         size_t count
         const size_t *widths
-        size_t buffers, output, heads, kv_heads
+        size_t output, heads, kv_heads
     ctypedef struct ll_sequence:
         size_t T, start
         ll_cache *caches
@@ -221,7 +221,7 @@ def _ids_fit(ids, size_t vocabulary):
 
 
 def _parts_made():
-    """How many runs were divided into parts so far, and how many of their calls were helped with."""
+    """How many runs were divided into parts so far, and how many chunks of their calls other threads took then."""
     cdef size_t helped = 0
     made = ll_parts_made(&helped)
     return made, helped
@@ -286,7 +286,7 @@ cdef class Plan:
         self._plan.calls = self._calls
         self._plan.count = count
         self._plan.widths = self._widths
-        self._plan.buffers, self._plan.output = self._buffers, self._output
+        self._plan.output = self._output
         self._plan.heads, self._plan.kv_heads = self._heads, self._kv_heads
 
     def __init__(self, calls, widths, output, layers, tables=()):
@@ -457,7 +457,7 @@ cdef class Plan:
             bytes = (rows * self._row_floats + 16 * self._buffers) * sizeof(float)
             bytes += self._buffers * sizeof(float *) + 2 * table_count * sizeof(float *)
             bytes += count * (self._heads * sizeof(ll_attention_head) + self._kv_heads * sizeof(ll_kv))
-            bytes += 2 * count * sizeof(int64_t) + 256
+            bytes += (2 * count + 1) * sizeof(int64_t) + 256
             if trace is None:
                 workspace = self._take(bytes)
             else:  # of Python's, so that an array which a trace keeps stays good
@@ -473,7 +473,7 @@ cdef class Plan:
             run.kv = <ll_kv *>at
             at += count * self._kv_heads * sizeof(ll_kv)
             run.starts = <int64_t *>at
-            at += 2 * count * sizeof(int64_t)
+            at += (2 * count + 1) * sizeof(int64_t)
             for i in range(self._buffers):
                 if i == self._output:
                     buffers[i] = <float *>_address(out)

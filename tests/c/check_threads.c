@@ -80,8 +80,10 @@ static void part_task(void *context, size_t begin, size_t end)
 
 static void call_all(results *r)
 {
+    ll_interrupts_on();
     multiply(r->product);
-    ll_parallel_parts(PARTS, part_task, r);
+    if (llorch_get_num_threads() == 1 || !ll_parallel_parts(PARTS, part_task, r))
+        part_task(r, 0, PARTS);
 
     attend(r->attended, T, NULL, 0);
 

@@ -384,6 +384,7 @@ def test_threads_take_no_memory_but_their_stacks():
     code = f"""
 import time
 import numpy as np, llorch
+from llorch import _core
 def size():
     return int(open("/proc/self/statm").read().split()[0]) * 4096
 x = np.ones((16000, 1024), np.float32)
@@ -395,6 +396,15 @@ llorch.layer_norm(x, out=y)
 time.sleep(0.2)
 assert {COUNT} - threads == 15
 assert size() - before < 15 * (1 << 20), f"{{(size() - before) >> 20}} MB for 15 threads"
+
+model, made = llorch.CausalLM.from_pretrained("shakespeare-1m", compute="int16", dtype="q8_0"), _core._parts_made()[0]
+chunks = [[1] * 3] * 600
+for threads in (1, 8):
+    llorch.set_num_threads(threads)
+    before = size()
+    model.step(chunks, [model.new_cache(4) for _ in chunks])
+assert _core._parts_made()[0] == made + 1
+assert size() - before < 64 * (1 << 20), f"{{(size() - before) >> 20}} MB for parts by 8 threads"
 """
     done = run(code)
     assert done.returncode == 0, done.stderr

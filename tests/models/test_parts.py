@@ -2,6 +2,7 @@
 sequence alone on one thread."""
 
 import itertools
+import os
 import signal
 import time
 
@@ -47,7 +48,7 @@ def by_integers(path, name, more=WIDE):
 
 @pytest.fixture(scope="module")
 def integers(tmp_path_factory):
-    return by_integers(tmp_path_factory.mktemp("qwen2"), "qwen2")
+    return by_integers(tmp_path_factory.mktemp("granite"), "granite")
 
 
 LENGTHS = [1 + (7 * i) % 3 for i in range(MANY)]
@@ -108,10 +109,10 @@ def test_what_is_not_divided(integers):
     """One sequence, one thread, too few rows, too many, sequences of which one is most of the work."""
     model = integers
 
-    def made(lengths, threads=2):
+    def made(lengths, threads=2, run=model.step):
         chunks, before = chunks_of(lengths, 131), parts_made()
         with num_threads(threads):
-            model.step(chunks, [model.new_cache(300) for _ in chunks])
+            run(chunks, [model.new_cache(300) for _ in chunks])
         return parts_made() - before
 
     assert made([1] * MANY)
@@ -119,11 +120,12 @@ def test_what_is_not_divided(integers):
     assert not made([300])
     assert not made([1] * 8)
     assert not made([3] * MANY)
-    assert not made([300, *[1] * 200])
+    assert made([160, *[1] * 160], run=model.forward_batch)
+    assert not made([300, *[1] * 20], run=model.forward_batch)
 
 
-def test_the_deepest_may_come_first_or_last(integers):
-    """Parts are even by what a sequence costs, not by how many there are."""
+def test_parts_are_even_by_what_a_sequence_costs(integers):
+    """More tokens or deeper caches first or last: as many rows for each thread would be too uneven, or slow."""
     model = integers
     for lengths in ([5] * 40 + [1] * 250, [1] * 250 + [5] * 40, [2, 1] * 140):
         chunks = chunks_of(lengths, 131)
@@ -136,8 +138,36 @@ def test_the_deepest_may_come_first_or_last(integers):
             assert_same_bits(got, wanted)
 
 
+@pytest.mark.parametrize("deep", [slice(0, 60), slice(180, 240), slice(0, 240, 4)])
+def test_deep_caches_among_empty_ones(integers, deep):
+    model = integers
+    chunks, first = chunks_of([1] * 240, 131), chunks_of([200] * 60, 131, 1)
+    caches = [model.new_cache(201) for _ in chunks]
+    for cache, chunk in zip(caches[deep], first, strict=True):
+        model.step([chunk], [cache])
+    with num_threads(1):
+        wanted = [model.step([chunk], [cache.fork()])[0] for chunk, cache in zip(chunks, caches, strict=True)]
+    with num_threads(2):
+        before = parts_made()
+        assert_same_bits(model.step(chunks, caches), np.stack(wanted))
+        assert parts_made() == before + 1
+
+
+def test_many_threads_and_fewer_again(integers):
+    """More than may help at once; then workers whose numbers are past the number of threads."""
+    model = integers
+    chunks = chunks_of([1] * 1100, 131)
+    wanted = np.stack([rows[-1] for rows in alone(model, chunks)[1]])
+    for threads in (12, 2, 5):
+        with num_threads(threads):
+            before, some = parts_made(), chunks[: 256 * threads]
+            for _ in range(5):
+                assert_same_bits(model.step(some, [model.new_cache(1) for _ in some]), wanted[: len(some)])
+            assert parts_made() == before + 5
+
+
 def test_threads_that_are_done_help(integers):
-    """Uneven parts, until a call was helped with: its bits are the same."""
+    """Uneven parts, until another thread took a chunk of a call: the bits are the same."""
     model = integers
     chunks = chunks_of([1] * 200 + [3] * 31, 131)
     wanted = np.stack([rows[-1] for rows in alone(model, chunks)[1]])
@@ -149,19 +179,34 @@ def test_threads_that_are_done_help(integers):
 
 
 def test_several_callers(integers):
-    """One has the pool, the others make all parts by themselves."""
+    """One at a time has parts, the others ask for the pool at each call."""
     model = integers
     chunks = chunks_of(LENGTHS, 131)
     wanted = np.stack([rows[-1] for rows in alone(model, chunks)[1]])
     same = []
 
     def work():
-        for _ in range(5):
+        for _ in range(10):
             same.append(same_bits(model.step(chunks, [model.new_cache(8) for _ in chunks]), wanted))
 
     with num_threads(2):
+        before = parts_made()
         in_threads(work)
-    assert same == [True] * 20
+        assert before < parts_made() <= before + 40
+    assert same == [True] * 40
+
+
+def test_a_child_of_fork_has_parts_of_its_own(integers):
+    model = integers
+    chunks = chunks_of(LENGTHS, 131)
+    with num_threads(2):
+        wanted = model.step(chunks, [model.new_cache(8) for _ in chunks])
+        child = os.fork()
+        if not child:
+            before = parts_made()
+            got = model.step(chunks, [model.new_cache(8) for _ in chunks])
+            os._exit(0 if same_bits(got, wanted) and parts_made() == before + 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
@@ -202,3 +247,29 @@ def test_an_interrupt_ends_all_parts(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handled)
     assert spent[1] < 0.8 * spent[0], f"{spent[1]} s of {spent[0]}"
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
+def test_a_handler_that_computes_changes_nothing(tmp_path):
+    """It runs in the midst of a part, maybe of a call that others help with."""
+    model = by_integers(tmp_path, "qwen2", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 8})
+    chunks, few = chunks_of([1, 2] * 100 + [1] * 60, 131), chunks_of([3] * 200, 131, 1)
+    x, w = np.ones((300, 200), np.float32), np.ones((200, 300), np.float32)
+    wanted = [model.step(each, [model.new_cache(3) for _ in each]) for each in (chunks, few)]
+    handled, seen = None, []
+
+    def handler(*_):
+        got = model.step(few, [model.new_cache(3) for _ in few])
+        seen.append(same_bits(got, wanted[1]) and (llorch.linear(x, w) == 200).all())
+
+    try:
+        with use_isa("generic"), num_threads(2):
+            handled = signal.signal(signal.SIGALRM, handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.06)
+            for _ in range(3):
+                assert_same_bits(model.step(chunks, [model.new_cache(3) for _ in chunks]), wanted[0])
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handled)
+    assert seen and all(seen)
