@@ -212,7 +212,7 @@ def test_a_child_of_fork_has_parts_of_its_own(integers):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
 def test_an_interrupt_ends_all_parts(tmp_path):
     """Well before their end, on both threads; the caches are as they were."""
-    model = by_integers(tmp_path, "qwen2", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12})
+    model = by_integers(tmp_path, "qwen2", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 5})
     chunks = chunks_of([1, 2] * 140, 131)
     caches = [model.new_cache(8) for _ in chunks]
 
@@ -233,11 +233,12 @@ def test_an_interrupt_ends_all_parts(tmp_path):
     handled = signal.signal(signal.SIGALRM, handler)
     try:
         with use_isa("generic"), num_threads(2):
-            before = parts_made()
+            before, start = parts_made(), time.perf_counter()
             wanted = together()
+            whole = time.perf_counter() - start
             for cache in caches:
                 cache.truncate(0)
-            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            signal.setitimer(signal.ITIMER_REAL, 0.2 * whole)
             with pytest.raises(Stop):
                 together()
             assert [len(cache) for cache in caches] == [0] * len(caches)
@@ -252,23 +253,26 @@ def test_an_interrupt_ends_all_parts(tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
 def test_a_handler_that_computes_changes_nothing(tmp_path):
     """It runs in the midst of a part, maybe of a call that others help with."""
-    model = by_integers(tmp_path, "qwen2", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 8})
-    chunks, few = chunks_of([1, 2] * 100 + [1] * 60, 131), chunks_of([3] * 200, 131, 1)
+    model = by_integers(tmp_path, "qwen2", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 3})
+    chunks, few = chunks_of([1, 2] * 100 + [1] * 60, 131), chunks_of([1] * 200, 131, 1)
     x, w = np.ones((300, 200), np.float32), np.ones((200, 300), np.float32)
-    wanted = [model.step(each, [model.new_cache(3) for _ in each]) for each in (chunks, few)]
     handled, seen = None, []
 
+    def together(each):
+        return model.step(each, [model.new_cache(3) for _ in each])
+
     def handler(*_):
-        got = model.step(few, [model.new_cache(3) for _ in few])
-        seen.append(same_bits(got, wanted[1]) and (llorch.linear(x, w) == 200).all())
+        seen.append(same_bits(together(few), wanted[1]) and (llorch.linear(x, w) == 200).all())
 
     try:
         with use_isa("generic"), num_threads(2):
+            start = time.perf_counter()
+            wanted = [together(each) for each in (chunks, few)]
+            whole = time.perf_counter() - start
             handled = signal.signal(signal.SIGALRM, handler)
-            signal.setitimer(signal.ITIMER_REAL, 0.06)
-            for _ in range(3):
-                assert_same_bits(model.step(chunks, [model.new_cache(3) for _ in chunks]), wanted[0])
-                signal.setitimer(signal.ITIMER_REAL, 0.1)
+            for part in (0.3, 0.5):
+                signal.setitimer(signal.ITIMER_REAL, part * whole)
+                assert_same_bits(together(chunks), wanted[0])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handled)
