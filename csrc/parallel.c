@@ -56,7 +56,7 @@
 #define SPARE_BYTES ((size_t)64 << 20)
 #define CHUNK_NS 20000000
 #define ASK_NS 50000000
-#define SHORT_NS (CHUNK_NS / 16) /* a call may take so many times as long as those before it */
+#define SHORT_NS (CHUNK_NS / 16) /* a part's call may take 16 times as long as those before it */
 #define FIRST_CHUNKS 32 /* of a thread's range: the first is one of so many */
 #define WORTH_GRAINS 4 /* of what is worth a thread: the last of them is what one waits for another */
 #define WORTH_PARTS 8 /* of a thread's range: a smaller one isn't worth fetching what another core has at hand */
@@ -553,7 +553,8 @@ static void run_by_pool(const work *w, int threads)
     atomic_flag_clear_explicit(&busy, memory_order_release);
 }
 
-static int pool_is_taken(void) { return atomic_flag_test_and_set_explicit(&busy, memory_order_acquire); }
+/* Whether this thread has the pool now: no other had it. */
+static int take_pool(void) { return !atomic_flag_test_and_set_explicit(&busy, memory_order_acquire); }
 
 /* By this thread, which makes a part, and those that help. Where all calls of the part so far were short, this one isn't cut for
  * interrupts: it would begin with a small chunk, as its time isn't known (measured: 16 and 32 sequences 1 to 2 % slower). */
@@ -588,7 +589,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
     threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
     if (in_part)
         run_in_part(&w, threads, number);
-    else if (threads <= 1 || pool_is_taken())
+    else if (threads <= 1 || !take_pool())
         run_alone(&w);
     else
         run_by_pool(&w, threads);
@@ -597,7 +598,7 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
 int ll_parallel_parts(int parts, ll_task task, void *context)
 {
     pthread_once(&set_up_once, set_up);
-    if (!has_key || parts < 2 || parts > LL_MAX_THREADS || place() == IN_PART || pool_is_taken())
+    if (!has_key || parts < 2 || parts > LL_MAX_THREADS || place() == IN_PART || !take_pool())
         return 0;
     work w = work_of((size_t)parts, 1, task, context);
     w.parts = 1;
