@@ -216,6 +216,7 @@ typedef struct ll_cache {
     size_t heads, D, capacity; /* most positions */
     size_t length;             /* positions */
     size_t count;              /* blocks: those of its positions, and what is reserved */
+    size_t shared;             /* of those the first ones that others may have, too: no more than count */
     float **blocks;            /* [capacity, in blocks] */
 } ll_cache;
 
@@ -245,8 +246,9 @@ int ll_cache_reserve(ll_cache *c, size_t T);
 void ll_cache_write(ll_cache *c, const ll_cache_rows *rows);
 /* Forgets positions, length <= c->length, and lets go of the blocks behind it, reserved ones too. */
 void ll_cache_truncate(ll_cache *c, size_t length);
-/* Makes `to` a cache of its own with the same positions; -1 without memory, and `to` is freed. */
-int ll_cache_fork(const ll_cache *from, ll_cache *to);
+/* Makes `to` a cache of its own with the same positions; -1 without memory, and `to` is freed. It changes what `from` knows of
+ * its blocks, so one thread at a time may do it. */
+int ll_cache_fork(ll_cache *from, ll_cache *to);
 /* All positions as float32 [heads, length, D]: the keys, or the values. */
 void ll_cache_read(const ll_cache *c, int values, float *to);
 

@@ -56,6 +56,7 @@
     .attention_floats = LL_SYMBOL(attention_floats), \
     .attention_keys = LL_SYMBOL(attention_keys), \
     .attention_values = LL_SYMBOL(attention_values), \
+    .kv_write = LL_SYMBOL(kv_write), \
     .attention = LL_SYMBOL(attention), \
     .argmax = LL_SYMBOL(argmax), \
     .mean_pool = LL_SYMBOL(mean_pool), \

@@ -138,6 +138,19 @@ static void LL_SYMBOL(attention_values)(const char *rows, ptrdiff_t stride, int 
 }
 #undef LL_CASE
 
+static void LL_SYMBOL(kv_write)(const ll_kv *kv, size_t D, int k_dtype, int v_dtype)
+{
+    for (size_t done = 0; done < kv->fresh;) {
+        const size_t t = kv->Tk - kv->fresh + done, at = t % LL_BLOCK, count = ll_least(kv->fresh - done, LL_BLOCK - at);
+        const char *k = (const char *)kv->k + (ptrdiff_t)done * kv->k_stride;
+        const char *v = (const char *)kv->v + (ptrdiff_t)done * kv->v_stride;
+        float *to = kv->blocks[t / LL_BLOCK] + kv->offset;
+        LL_SYMBOL(attention_keys)(k, kv->k_stride, k_dtype, D, at, count, to);
+        LL_SYMBOL(attention_values)(v, kv->v_stride, v_dtype, D, at, count, to + LL_BLOCK * D);
+        done += count;
+    }
+}
+
 LL_INLINE const char *attention_query(const ll_attention_group *g, size_t row)
 {
     const ll_attention_head *h = ll_attention_head_of(g, row);
@@ -578,6 +591,8 @@ static void LL_SYMBOL(attention)(const ll_attention_args *a, const ll_attention_
         const ll_span tiles = attention_tiles(g, i);
         const float *then = NULL;
         attention_call(a, &ahead, SIZE_MAX); /* what is left of this unit's */
+        if (g->writes == LL_WRITTEN_WITH)
+            LL_SYMBOL(kv_write)(g->kv, a->D, a->dtype, a->dtype);
         if (i + 1 < end) {
             while (i + 1 >= next->unit + next->units)
                 next++;

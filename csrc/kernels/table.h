@@ -22,6 +22,10 @@ static inline int ll_few_rows(const ll_linear_args *a)
 
 /* ---- attention, between its driver (ops/attention.c) and its kernel ---- */
 
+/* When a group's fresh keys and values are written: another part has done it, as they are the same; before all units; with its
+ * only one, by who reads them then: nobody waits for it, and what it takes from memory is near. */
+enum { LL_WRITTEN_ALREADY, LL_WRITTEN_BEFORE, LL_WRITTEN_WITH };
+
 /* Heads that follow one another with the same keys and queries at the same positions: these are the rows of one matrix, row r
  * query r / count of head r % count. Or a part of these rows. */
 typedef struct ll_attention_group {
@@ -35,7 +39,7 @@ typedef struct ll_attention_group {
     size_t unit, units;       /* its units are [unit, unit + units) of the call */
     size_t score_stride;      /* floats between a tile's rows of scores */
     size_t part, item, items; /* the driver's: groups whose keys are packed together; blocks to pack */
-    int writes;               /* the driver's: when fresh keys and values are written */
+    int writes;               /* LL_WRITTEN_WITH and so on */
 } ll_attention_group;
 
 typedef struct ll_span {
@@ -119,12 +123,13 @@ typedef struct ll_kernels {
     /* whether both widen integers and 16 bits beside products, which costs little: TILE_ROOMY (kernels/tile.h) */
     int widens_beside;
     void (*softmax)(const ll_softmax_args *a, size_t begin, size_t end);
-    /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of a unit's workspace; rows into chunks; units
-     * [begin, end), whose groups are among those from `groups` on */
+    /* kernels/attention.h: rows of a tile and most tiles of a unit; floats of a unit's workspace; rows into chunks, and the
+     * fresh ones into those of a cache; units [begin, end), whose groups are among those from `groups` on */
     size_t tile_rows, attention_together;
     size_t (*attention_floats)(const ll_attention_group *g, size_t D);
     void (*attention_keys)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count, float *to);
     void (*attention_values)(const char *rows, ptrdiff_t stride, int dtype, size_t D, size_t first, size_t count, float *to);
+    void (*kv_write)(const ll_kv *kv, size_t D, int k_dtype, int v_dtype);
     void (*attention)(const ll_attention_args *a, const ll_attention_group *groups, size_t begin, size_t end,
                       float *workspace);
     void (*argmax)(const ll_argmax_args *a, size_t begin, size_t end);
@@ -159,11 +164,6 @@ static inline void ll_workspace_give(ll_workspaces *w, int slot)
 
 /* The active table (dispatch.c). */
 const ll_kernels *ll_table(void);
-
-/* The fresh keys and values to their blocks (ops/cache.c). */
-void ll_kv_write(const ll_kernels *kernels, const ll_kv *kv, size_t D, int k_dtype, int v_dtype);
-/* Calls for what that will write, if it is one position: as many lines as it has values. */
-void ll_kv_call(const ll_kv *kv, size_t D);
 
 /* Column n of a weight, packed or not, widened (ops/pack.c). */
 void ll_weight_column(const ll_kernels *kernels, const ll_weight *w, size_t n, float *y);

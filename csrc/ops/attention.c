@@ -18,10 +18,6 @@
 /* Queries of a part at least. */
 #define PART_ROWS 64
 
-/* When a group's fresh keys and values are written: not at all, as another part's are the same; before all units; with its only
- * one. */
-enum { WRITTEN, BEFORE, WITH };
-
 typedef struct attention_job {
     const ll_attention_args *args;
     const ll_kernels *kernels;
@@ -30,31 +26,19 @@ typedef struct attention_job {
     ll_workspaces workspaces;
 } attention_job;
 
-static void write_fresh(const attention_job *job, const ll_attention_group *g)
-{
-    ll_kv_write(job->kernels, g->kv, job->args->D, job->args->dtype, job->args->dtype);
-}
-
 /* Of groups [begin, end) of the first part, if several units read it. */
 static void write_task(void *context, size_t begin, size_t end)
 {
     const attention_job *job = context;
     for (size_t i = begin; i < end; i++)
-        if (job->groups[i].writes == BEFORE)
-            write_fresh(job, &job->groups[i]);
+        if (job->groups[i].writes == LL_WRITTEN_BEFORE)
+            job->kernels->kv_write(job->groups[i].kv, job->args->D, job->args->dtype, job->args->dtype);
 }
 
-/* What one unit alone reads is written by who reads it then: nobody waits for it, and what it takes from memory is near. */
 static void units_task(void *context, size_t begin, size_t end)
 {
     attention_job *job = context;
     int slot = 0;
-    for (const ll_attention_group *g = job->groups; g < job->groups + job->count && g->unit < job->unit + end; g++)
-        if (g->writes == WITH && g->unit >= job->unit + begin) {
-            if (g + 1 < job->groups + job->count && g[1].unit < job->unit + end)
-                ll_kv_call(g[1].kv, job->args->D);
-            write_fresh(job, g);
-        }
     float *workspace = ll_workspace_take(&job->workspaces, &slot);
     job->kernels->attention(job->args, job->groups, job->unit + begin, job->unit + end, workspace);
     ll_workspace_give(&job->workspaces, slot);
@@ -143,7 +127,9 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         head += g.count;
         g.first_tile = g.tiles * part / row_parts;
         g.end_tile = g.tiles * (part + 1) / row_parts;
-        g.writes = part ? WRITTEN : g.units > 1 || row_parts > 1 ? BEFORE : WITH;
+        g.writes = part                           ? LL_WRITTEN_ALREADY
+                   : g.units > 1 || row_parts > 1 ? LL_WRITTEN_BEFORE
+                                                  : LL_WRITTEN_WITH;
         if (row_parts > 1)
             g.units = ll_up(g.end_tile - g.first_tile, g.together);
         if (!g.units)
@@ -168,7 +154,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
             seen = (double)widest(a);
         const double work = Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
         p.work += work / (double)row_parts;
-        if (g.writes == BEFORE && 2 * g.kv->fresh * a->D > p.fresh)
+        if (g.writes == LL_WRITTEN_BEFORE && 2 * g.kv->fresh * a->D > p.fresh)
             p.fresh = 2 * g.kv->fresh * a->D;
         p.units += g.units;
         p.together = g.together > p.together ? g.together : p.together;

@@ -71,7 +71,8 @@ int ll_cache_reserve(ll_cache *c, size_t T)
     float *own = NULL;
     if (!T)
         return 0;
-    const int copy = c->length % LL_BLOCK && block_is_shared(c->blocks[begun]);
+    /* A block that was never shared isn't looked at: many sequences have many, none of which is in the caches. */
+    const int copy = c->length % LL_BLOCK && begun < c->shared && block_is_shared(c->blocks[begun]);
     if (copy && !(own = block_new(c)))
         return -1;
     while (c->count < wanted) {
@@ -89,31 +90,9 @@ int ll_cache_reserve(ll_cache *c, size_t T)
         block_release(c->blocks[begun]);
         c->blocks[begun] = own;
     }
+    if (c->length % LL_BLOCK)
+        c->shared = ll_least(c->shared, begun);
     return 0;
-}
-
-void ll_kv_write(const ll_kernels *kernels, const ll_kv *kv, size_t D, int k_dtype, int v_dtype)
-{
-    for (size_t done = 0; done < kv->fresh;) {
-        const size_t t = kv->Tk - kv->fresh + done, at = t % LL_BLOCK, count = ll_least(kv->fresh - done, LL_BLOCK - at);
-        float *to = kv->blocks[t / LL_BLOCK] + kv->offset;
-        kernels->attention_keys((const char *)kv->k + (ptrdiff_t)done * kv->k_stride, kv->k_stride, k_dtype, D, at, count, to);
-        kernels->attention_values((const char *)kv->v + (ptrdiff_t)done * kv->v_stride, kv->v_stride, v_dtype, D, at, count,
-                                  to + LL_BLOCK * D);
-        done += count;
-    }
-}
-
-void ll_kv_call(const ll_kv *kv, size_t D)
-{
-    const size_t t = kv->Tk - 1, at = t % LL_BLOCK;
-    if (kv->fresh != 1)
-        return;
-    const float *chunk = kv->blocks[t / LL_BLOCK] + kv->offset, *keys = chunk + at / LL_PANEL * LL_PANEL * D;
-    for (size_t d = 0; d < D; d++)
-        __builtin_prefetch(keys + d * LL_PANEL, 0, 2);
-    for (size_t panel = 0; panel < ll_panels(D); panel++)
-        __builtin_prefetch(chunk + LL_BLOCK * D + (panel * LL_BLOCK + at) * LL_PANEL, 0, 2);
 }
 
 typedef struct write_job {
@@ -133,7 +112,7 @@ static void write_task(void *context, size_t begin, size_t end)
         kv.k_stride = a->k_stride;
         kv.v_stride = a->v_stride;
         kv.fresh = a->T;
-        ll_kv_write(job->kernels, &kv, job->cache->D, a->k_dtype, a->v_dtype);
+        job->kernels->kv_write(&kv, job->cache->D, a->k_dtype, a->v_dtype);
     }
 }
 
@@ -149,15 +128,17 @@ void ll_cache_truncate(ll_cache *c, size_t length)
     c->length = length;
     while (c->count > blocks_of(length))
         block_release(c->blocks[--c->count]);
+    c->shared = ll_least(c->shared, c->count);
 }
 
-int ll_cache_fork(const ll_cache *from, ll_cache *to)
+int ll_cache_fork(ll_cache *from, ll_cache *to)
 {
     if (ll_cache_init(to, from->heads, from->D, from->capacity))
         return -1;
     to->length = from->length;
     for (; to->count < blocks_of(from->length); to->count++)
         to->blocks[to->count] = block_share(from->blocks[to->count]);
+    from->shared = to->shared = to->count;
     return 0;
 }
 

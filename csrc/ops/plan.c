@@ -221,6 +221,11 @@ static int plan_attention(const ll_run *run, const ll_call *c)
         const float *v = plan_at(run, c->v) + row * v_stride;
         float *y = plan_at(run, c->y) + (c->rows ? i : row) * y_stride;
         const size_t first_kv = (size_t)(kv - run->kv);
+        if (s->caches) { /* the pointers to its blocks: else its first unit waits for memory, and then for what they point to */
+            float *const *blocks = s->caches[c->layer].blocks;
+            __builtin_prefetch(blocks);
+            __builtin_prefetch(blocks + (s->start + s->T - 1) / LL_BLOCK);
+        }
         for (size_t g = 0; g < c->kv_heads; g++, kv++) {
             *kv = s->caches ? ll_cache_kv(&s->caches[c->layer], g, s->start + s->T) : (ll_kv){.Tk = s->T};
             kv->k = k + g * c->D;

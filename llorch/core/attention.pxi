@@ -39,7 +39,7 @@ cdef extern from "llorch.h" nogil:
     int ll_cache_reserve(ll_cache *, size_t T)
     void ll_cache_write(ll_cache *, const ll_cache_rows *)
     void ll_cache_truncate(ll_cache *, size_t length)
-    int ll_cache_fork(const ll_cache *, ll_cache *to)
+    int ll_cache_fork(ll_cache *, ll_cache *to)
     void ll_cache_read(const ll_cache *, int values, float *)
     size_t ll_chunk_floats(size_t)
 

@@ -370,12 +370,13 @@ class Decoder(Engine):
         chunks, caches = list(chunks), list(caches)
         if len(chunks) != len(caches):
             raise ValueError(f"there are {len(chunks)} chunks and {len(caches)} caches, they must be as many")
-        for i, ids in enumerate(chunks):
-            if type(ids) is not list:
-                chunks[i] = self._ids(ids, f"chunks[{i}]")
-            elif not ids:
-                self._ids(ids, f"chunks[{i}]")
-            self._check_cache(caches[i], f"caches[{i}]", len(chunks[i]), f"chunks[{i}]", i)
+        if not _core._step_fits(chunks, caches, self):  # else ids are checked when the plan reads them
+            for i, ids in enumerate(chunks):
+                if type(ids) is not list:
+                    chunks[i] = self._ids(ids, f"chunks[{i}]")
+                elif not ids:
+                    self._ids(ids, f"chunks[{i}]")
+                self._check_cache(caches[i], f"caches[{i}]", len(chunks[i]), f"chunks[{i}]")
         if len(caches) > 1 and len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("caches has the same Cache twice: each sequence needs one of its own, see Cache.fork")
         return chunks, caches
@@ -383,7 +384,7 @@ class Decoder(Engine):
     def _chunk(self, ids: Ids, place: int) -> Array:
         return self._ids(ids, f"chunks[{place}]")
 
-    def _check_cache(self, cache: Cache, name: str, more: int, of: str, place: int | None = None) -> None:
+    def _check_cache(self, cache: Cache, name: str, more: int, of: str) -> None:
         if not isinstance(cache, SequenceCache):
             raise TypeError(f"{name} must be a Cache made by new_cache, got {type(cache).__name__}")
         if cache.model is not self:

@@ -22,6 +22,7 @@ typedef struct results {
 
 /* A cache whose blocks all callers share. */
 static ll_cache shared;
+static pthread_mutex_t forking = PTHREAD_MUTEX_INITIALIZER;
 
 /* Attention of the last Tq queries; to a cache the call itself writes the last `fresh` positions. */
 static void attend(float *y, size_t Tq, const ll_cache *cache, size_t fresh)
@@ -88,8 +89,10 @@ static void call_all(results *r)
     attend(r->attended, T, NULL, 0);
 
     ll_cache own;
+    pthread_mutex_lock(&forking); /* one at a time, as Python has it */
     if (ll_cache_fork(&shared, &own))
         exit(2);
+    pthread_mutex_unlock(&forking);
     attend(r->cached, T, &own, 0);
     ll_cache_truncate(&own, T - 50); /* within a block that the others read */
     append(&own, T - 50);
