@@ -481,6 +481,11 @@ typedef void (*ll_task)(void *context, size_t begin, size_t end);
  * the caller's own afterwards. One range, on the calling thread, when n <= grain, one thread is allowed, or another thread
  * is using the pool. For a driver that sizes its workspace by ll_threads(), which may change from one look to the next. */
 void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
+/* The same for what takes some 15 ms at most on one thread, whatever the instruction set: it isn't cut for interrupts. (Measured
+ * on two cores of a Zen 4: a step of one sequence, which is 150 such calls, 1.02 x as fast where they share a cache, 1.05 where
+ * they don't.) */
+#define LL_BRIEF_FMA ((size_t)1 << 23) /* multiplications */
+void ll_parallel_brief(size_t n, size_t grain, int threads, ll_task task, void *context);
 /* Calls task for each part of a long work, [part, part + 1), on as many threads: a part's calls are that thread's own, and of
  * threads that have no part left. 0, and nothing is done: there are fewer than two, or another thread is using the pool. */
 int ll_parallel_parts(int parts, ll_task task, void *context);

@@ -34,7 +34,7 @@
  *
  * Interrupts. Where the caller has asked for them (ll_interrupts_on), it looks between its chunks whether the host wants
  * the call to end, and no chunk is then larger than what takes CHUNK_NS. The first of a thread is small, as its time isn't
- * known; calls of a part are not cut after short ones. What is left of an interrupted job, and later jobs of the same call, are
+ * known; what is brief in itself isn't cut, nor are calls of a part after short ones. What is left of an interrupted job, and later jobs of the same call, are
  * dropped, by workers in parts, too, which `stopped` tells. Which thread computes what never
  * changes a bit: a kernel computes each row by itself. */
 #define _GNU_SOURCE
@@ -70,12 +70,12 @@
 #define GENERATION ((uint64_t)1 << 20)
 #define COUNT_MASK ((uint64_t)1023)
 
-/* [0, n), in grains: the last may be shorter. parts: its grains are. */
+/* [0, n), in grains: the last may be shorter. parts: its grains are. brief: not cut for interrupts. */
 typedef struct work {
     ll_task task;
     void *context;
     size_t n, grain, grains;
-    int parts;
+    int parts, brief;
 } work;
 
 /* Grains [begin, end): begin << 32 | end. A line of the cache each. */
@@ -240,7 +240,7 @@ static size_t first_of(size_t grains, size_t threads, size_t thread) { return gr
 /* Grains of [0, n), no more than a range can number; they become larger where there are more. */
 static work work_of(size_t n, size_t grain, ll_task task, void *context)
 {
-    work w = {task, context, n, grain, (n - 1) / grain + 1, 0};
+    work w = {task, context, n, grain, (n - 1) / grain + 1, 0, 0};
     for (; w.grains > UINT32_MAX / LL_MAX_THREADS; w.grains = (n - 1) / w.grain + 1)
         w.grain *= 2;
     return w;
@@ -329,7 +329,7 @@ static size_t take_chunks(const job *j, int number)
 static void run_alone(const work *w)
 {
     const int number = ll_thread_number();
-    if (w->grains == 1 || !(number ? pool.timed : interruptible)) {
+    if (w->grains == 1 || w->brief || !(number ? pool.timed : interruptible)) {
         run(w, 0, w->grains);
         return;
     }
@@ -541,7 +541,7 @@ static void run_by_pool(const work *w, int threads)
         make_workers(threads - 1);
     atomic_store_explicit(&stopped, 0, memory_order_relaxed);
     atomic_store_explicit(&helpers, 0, memory_order_relaxed);
-    open_job(&pool, w, threads, interruptible);
+    open_job(&pool, w, threads, interruptible && !w->brief);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleep_lock);
         pthread_cond_broadcast(&wake);
@@ -562,7 +562,7 @@ static void run_in_part(const work *w, int threads, int number)
 {
     helped *h = &calls[number];
     const int64_t start = now_ns();
-    const int timed = pool.timed && !(h->longest && h->longest < SHORT_NS);
+    const int timed = pool.timed && !w->brief && !(h->longest && h->longest < SHORT_NS);
     const int is_open = (atomic_load_explicit(&h->job.state, memory_order_relaxed) / SLOT & COUNT_MASK) > 0;
     if (threads > 1 && !is_open) {
         h->job.ranges = h->ranges;
@@ -578,12 +578,13 @@ static void run_in_part(const work *w, int threads, int number)
     h->longest = took > h->longest ? took : h->longest;
 }
 
-void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
+static void parallel_for(size_t n, size_t grain, int threads, ll_task task, void *context, int brief)
 {
     const int number = ll_thread_number(), in_part = place() == IN_PART;
     if (!n || (number ? in_part && atomic_load_explicit(&stopped, memory_order_relaxed) : interrupted))
         return;
-    const work w = work_of(n, grain, task, context);
+    work w = work_of(n, grain, task, context);
+    w.brief = brief;
     if (w.grains < (size_t)threads) /* more threads would have none */
         threads = (int)w.grains;
     threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
@@ -593,6 +594,16 @@ void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, 
         run_alone(&w);
     else
         run_by_pool(&w, threads);
+}
+
+void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
+{
+    parallel_for(n, grain, threads, task, context, 0);
+}
+
+void ll_parallel_brief(size_t n, size_t grain, int threads, ll_task task, void *context)
+{
+    parallel_for(n, grain, threads, task, context, 1);
 }
 
 int ll_parallel_parts(int parts, ll_task task, void *context)

@@ -69,6 +69,11 @@
 #define PACK_VALUES 65536
 #define PACK_INTEGERS 4096
 
+/* Of a packed weight's first panel, which the calling thread begins with: called for before x is packed, as idle threads call for
+ * theirs. (Measured on two cores of a Zen 4 that share no cache: a step of one sequence 2 to 4 % faster; of 24 and 32 lines the
+ * same.) */
+#define FIRST_LINES 16
+
 typedef enum linear_way { LL_BY_PANELS, LL_OWN_X, LL_BY_BLOCKS, LL_BY_ROWS } linear_way;
 
 typedef struct linear_job {
@@ -405,6 +410,9 @@ int ll_linear(const ll_linear_args *wanted)
         product.y = scratch.shared + shared;
     job.workspaces.base = (float *)(void *)scratch.own;
     job.workspaces.floats = own_bytes(&job) ? scratch.stride / sizeof(float) : 0;
+    if (a->weight.packed && threads > 1)
+        for (size_t line = 0; line < FIRST_LINES; line++)
+            __builtin_prefetch((const char *)a->weight.data + line * 64, 0, 2);
     if (x_is_packed(a)) {
         job.x = (float *)(uintptr_t)a->x;
     } else if (!job.own) {
@@ -426,7 +434,9 @@ int ll_linear(const ll_linear_args *wanted)
         ll_parallel_for_threads((size_t)threads, 1, threads, pack_blocks_task, &job);
         ll_parallel_for_threads((size_t)threads * job.parts, 1, threads, blocks_task, &job);
     } else {
-        ll_parallel_for_threads(job.panels, grain_of(a, job.tiles, job.panels), threads, panels_task, &job);
+        const int brief = M * (K + 1) * N <= LL_BRIEF_FMA;
+        (brief ? ll_parallel_brief : ll_parallel_for_threads)(job.panels, grain_of(a, job.tiles, job.panels), threads, panels_task,
+                                                              &job);
     }
     if (apart) {
         const ll_gate_args gate = {.g = a->y, .u = (const float *)a->y + N / 2, .y = wanted->y, .rows = 1, .n = N / 2,
