@@ -34,8 +34,8 @@
  *
  * Interrupts. Where the caller has asked for them (ll_interrupts_on), it looks between its chunks whether the host wants
  * the call to end, and no chunk is then larger than what takes CHUNK_NS. The first of a thread is small, as its time isn't
- * known; what is brief in itself isn't cut, nor are calls of a part after short ones. What is left of an interrupted job, and later jobs of the same call, are
- * dropped, by workers in parts, too, which `stopped` tells. Which thread computes what never
+ * known; what is brief in itself isn't cut, nor are calls of a part after short ones. What is left of an interrupted job, and
+ * later jobs of the same call, are dropped, by workers in parts, too, which `stopped` tells. Which thread computes what never
  * changes a bit: a kernel computes each row by itself. */
 #define _GNU_SOURCE
 #include <pthread.h>
