@@ -73,6 +73,9 @@
  * theirs. (Measured on two cores of a Zen 4 that share no cache: a step of one sequence 2 to 4 % faster; of 24 and 32 lines the
  * same.) */
 #define FIRST_LINES 16
+/* Multiplications that a result takes as long as, to be stored, and to go through a function, in plain C. */
+#define BRIEF_STORE 8
+#define BRIEF_FUNCTION 32
 
 typedef enum linear_way { LL_BY_PANELS, LL_OWN_X, LL_BY_BLOCKS, LL_BY_ROWS } linear_way;
 
@@ -411,7 +414,7 @@ int ll_linear(const ll_linear_args *wanted)
     job.workspaces.base = (float *)(void *)scratch.own;
     job.workspaces.floats = own_bytes(&job) ? scratch.stride / sizeof(float) : 0;
     if (a->weight.packed && threads > 1)
-        for (size_t line = 0; line < FIRST_LINES; line++)
+        for (size_t line = 0; line < ll_least(FIRST_LINES, ll_panel_bytes(K, a->weight.format) / 64); line++)
             __builtin_prefetch((const char *)a->weight.data + line * 64, 0, 2);
     if (x_is_packed(a)) {
         job.x = (float *)(uintptr_t)a->x;
@@ -434,7 +437,8 @@ int ll_linear(const ll_linear_args *wanted)
         ll_parallel_for_threads((size_t)threads, 1, threads, pack_blocks_task, &job);
         ll_parallel_for_threads((size_t)threads * job.parts, 1, threads, blocks_task, &job);
     } else {
-        const int brief = M * (K + 1) * N <= LL_BRIEF_FMA;
+        const size_t values = a->activation ? BRIEF_FUNCTION : BRIEF_STORE; /* what a result takes beside its products */
+        const int brief = a->weight.packed && M * (K + values) * N <= LL_BRIEF_FMA;
         (brief ? ll_parallel_brief : ll_parallel_for_threads)(job.panels, grain_of(a, job.tiles, job.panels), threads, panels_task,
                                                               &job);
     }
