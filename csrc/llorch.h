@@ -479,13 +479,12 @@ typedef void (*ll_task)(void *context, size_t begin, size_t end);
 /* Calls task on disjoint ranges that cover [0, n), on up to so many threads, each range a multiple of grain long (but the
  * last). Returns when all are done. The floating-point environment is the contract's in every thread while task runs, and
  * the caller's own afterwards. One range, on the calling thread, when n <= grain, one thread is allowed, or another thread
- * is using the pool. For a driver that sizes its workspace by ll_threads(), which may change from one look to the next. */
-void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context);
-/* The same for what takes some 15 ms on one thread in plain C, 30 where a weight is widened: it isn't cut for interrupts. (Measured
- * on two cores of a Zen 4: a step of one sequence, which is 150 such calls, 1.02 x as fast where they share a cache, 1.05 where
- * they don't.) */
-#define LL_BRIEF_FMA ((size_t)1 << 23) /* multiplications */
-void ll_parallel_brief(size_t n, size_t grain, int threads, ll_task task, void *context);
+ * is using the pool. For a driver that sizes its workspace by ll_threads(), which may change from one look to the next.
+ * brief: all of it has LL_BRIEF_FMA multiplications at most, which take some 15 ms on one thread in plain C, 30 where a weight is
+ * widened, so it isn't cut for interrupts. (Measured on two cores of a Zen 4: a step of one sequence, which is 150 such calls,
+ * 1.02 x as fast where they share a cache, 1.05 where they don't.) */
+#define LL_BRIEF_FMA ((size_t)1 << 23)
+void ll_parallel_for_threads(size_t n, size_t grain, int threads, int brief, ll_task task, void *context);
 /* Calls task for each part of a long work, [part, part + 1), on as many threads: a part's calls are that thread's own, and of
  * threads that have no part left. 0, and nothing is done: there are fewer than two, or another thread is using the pool. */
 int ll_parallel_parts(int parts, ll_task task, void *context);

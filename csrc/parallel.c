@@ -238,9 +238,9 @@ int ll_interrupt_poll(void)
 static size_t first_of(size_t grains, size_t threads, size_t thread) { return grains * thread / threads; }
 
 /* Grains of [0, n), no more than a range can number; they become larger where there are more. */
-static work work_of(size_t n, size_t grain, ll_task task, void *context)
+static work work_of(size_t n, size_t grain, int brief, ll_task task, void *context)
 {
-    work w = {task, context, n, grain, (n - 1) / grain + 1, 0, 0};
+    work w = {task, context, n, grain, (n - 1) / grain + 1, 0, brief};
     for (; w.grains > UINT32_MAX / LL_MAX_THREADS; w.grains = (n - 1) / w.grain + 1)
         w.grain *= 2;
     return w;
@@ -531,7 +531,7 @@ void ll_parallel_for(size_t n, size_t each, size_t worth, size_t step, ll_task t
     const size_t least = (worth / WORTH_GRAINS / (each + 1) + step) / step * step;
     const size_t part = ll_least(n / (all * WORTH_PARTS) / step * step, WORTH_MOST * worth / (each + 1) / step * step);
     const size_t grain = part > least ? part : least;
-    ll_parallel_for_threads(n, paid < 2 ? n : grain, (int)ll_least(paid, all), task, context);
+    ll_parallel_for_threads(n, paid < 2 ? n : grain, (int)ll_least(paid, all), 0, task, context);
 }
 
 /* By all of the pool, which this thread has taken. */
@@ -578,13 +578,12 @@ static void run_in_part(const work *w, int threads, int number)
     h->longest = took > h->longest ? took : h->longest;
 }
 
-static void parallel_for(size_t n, size_t grain, int threads, ll_task task, void *context, int brief)
+void ll_parallel_for_threads(size_t n, size_t grain, int threads, int brief, ll_task task, void *context)
 {
     const int number = ll_thread_number(), in_part = place() == IN_PART;
     if (!n || (number ? in_part && atomic_load_explicit(&stopped, memory_order_relaxed) : interrupted))
         return;
-    work w = work_of(n, grain, task, context);
-    w.brief = brief;
+    const work w = work_of(n, grain, brief, task, context);
     if (w.grains < (size_t)threads) /* more threads would have none */
         threads = (int)w.grains;
     threads = threads > LL_MAX_THREADS ? LL_MAX_THREADS : threads;
@@ -596,22 +595,12 @@ static void parallel_for(size_t n, size_t grain, int threads, ll_task task, void
         run_by_pool(&w, threads);
 }
 
-void ll_parallel_for_threads(size_t n, size_t grain, int threads, ll_task task, void *context)
-{
-    parallel_for(n, grain, threads, task, context, 0);
-}
-
-void ll_parallel_brief(size_t n, size_t grain, int threads, ll_task task, void *context)
-{
-    parallel_for(n, grain, threads, task, context, 1);
-}
-
 int ll_parallel_parts(int parts, ll_task task, void *context)
 {
     pthread_once(&set_up_once, set_up);
     if (!has_key || parts < 2 || parts > LL_MAX_THREADS || place() == IN_PART || !take_pool())
         return 0;
-    work w = work_of((size_t)parts, 1, task, context);
+    work w = work_of((size_t)parts, 1, 0, task, context);
     w.parts = 1;
     atomic_fetch_add_explicit(&parts_made, 1, memory_order_relaxed);
     run_by_pool(&w, parts);

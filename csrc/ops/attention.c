@@ -208,8 +208,7 @@ int ll_attention(const ll_attention_args *a)
         job.count = (size_t)(&groups[i] - job.groups);
         if (items)
             ll_parallel_for(items, chunk, PACK_VALUES, 1, pack_task, &job);
-        const int brief = plan.work <= (double)LL_BRIEF_FMA;
-        (brief ? ll_parallel_brief : ll_parallel_for_threads)(units, grain, w->threads, units_task, &job);
+        ll_parallel_for_threads(units, grain, w->threads, plan.work <= (double)LL_BRIEF_FMA, units_task, &job);
     }
     ll_scratch_give(&scratch);
     return 0;

@@ -432,15 +432,14 @@ int ll_linear(const ll_linear_args *wanted)
         const size_t work = M * (K + 1) * N / (job.tiles * job.parts);
         if (job.packed)
             ll_parallel_for(job.panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, &job);
-        ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, rows_task, &job);
+        ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, 0, rows_task, &job);
     } else if (job.way == LL_BY_BLOCKS) {
-        ll_parallel_for_threads((size_t)threads, 1, threads, pack_blocks_task, &job);
-        ll_parallel_for_threads((size_t)threads * job.parts, 1, threads, blocks_task, &job);
+        ll_parallel_for_threads((size_t)threads, 1, threads, 0, pack_blocks_task, &job);
+        ll_parallel_for_threads((size_t)threads * job.parts, 1, threads, 0, blocks_task, &job);
     } else {
         const size_t values = a->activation ? BRIEF_FUNCTION : BRIEF_STORE; /* what a result takes beside its products */
         const int brief = a->weight.packed && M * (K + values) * N <= LL_BRIEF_FMA;
-        (brief ? ll_parallel_brief : ll_parallel_for_threads)(job.panels, grain_of(a, job.tiles, job.panels), threads, panels_task,
-                                                              &job);
+        ll_parallel_for_threads(job.panels, grain_of(a, job.tiles, job.panels), threads, brief, panels_task, &job);
     }
     if (apart) {
         const ll_gate_args gate = {.g = a->y, .u = (const float *)a->y + N / 2, .y = wanted->y, .rows = 1, .n = N / 2,
