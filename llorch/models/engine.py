@@ -370,13 +370,12 @@ class Decoder(Engine):
         chunks, caches = list(chunks), list(caches)
         if len(chunks) != len(caches):
             raise ValueError(f"there are {len(chunks)} chunks and {len(caches)} caches, they must be as many")
-        if not _core._step_fits(chunks, caches, self):  # else ids are checked when the plan reads them
-            for i, ids in enumerate(chunks):
-                if type(ids) is not list:
-                    chunks[i] = self._ids(ids, f"chunks[{i}]")
-                elif not ids:
-                    self._ids(ids, f"chunks[{i}]")
-                self._check_cache(caches[i], f"caches[{i}]", len(chunks[i]), f"chunks[{i}]")
+        for i, ids in enumerate(chunks):
+            if type(ids) is not list:
+                chunks[i] = self._ids(ids, f"chunks[{i}]")
+            elif not ids:
+                self._ids(ids, f"chunks[{i}]")
+            self._check_cache(caches[i], f"caches[{i}]", len(chunks[i]), f"chunks[{i}]")
         if len(caches) > 1 and len({id(cache) for cache in caches}) < len(caches):
             raise ValueError("caches has the same Cache twice: each sequence needs one of its own, see Cache.fork")
         return chunks, caches
