@@ -230,7 +230,7 @@ for name in {names}:
         start = time.process_time()  # whatever else the machine does
         call(large)
         return time.process_time() - start
-    before = whole()
+    first = whole()
 
     presser = threading.Thread(target=press)
     start = time.process_time()
@@ -243,7 +243,7 @@ for name in {names}:
         pass
     took = time.process_time() - start
     presser.join()
-    print(name, word, min(before, whole()), took)  # the shorter: a neighbour may have slowed one of them
+    print(name, word, min(first, whole()), took)  # the shorter: a neighbour may have slowed one of them
     assert call(small).tobytes() == wanted, "other bits after an interrupt"
     assert call(small).tobytes() == wanted
 """
