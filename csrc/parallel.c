@@ -19,9 +19,9 @@
  * half of another's, from its end; a thread that never came loses its range so. Whose range it is, is no one's to rely on: a
  * chunk is taken by compare-and-swap.
  *
- * Idle workers look at the state for SPIN_NS, meanwhile call for what the caller said comes next (ll_parallel_ahead: nothing
- * is read, and what is torn or gone costs a few lines of cache), and then sleep. Sleeping is announced in `sleepers` before the
- * last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
+ * Idle workers look at the state for SPIN_NS, meanwhile call for what the caller said comes next (ll_parallel_ahead: it
+ * comes with a job; nothing is read, and what is gone costs a few lines of cache), and then sleep. Sleeping is announced in
+ * `sleepers` before the last look at the state, and the caller stores the state before it looks at `sleepers`, both sequentially
  * consistent: one of the two sees the other, and no wake-up is lost. Nobody asleep: no system call.
  *
  * One caller at a time has the pool; others, and calls from within a task, run on their own thread. Workers are made
@@ -83,11 +83,19 @@ typedef struct range {
     _Alignas(64) _Atomic uint64_t left;
 } range;
 
+/* What ll_parallel_ahead was told last, and how often it was told anything. */
+typedef struct told {
+    ll_ahead what;
+    size_t number;
+} told;
+static _Thread_local told coming; /* of threads that call */
+
 typedef struct job {
     work work;
     int threads;
     int timed; /* chunks end in time for an interrupt */
     atomic_int finished;
+    _Alignas(64) told ahead; /* who has joined calls for it once the chunks are done */
     _Alignas(64) _Atomic uint64_t state;
     range *ranges; /* of its threads */
 } job;
@@ -113,11 +121,6 @@ static pthread_mutex_t sleep_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static int workers; /* belongs to whoever holds busy */
 static atomic_int num_threads;
-
-static struct { /* ll_parallel_ahead's */
-    _Atomic(const char *) data[LL_AHEAD_PARTS];
-    atomic_size_t bytes, n, grain, number; /* number: of calls */
-} ahead;
 
 static inline void pause_cpu(void)
 {
@@ -357,22 +360,17 @@ static void sleep_until_joinable(uint64_t seen)
     pthread_mutex_unlock(&sleep_lock);
 }
 
-/* Torn, it would be a call in vain. In a part nobody waits. */
+/* It goes to the workers with the next job. (A place of its own, at which idle ones look, would be fetched from them, by a thread
+ * that is about to open a job: measured on two cores that share no cache.) In a part nobody waits. */
 void ll_parallel_ahead(const ll_ahead *what)
 {
-    if (place() != OUTSIDE)
-        return;
-    for (int part = 0; part < LL_AHEAD_PARTS; part++)
-        atomic_store_explicit(&ahead.data[part], what->data[part], memory_order_relaxed);
-    atomic_store_explicit(&ahead.bytes, what->bytes, memory_order_relaxed);
-    atomic_store_explicit(&ahead.n, what->n, memory_order_relaxed);
-    atomic_store_explicit(&ahead.grain, what->grain, memory_order_relaxed);
-    atomic_store_explicit(&ahead.number, atomic_load_explicit(&ahead.number, memory_order_relaxed) + 1, memory_order_relaxed);
+    if (place() == OUTSIDE)
+        coming = (told){*what, coming.number + 1};
 }
 
 /* What a waiting thread has called for. */
 typedef struct called {
-    size_t number;
+    told ahead;
     int part;             /* the next */
     const char *at, *end; /* of the one before */
     size_t left;          /* bytes */
@@ -381,26 +379,21 @@ typedef struct called {
 /* The thread's own of the next part, if there is one. */
 static void called_next(called *c, int thread)
 {
-    const char *data = atomic_load_explicit(&ahead.data[c->part++], memory_order_relaxed);
+    const ll_ahead *what = &c->ahead.what;
+    const char *data = what->data[c->part++];
     if (!data) {
         c->part = LL_AHEAD_PARTS;
         return;
     }
-    const size_t bytes = atomic_load_explicit(&ahead.bytes, memory_order_relaxed);
-    const size_t n = atomic_load_explicit(&ahead.n, memory_order_relaxed);
-    const size_t grain = atomic_load_explicit(&ahead.grain, memory_order_relaxed);
-    const size_t grains = grain ? (n + grain - 1) / grain : 0;
+    const size_t grains = what->grain ? ll_up(what->n, what->grain) : 0;
     const size_t threads = ll_least((size_t)llorch_get_num_threads(), grains ? grains : 1), own = (size_t)thread % threads;
-    c->at = data + first_of(grains, threads, own) * grain * bytes;
-    c->end = data + ll_least(n, first_of(grains, threads, own + 1) * grain) * bytes;
+    c->at = data + first_of(grains, threads, own) * what->grain * what->bytes;
+    c->end = data + ll_least(what->n, first_of(grains, threads, own + 1) * what->grain) * what->bytes;
 }
 
 /* A few lines of what comes next, if there are any left. */
 static void call_ahead(called *c, int thread)
 {
-    const size_t number = atomic_load_explicit(&ahead.number, memory_order_relaxed);
-    if (number != c->number)
-        *c = (called){.number = number, .left = AHEAD_BYTES};
     if (c->at >= c->end && c->part < LL_AHEAD_PARTS)
         called_next(c, thread);
     for (int line = 0; line < AHEAD_LINES && c->at < c->end && c->left; line++, c->at += 64, c->left -= 64)
@@ -477,14 +470,17 @@ static void *worker(void *mine)
     const int number = (int)(intptr_t)mine;
     set_thread(number, OUTSIDE); /* without a key it takes the first workspace that is free */
     uint64_t seen = 0; /* generations begin at 1 */
-    called ahead_of = {0};
+    called ahead = {.part = LL_AHEAD_PARTS};
     int64_t rest_from = now_ns();
     for (unsigned look = 1;; look++) {
         const uint64_t s = atomic_load_explicit(&pool.state, memory_order_relaxed);
         if (joinable(s, seen)) {
             if (join(&pool, s)) {
                 seen = s / GENERATION;
+                __builtin_prefetch(&pool.ahead); /* for after the chunks */
                 (void)take_chunks(&pool, number);
+                if (ahead.ahead.number != pool.ahead.number)
+                    ahead = (called){.ahead = pool.ahead, .left = AHEAD_BYTES};
                 help(number);
                 atomic_fetch_add_explicit(&pool.finished, 1, memory_order_release);
                 rest_from = now_ns();
@@ -493,7 +489,7 @@ static void *worker(void *mine)
             sleep_until_joinable(seen);
             rest_from = now_ns();
         } else {
-            call_ahead(&ahead_of, number);
+            call_ahead(&ahead, number);
             pause_cpu();
         }
     }
@@ -541,6 +537,7 @@ static void run_by_pool(const work *w, int threads)
         make_workers(threads - 1);
     atomic_store_explicit(&stopped, 0, memory_order_relaxed);
     atomic_store_explicit(&helpers, 0, memory_order_relaxed);
+    pool.ahead = coming;
     open_job(&pool, w, threads, interruptible && !w->brief);
     if (atomic_load(&sleepers)) {
         pthread_mutex_lock(&sleep_lock);
