@@ -1,6 +1,7 @@
 """PackedLinear of blocks that stay blocks, in both arithmetics: kernels against the oracle."""
 
 import functools
+import itertools
 import sys
 
 import ml_dtypes
@@ -237,6 +238,21 @@ def test_thread_invariant(format, compute):
                 assert_same_bits(packed(x), wanted, f"{M} rows, {N} columns")
                 assert_same_bits(packed(x, activation="silu", residual=h), fused, f"{M} rows, {N} columns, fused")
                 assert_same_bits(pack(part, format, None, compute)(x), wanted, f"packed by {threads}")
+
+
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1", "Q6_K"])
+def test_rows_one_after_another(format):
+    """A row of integers, if it is short enough, lies in one of two places in turn: others may still read the last."""
+    layers = []
+    for K, N in ((256, 1000), (3584, 80), (1536, 300), (4096, 80), (512, 560)):
+        data = blocks(format, N * K // SIZES[format][0], seed=K).reshape(N, -1, SIZES[format][1])
+        x = normal(7, K)
+        layers.append((pack(data, format, None, "int16"), x, oracle(x, data, format, None, "int16")))
+    order = rng(3).integers(0, len(layers), 60)
+    with num_threads(2):
+        for number, row in zip(order, itertools.cycle(range(7))):
+            packed, x, wanted = layers[number]
+            assert_same_bits(packed(x[row : row + 1]), wanted[row : row + 1], f"{packed.in_features} values, row {row}")
 
 
 @pytest.mark.parametrize("format", BLOCKS)
