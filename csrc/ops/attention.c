@@ -159,7 +159,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         p.units += g.units;
         p.together = g.together > p.together ? g.together : p.together;
         if (groups)
-            groups[p.groups] = g;
+            ll_write_new(&groups[p.groups], &g, sizeof g);
         p.groups++;
     }
     return p;
