@@ -128,7 +128,8 @@ int ll_linear(const ll_linear_args *a);
 size_t ll_linear_scratch(const ll_linear_args *a);
 /* Whether a block of rows for each of so many threads is worth it, of M rows in all. */
 int ll_linear_by_blocks(const ll_weight *w, size_t M, size_t threads);
-/* Tells threads that wait which weight, if it is packed, the product after the next has, and how many rows. */
+/* Tells threads that wait which weight, if it is packed, the product after the next has, and how many rows; and that product's
+ * length of rows to the next one. */
 void ll_linear_ahead(const ll_weight *w, size_t M, int gated);
 
 /* ---- softmax (ops/softmax.c) ---------------------------------------------------------------- */
@@ -206,6 +207,8 @@ typedef struct ll_attention_args {
 
 /* 0, or -1: no memory to work in, and nothing has been written. */
 int ll_attention(const ll_attention_args *a);
+/* Whether one thread makes a single query a head behind Tk - 1 positions. */
+int ll_attention_alone(size_t heads, size_t kv_heads, size_t D, size_t Tk);
 
 /* ---- the cache of keys and values (ops/cache.c) ----------------------------------------------- */
 
@@ -367,6 +370,7 @@ typedef struct ll_scratch {
     char *shared; /* of all threads */
     char *own;    /* of each thread one after the other, `stride` bytes apart */
     size_t stride;
+    unsigned *turn; /* stays with the memory, 0 in new memory: whose turn it is of two places */
 } ll_scratch;
 
 /* At least so many bytes. 0, or -1: there is no memory. Any thread may take and give back. */
@@ -504,7 +508,8 @@ typedef struct ll_ahead {
     const void *data[LL_AHEAD_PARTS];
     size_t bytes, n, grain;
 } ll_ahead;
-/* A thread that waits meanwhile calls for the first of its own into its caches. It isn't read: it may be gone. */
+/* A thread that waits, once it has seen this thread's next job, calls for the first of its own into its caches. It isn't read: it
+ * may be gone. */
 void ll_parallel_ahead(const ll_ahead *what);
 /* Which of the threads this is: 0 for one that calls, 1 and so on for the others. */
 int ll_thread_number(void);

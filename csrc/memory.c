@@ -23,6 +23,7 @@
 /* Followed by `bytes` of memory, ALIGNMENT further on: `stride` for each of `threads`, then what is shared. */
 typedef struct block {
     size_t bytes, threads, stride, shared;
+    unsigned turn; /* of who works in it */
 } block;
 
 static _Atomic(block *) spares[LL_MAX_THREADS];
@@ -35,7 +36,7 @@ static size_t whole_lines(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGN
 static block block_of(size_t threads, size_t stride, size_t shared)
 {
     const int fits = shared <= SIZE_MAX / 4 && (!stride || threads <= SIZE_MAX / 4 / stride);
-    return (block){fits ? threads * stride + shared + ALIGNMENT : 0, threads, stride, shared};
+    return (block){fits ? threads * stride + shared + ALIGNMENT : 0, threads, stride, shared, 0};
 }
 
 static size_t keep_bytes(void) { return ll_thread_number() ? KEEP_BYTES_WORKER : KEEP_BYTES; }
@@ -76,7 +77,7 @@ static block *block_for(block *kept, const block *wanted)
                                 most(kept->shared, wanted->shared));
     block *b = both.bytes <= keep_bytes() ? block_new(&both) : NULL;
     if (!b && wanted->bytes && kept->bytes >= wanted->bytes) {
-        *kept = (block){kept->bytes, wanted->threads, wanted->stride, wanted->shared};
+        *kept = (block){kept->bytes, wanted->threads, wanted->stride, wanted->shared, 0};
         return kept;
     }
     block_free(kept);
@@ -94,6 +95,7 @@ int ll_scratch_take(ll_scratch *s, size_t shared, size_t threads, size_t own)
     s->own = (char *)b + ALIGNMENT;
     s->stride = b->stride;
     s->shared = s->own + b->threads * b->stride;
+    s->turn = &b->turn;
     return 0;
 }
 

@@ -159,10 +159,19 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         p.units += g.units;
         p.together = g.together > p.together ? g.together : p.together;
         if (groups)
-            ll_write_new(&groups[p.groups], &g, sizeof g);
+            groups[p.groups] = g;
         p.groups++;
     }
     return p;
+}
+
+/* Of units. */
+static size_t grain_of(double work, size_t units) { return (size_t)(GRAIN_FMA / (work / (double)units)) + 1; }
+
+int ll_attention_alone(size_t heads, size_t kv_heads, size_t D, size_t Tk)
+{
+    const double work = (double)Tk * ((double)heads * (2.0 * (double)D + EXP) + (double)kv_heads * 2.0 * (double)D * READ);
+    return grain_of(work, kv_heads) >= kv_heads;
 }
 
 int ll_attention(const ll_attention_args *a)
@@ -179,7 +188,7 @@ int ll_attention(const ll_attention_args *a)
         return 0;
 
     /* no more workspaces than there is work */
-    const size_t grain = (size_t)(GRAIN_FMA / (plan.work / (double)plan.units)) + 1;
+    const size_t grain = grain_of(plan.work, plan.units);
     w->threads = (int)ll_least((size_t)w->threads, ll_up(plan.units, grain));
     const size_t table = (plan.groups * sizeof *job.groups + 63) / 64 * 64;
     ll_scratch scratch;

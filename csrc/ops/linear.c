@@ -14,6 +14,7 @@
  * Zen 4, by integers: 8 to 512 rows of a model 2 to 4 % faster where the cores have a cache each;
  * where they share one, 8 rows 1 to 3 %, others as fast.)
  */
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "../formats.h"
@@ -75,12 +76,11 @@
  * theirs. (Measured on two cores of a Zen 4 that share no cache: a step of one sequence 2 to 4 % faster; of 24 and 32 lines the
  * same.) */
 #define FIRST_LINES 16
-/* One row of integers lies in one of two places in turn, so many bytes each, if that is enough. A line that another core has read
- * takes long to be written, which the calling thread would wait for before others can begin: so it writes to the lines of the next
- * row where it waits for nothing, at the begin of the product before. (Measured on two cores of a Zen 4 that share no cache: a row
- * of 576 values is made in 0.3 instead of 0.8 us, of 1536 in 0.5 instead of 1.7.) */
-#define ROW_BYTES ((size_t)16 << 10)
-#define ROW_BEHIND ((size_t)4 << 10) /* what attention has there, which stays the same from layer to layer */
+/* One row of integers, and what other threads read of its product, lie in one of two places in turn, so many bytes each. A line
+ * that another core has read takes long to be written, which the calling thread would wait for before others can begin: so it
+ * writes to the lines of the next row where it waits for nothing, while it makes the product before. (Measured on two cores of a
+ * Zen 4 that share no cache: a row of 576 values is made in 0.3 instead of 0.8 us, of 1536 in 0.5 instead of 1.7.) */
+#define ROW_BYTES ((size_t)64 << 10)
 /* Multiplications that a result takes as long as, to be stored, and to go through a function, in plain C. */
 #define BRIEF_STORE 8
 #define BRIEF_FUNCTION 32
@@ -99,8 +99,8 @@ typedef struct linear_job {
     ll_workspaces workspaces;
     unsigned char filled[LL_MAX_THREADS]; /* own x: whether it is there */
     float *x;                /* in tiles, for all threads */
-    char *next;              /* where the next row is put, if it is one, and how many bytes of it; NULL once it is written to */
-    size_t next_bytes;
+    struct row_next *next;   /* the owner's: of a row that has turns; else NULL */
+    pthread_t owner;         /* who called */
     char *packed;            /* where the weight is packed first, or NULL */
     ll_linear_args with_packed;
 } linear_job;
@@ -109,24 +109,6 @@ typedef struct linear_job {
 static int x_is_packed(const ll_linear_args *a)
 {
     return a->weight.compute == LL_FLOAT32 && a->M == 1 && a->dtype == LL_F32 && (uintptr_t)a->x % sizeof(float) == 0;
-}
-
-/* A place of a row: what the other threads read of the product, then x. */
-typedef struct row_place {
-    ll_linear_args args;
-    linear_job job;
-    _Alignas(64) char x[];
-} row_place;
-
-/* Which of the two places of a row comes next, and the next row's K where that is known. Who sees an old one loses time only. */
-static atomic_uint row_turn;
-static atomic_size_t row_coming;
-
-static int row_has_turns(const linear_job *job)
-{
-    const ll_linear_args *a = job->args;
-    return a->M == 1 && a->weight.compute == LL_INT16 && job->workspaces.threads > 1 && !job->own
-           && sizeof(row_place) + a->weight.K * sizeof(float) <= ROW_BYTES;
 }
 
 /* Many rows read the weight several times: it is packed first. */
@@ -224,13 +206,41 @@ static linear_job job_of(const ll_linear_args *a)
     return job;
 }
 
+/* A place of a row: what the other threads read of the product, then x. */
+typedef struct row_place {
+    ll_linear_args args;
+    linear_job job;
+    _Alignas(64) char x[];
+} row_place;
+
+/* The next row's place, and how many bytes of it are still to be written to. On the stack of who will put it there: a line that
+ * others read, too, would be taken from them. */
+typedef struct row_next {
+    char *place;
+    size_t bytes;
+} row_next;
+
+/* Of the row that was told last (ll_linear_ahead), or 0. Who sees an old one loses time only. */
+static _Alignas(64) atomic_size_t row_coming;
+
+/* Of a place. Pairs, sums of 16 values and more, scales. */
+static size_t row_bytes(size_t K) { return sizeof(row_place) + 2 * K + K / 4 + K / 32 + 64; }
+
+/* Whether a row has turns: others will read it, and it fits. */
+static int row_has_turns(const linear_job *job)
+{
+    const ll_linear_args *a = job->args;
+    return a->M == 1 && a->weight.compute == LL_INT16 && job->workspaces.threads > 1 && !job->own
+           && row_bytes(a->weight.K) <= ROW_BYTES && grain_of(a, job->tiles, job->panels) < job->panels;
+}
+
 /* x in tiles, the weight packed; whole lines too. Integers with their sums and scales take less than float32, from a block's
  * values on. */
 static size_t x_bytes(const linear_job *job)
 {
     const ll_linear_args *a = job->args;
     return job->own || x_is_packed(a) ? 0
-           : row_has_turns(job)       ? ROW_BEHIND + 2 * ROW_BYTES
+           : row_has_turns(job)       ? 2 * ROW_BYTES
                                       : (a->M * a->weight.K * sizeof(float) + 63) / 64 * 64;
 }
 
@@ -272,7 +282,8 @@ void ll_linear_ahead(const ll_weight *w, size_t M, int gated)
     const ll_linear_args a = product_of(&(ll_linear_args){.weight = *w, .M = M, .gated = gated});
     const size_t tiles = ll_table()->pack_tiles(M), panels = panels_of(&a), bytes = ll_panel_bytes(w->K, w->format);
     const int from_first = ll_linear_by_blocks(w, M, threads_of(tiles, panels)); /* every thread goes through all of them */
-    atomic_store_explicit(&row_coming, w->K, memory_order_relaxed);
+    if (M == 1 && w->compute == LL_INT16 && row_bytes(w->K) <= ROW_BYTES)
+        atomic_store_explicit(&row_coming, row_bytes(w->K), memory_order_relaxed);
     if (w->packed)
         ll_parallel_ahead(&(ll_ahead){.data = {w->data, a.gated ? (const char *)w->data + panels * bytes : NULL}, .bytes = bytes,
                                       .n = panels,
@@ -337,30 +348,33 @@ static void multiply(const linear_job *job, const ll_linear_args *a, const float
 }
 
 /* The job in its place, whose turn it is; the other place is the next row's. */
-static linear_job *row_take_turn(const linear_job *job, char *places)
+static linear_job *row_take_turn(const linear_job *job, const ll_scratch *scratch, row_next *next)
 {
-    const unsigned turn = atomic_load_explicit(&row_turn, memory_order_relaxed);
-    const size_t coming = atomic_load_explicit(&row_coming, memory_order_relaxed), K = coming ? coming : job->args->weight.K;
-    row_place *const place = (row_place *)(void *)(places + turn % 2 * ROW_BYTES);
-    atomic_store_explicit(&row_turn, turn + 1, memory_order_relaxed);
-    atomic_store_explicit(&row_coming, 0, memory_order_relaxed);
+    const size_t coming = atomic_load_explicit(&row_coming, memory_order_relaxed), turn = *scratch->turn % 2;
+    char *const places = scratch->shared;
+    row_place *const place = (row_place *)(void *)(places + turn * ROW_BYTES);
+    *scratch->turn = turn == 0;
+    if (coming)
+        atomic_store_explicit(&row_coming, 0, memory_order_relaxed);
+    *next = (row_next){places + (turn == 0) * ROW_BYTES, coming ? coming : row_bytes(job->args->weight.K)};
     place->args = *job->args;
     place->job = *job;
     place->job.args = &place->args;
     place->job.x = (float *)(void *)place->x;
-    place->job.next = places + (turn + 1) % 2 * ROW_BYTES;
-    place->job.next_bytes = ll_least(ROW_BYTES, sizeof *place + 9 * K / 4 + 64); /* pairs, sums of at least 16 values, scales */
+    place->job.next = next;
+    place->job.owner = pthread_self();
     return &place->job;
 }
 
-/* By the thread that will write there, and alone looks at this. */
-static void row_write_next(linear_job *job)
+/* By the owner alone, in its first chunk. */
+static void row_write_next(const linear_job *job)
 {
-    if (ll_thread_number() || !job->next)
+    if (!job->next || !pthread_equal(job->owner, pthread_self()))
         return;
-    for (size_t byte = 0; byte < job->next_bytes; byte += 64)
-        job->next[byte] = 0;
-    job->next = NULL;
+    const row_next next = *job->next;
+    for (size_t byte = 0; byte < next.bytes; byte += 64)
+        next.place[byte] = 0;
+    job->next->bytes = 0;
 }
 
 static void panels_task(void *context, size_t begin, size_t end)
@@ -463,7 +477,6 @@ int ll_linear(const ll_linear_args *wanted)
         return 0;
     linear_job job = job_of(a);
     const int threads = job.workspaces.threads;
-    linear_job *shared_job = &job; /* what other threads see */
     ll_scratch scratch;
     const size_t shared = x_bytes(&job) + packed_bytes(a);
     const size_t apart = apart_bytes(wanted, a);
@@ -473,35 +486,36 @@ int ll_linear(const ll_linear_args *wanted)
         product.y = scratch.shared + shared;
     job.workspaces.base = (float *)(void *)scratch.own;
     job.workspaces.floats = own_bytes(&job) ? scratch.stride / sizeof(float) : 0;
+    row_next next;
+    linear_job *const j = row_has_turns(&job) ? row_take_turn(&job, &scratch, &next) : &job; /* which all threads see */
     if (a->weight.packed && threads > 1)
         for (size_t line = 0; line < ll_least(FIRST_LINES, ll_panel_bytes(K, a->weight.format) / 64); line++)
             __builtin_prefetch((const char *)a->weight.data + line * 64, 0, 2);
     if (x_is_packed(a)) {
-        job.x = (float *)(uintptr_t)a->x;
-    } else if (!job.own) {
-        job.x = (float *)(void *)scratch.shared;
-        if (row_has_turns(&job))
-            shared_job = row_take_turn(&job, scratch.shared + ROW_BEHIND);
+        j->x = (float *)(uintptr_t)a->x;
+    } else if (!j->own) {
+        if (!j->next)
+            j->x = (float *)(void *)scratch.shared;
         const size_t worth = a->weight.compute == LL_INT16 ? PACK_INTEGERS : PACK_VALUES;
-        ll_parallel_for(job.tiles, M * K / job.tiles, worth, 1, pack_x_task, shared_job);
+        ll_parallel_for(j->tiles, M * K / j->tiles, worth, 1, pack_x_task, j);
     }
     if (weight_is_packed_first(a)) {
-        job.packed = scratch.shared + x_bytes(&job);
-        job.with_packed = *a;
-        job.with_packed.weight = (ll_weight){.data = job.packed, .format = LL_F32, .packed = 1, .K = K, .N = N};
+        j->packed = scratch.shared + x_bytes(j);
+        j->with_packed = *a;
+        j->with_packed.weight = (ll_weight){.data = j->packed, .format = LL_F32, .packed = 1, .K = K, .N = N};
     }
-    if (job.way == LL_BY_ROWS) {
-        const size_t work = M * (K + 1) * N / (job.tiles * job.parts);
-        if (job.packed)
-            ll_parallel_for(job.panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, &job);
-        ll_parallel_for_threads(job.tiles * job.parts, GRAIN_FMA / (work + 1) + 1, threads, 0, rows_task, &job);
-    } else if (job.way == LL_BY_BLOCKS) {
-        ll_parallel_for_threads((size_t)threads, 1, threads, 0, pack_blocks_task, &job);
-        ll_parallel_for_threads((size_t)threads * job.parts, 1, threads, 0, blocks_task, &job);
+    if (j->way == LL_BY_ROWS) {
+        const size_t work = M * (K + 1) * N / (j->tiles * j->parts);
+        if (j->packed)
+            ll_parallel_for(j->panels, LL_PANEL * K, PACK_VALUES, 1, pack_weight_task, j);
+        ll_parallel_for_threads(j->tiles * j->parts, GRAIN_FMA / (work + 1) + 1, threads, 0, rows_task, j);
+    } else if (j->way == LL_BY_BLOCKS) {
+        ll_parallel_for_threads((size_t)threads, 1, threads, 0, pack_blocks_task, j);
+        ll_parallel_for_threads((size_t)threads * j->parts, 1, threads, 0, blocks_task, j);
     } else {
         const size_t values = a->activation ? BRIEF_FUNCTION : BRIEF_STORE; /* what a result takes beside its products */
         const int brief = a->weight.packed && M * (K + values) * N <= LL_BRIEF_FMA;
-        ll_parallel_for_threads(job.panels, grain_of(a, job.tiles, job.panels), threads, brief, panels_task, shared_job);
+        ll_parallel_for_threads(j->panels, grain_of(a, j->tiles, j->panels), threads, brief, panels_task, j);
     }
     if (apart) {
         const ll_gate_args gate = {.g = a->y, .u = (const float *)a->y + N / 2, .y = wanted->y, .rows = 1, .n = N / 2,

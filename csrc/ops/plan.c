@@ -123,7 +123,7 @@ static int plan_norm(const ll_run *run, const ll_call *c, size_t rows)
 }
 
 /* Tells idle threads what is read next from memory: a linear layer's weight, or of a single sequence its keys and values,
- * newest first; after the last one it is the next run's first. */
+ * newest first, if they are several threads'; after the last one it is the next run's first. */
 static void plan_ahead(const ll_run *run, const ll_call *c)
 {
     const ll_plan *plan = run->plan;
@@ -135,10 +135,11 @@ static void plan_ahead(const ll_run *run, const ll_call *c)
             ll_linear_ahead(&next->weight, run->rows, next->gated);
             return;
         }
-        if (s && next->op == LL_CALL_ATTENTION) {
+        const size_t Tk = s ? s->start + s->T : 0, seen = next->window ? ll_least(next->window, Tk) : Tk;
+        if (s && next->op == LL_CALL_ATTENTION && (s->T > 1 || !ll_attention_alone(next->heads, next->kv_heads, next->D, seen))) {
             const ll_cache *cache = &s->caches[next->layer];
             ll_ahead what = {.bytes = ll_chunk_floats(cache->D) * sizeof(float), .n = cache->heads, .grain = 1};
-            const size_t blocks = (s->start + s->T + LL_BLOCK - 1) / LL_BLOCK;
+            const size_t blocks = ll_up(Tk, LL_BLOCK);
             for (size_t block = 0; block < LL_AHEAD_PARTS && block < blocks; block++)
                 what.data[block] = cache->blocks[blocks - 1 - block];
             ll_parallel_ahead(&what);

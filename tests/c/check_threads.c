@@ -8,13 +8,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../csrc/formats.h"
 #include "../../csrc/llorch.h"
 
-enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D = 16, LAST = 50, VALUES = 40000, PARTS = 3 };
+enum { CALLERS = 3, TIMES = 8, M = 40, K = 150, N = 200, HEADS = 4, T = 200, D = 16, LAST = 50, VALUES = 40000, PARTS = 3,
+       LONG = 256, WIDE = 1008, ROWS = 5, BLOCK = 34 };
 
 static float x[M * K], weight[K * N], q[HEADS * T * D], k[HEADS * T * D], v[HEADS * T * D], values[VALUES];
 
+/* A weight of 8 bits as it comes, and packed. */
+static unsigned char blocks[WIDE * LONG / 32 * BLOCK];
+static _Alignas(64) char panels[2 * sizeof blocks];
+
 typedef struct results {
+    float rows[ROWS * WIDE], part_rows[PARTS][ROWS * WIDE];
     float product[M * N], attended[HEADS * T * D], cached[HEADS * T * D], written[HEADS * T * D], fresh[HEADS * LAST * D];
     float last[HEADS * D], softmax[VALUES], gelu[VALUES];
     float parts[PARTS][M * N]; /* the later parts make their product more often: who is done helps */
@@ -71,18 +78,33 @@ static void multiply(float *y)
         exit(2);
 }
 
+/* Rows one after the other, by integers: each is packed where the next but one will be. */
+static void multiply_rows(float *y)
+{
+    for (size_t row = 0; row < ROWS; row++) {
+        ll_linear_args a = {.x = values + row * LONG, .y = y + row * WIDE, .M = 1,
+                            .weight = {.data = panels, .format = LL_Q8_0, .packed = 1, .compute = LL_INT16, .K = LONG, .N = WIDE}};
+        ll_linear_ahead(&a.weight, 1, 0);
+        if (ll_linear(&a))
+            exit(2);
+    }
+}
+
 static void part_task(void *context, size_t begin, size_t end)
 {
     results *r = context;
     for (size_t part = begin; part < end; part++)
-        for (size_t times = 0; times < 2 * part + 1; times++)
+        for (size_t times = 0; times < 2 * part + 1; times++) {
             multiply(r->parts[part]);
+            multiply_rows(r->part_rows[part]);
+        }
 }
 
 static void call_all(results *r)
 {
     ll_interrupts_on();
     multiply(r->product);
+    multiply_rows(r->rows);
     if (llorch_get_num_threads() == 1 || !ll_parallel_parts(PARTS, part_task, r))
         part_task(r, 0, PARTS);
 
@@ -144,6 +166,12 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
         for (size_t j = 0; j < sizes[i]; j++)
             inputs[i][j] = value(&state);
+    for (size_t i = 0; i < sizeof blocks; i++) /* scales are 0.5 */
+        blocks[i] = i % BLOCK == 0 ? 0 : i % BLOCK == 1 ? 0x38 : (unsigned char)(value(&state) * 100);
+    const ll_weight raw = {.data = blocks, .format = LL_Q8_0, .n_stride = LONG / 32 * BLOCK, .K = LONG, .N = WIDE};
+    if (ll_packed_bytes(LONG, WIDE, LL_Q8_0) > sizeof panels)
+        exit(2);
+    ll_pack(&raw, LL_Q8_0, panels);
     race = argc > 1 && !strcmp(argv[1], "race");
     if (ll_cache_init(&shared, HEADS, D, T))
         exit(2);
@@ -163,7 +191,8 @@ int main(int argc, char **argv)
             differ += memcmp(wanted.last + i * D, end - D, D * sizeof(float)) != 0;
         }
         for (size_t i = 0; i < PARTS; i++)
-            differ += memcmp(wanted.parts[i], wanted.product, sizeof wanted.product) != 0;
+            differ += memcmp(wanted.parts[i], wanted.product, sizeof wanted.product) != 0
+                      || memcmp(wanted.part_rows[i], wanted.rows, sizeof wanted.rows) != 0;
         llorch_set_num_threads(3);
         pthread_t threads[CALLERS];
         for (size_t i = 0; i < CALLERS; i++)

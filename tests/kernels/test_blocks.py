@@ -242,7 +242,7 @@ def test_thread_invariant(format, compute):
 
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_1", "Q6_K"])
 def test_rows_one_after_another(format):
-    """A row of integers, if it is short enough, lies in one of two places in turn: others may still read the last."""
+    """A row of integers lies in one of two places in turn, and the other one is written to for the next."""
     layers = []
     for K, N in ((256, 1000), (3584, 80), (1536, 300), (4096, 80), (512, 560)):
         data = blocks(format, N * K // SIZES[format][0], seed=K).reshape(N, -1, SIZES[format][1])
