@@ -3,7 +3,6 @@
 #define LL_TABLE_H
 
 #include <stdatomic.h>
-#include <string.h>
 
 #include "../llorch.h"
 
@@ -161,13 +160,6 @@ static inline void ll_workspace_give(ll_workspaces *w, int slot)
 {
     if (w->floats)
         atomic_store_explicit(&w->taken[slot], 0, memory_order_release);
-}
-
-/* *to = *from, where it isn't so yet: what other cores have read takes long to be written, and is the same from layer to layer. */
-static inline void ll_write_new(void *to, const void *from, size_t bytes)
-{
-    if (memcmp(to, from, bytes))
-        memcpy(to, from, bytes);
 }
 
 /* The active table (dispatch.c). */

@@ -235,14 +235,12 @@ static int plan_attention(const ll_run *run, const ll_call *c)
             kv->v_stride = (ptrdiff_t)v_stride * size;
             kv->fresh = s->caches ? s->T : 0;
         }
-        for (size_t h = 0; h < c->heads; h++, head++) {
-            const ll_attention_head one = {.q = q + plan_row(c, s) * q_stride + h * c->D, .y = y + h * c->D,
-                                           .q_stride = (ptrdiff_t)q_stride * size, .y_stride = (ptrdiff_t)y_stride * size,
-                                           .Tq = c->rows ? 1 : s->T, .kv = first_kv + h / (c->heads / c->kv_heads),
-                                           .behind = c->rows ? s->T - 1 - plan_row(c, s) : 0,
-                                           .bias = c->bias ? c->bias + h * (2 * c->reach + 1) + c->reach : NULL};
-            ll_write_new(head, &one, sizeof one);
-        }
+        for (size_t h = 0; h < c->heads; h++)
+            *head++ = (ll_attention_head){.q = q + plan_row(c, s) * q_stride + h * c->D, .y = y + h * c->D,
+                                          .q_stride = (ptrdiff_t)q_stride * size, .y_stride = (ptrdiff_t)y_stride * size,
+                                          .Tq = c->rows ? 1 : s->T, .kv = first_kv + h / (c->heads / c->kv_heads),
+                                          .behind = c->rows ? s->T - 1 - plan_row(c, s) : 0,
+                                          .bias = c->bias ? c->bias + h * (2 * c->reach + 1) + c->reach : NULL};
         row += s->T;
     }
     ll_attention_args a = {.heads = run->heads, .kv = run->kv, .count = (size_t)(head - run->heads),

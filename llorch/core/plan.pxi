@@ -470,7 +470,6 @@ cdef class Plan:
             at += 2 * table_count * sizeof(float *)
             run.heads = <ll_attention_head *>at
             at += count * self._heads * sizeof(ll_attention_head)
-            memset(run.heads, 0, count * self._heads * sizeof(ll_attention_head))  # they are compared before they are written
             run.kv = <ll_kv *>at
             at += count * self._kv_heads * sizeof(ll_kv)
             run.starts = <int64_t *>at
