@@ -115,6 +115,12 @@ typedef struct attention_plan {
     double work;
 } attention_plan;
 
+/* Of queries that share Tk keys and values and see so many each, in multiplications. */
+static double work_of(double queries, double seen, double Tk, double D)
+{
+    return queries * seen * (2.0 * D + EXP) + Tk * 2.0 * D * READ;
+}
+
 /* Fills `groups`, unless it is NULL. */
 static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kernels, size_t row_parts, size_t most,
                               ll_attention_group *groups, float *packed)
@@ -152,7 +158,7 @@ static attention_plan plan_of(const ll_attention_args *a, const ll_kernels *kern
         double seen = a->causal ? Tk - Tq / 2 : Tk;
         if (a->window && (double)widest(a) < seen)
             seen = (double)widest(a);
-        const double work = Tq * (double)g.count * seen * (2.0 * (double)a->D + EXP) + Tk * 2.0 * (double)a->D * READ;
+        const double work = work_of(Tq * (double)g.count, seen, Tk, (double)a->D);
         p.work += work / (double)row_parts;
         if (g.writes == LL_WRITTEN_BEFORE && 2 * g.kv->fresh * a->D > p.fresh)
             p.fresh = 2 * g.kv->fresh * a->D;
@@ -170,7 +176,7 @@ static size_t grain_of(double work, size_t units) { return (size_t)(GRAIN_FMA / 
 
 int ll_attention_alone(size_t heads, size_t kv_heads, size_t D, size_t Tk)
 {
-    const double work = (double)Tk * ((double)heads * (2.0 * (double)D + EXP) + (double)kv_heads * 2.0 * (double)D * READ);
+    const double work = (double)kv_heads * work_of((double)(heads / kv_heads), (double)Tk, (double)Tk, (double)D);
     return grain_of(work, kv_heads) >= kv_heads;
 }
 

@@ -350,13 +350,14 @@ static void multiply(const linear_job *job, const ll_linear_args *a, const float
 /* The job in its place, whose turn it is; the other place is the next row's. */
 static linear_job *row_take_turn(const linear_job *job, const ll_scratch *scratch, row_next *next)
 {
-    const size_t coming = atomic_load_explicit(&row_coming, memory_order_relaxed), turn = *scratch->turn % 2;
+    const size_t coming = atomic_load_explicit(&row_coming, memory_order_relaxed);
+    const unsigned turn = *scratch->turn;
     char *const places = scratch->shared;
     row_place *const place = (row_place *)(void *)(places + turn * ROW_BYTES);
-    *scratch->turn = turn == 0;
+    *scratch->turn = !turn;
     if (coming)
         atomic_store_explicit(&row_coming, 0, memory_order_relaxed);
-    *next = (row_next){places + (turn == 0) * ROW_BYTES, coming ? coming : row_bytes(job->args->weight.K)};
+    *next = (row_next){places + !turn * ROW_BYTES, coming ? coming : row_bytes(job->args->weight.K)};
     place->args = *job->args;
     place->job = *job;
     place->job.args = &place->args;

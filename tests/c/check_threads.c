@@ -167,7 +167,7 @@ int main(int argc, char **argv)
         for (size_t j = 0; j < sizes[i]; j++)
             inputs[i][j] = value(&state);
     for (size_t i = 0; i < sizeof blocks; i++) /* scales are 0.5 */
-        blocks[i] = i % BLOCK == 0 ? 0 : i % BLOCK == 1 ? 0x38 : (unsigned char)(value(&state) * 100);
+        blocks[i] = i % BLOCK == 0 ? 0 : i % BLOCK == 1 ? 0x38 : (unsigned char)(int)(value(&state) * 100);
     const ll_weight raw = {.data = blocks, .format = LL_Q8_0, .n_stride = LONG / 32 * BLOCK, .K = LONG, .N = WIDE};
     if (ll_packed_bytes(LONG, WIDE, LL_Q8_0) > sizeof panels)
         exit(2);
